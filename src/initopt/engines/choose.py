@@ -1,0 +1,44 @@
+"""The engine of a name, or the best one for a problem."""
+
+from __future__ import annotations
+
+from initopt.engines.base import Engine
+from initopt.engines.coupled import CoupledEngine
+from initopt.engines.recompute import RecomputeEngine
+from initopt.problem import Problem
+
+__all__ = ["ENGINES", "check_engine", "create_engine"]
+
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (RecomputeEngine, CoupledEngine)}
+"""Every engine by name, in the order of preference."""
+
+_CHOICES = ("auto", "exact", *ENGINES)
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        ValueError: the message lists the known names.
+    """
+    if engine not in _CHOICES:
+        raise ValueError(f"unknown engine {engine!r}; known are {', '.join(map(repr, _CHOICES))}")
+
+
+def create_engine(engine: str, problem: Problem) -> Engine:
+    """Make an engine.
+
+    Args:
+        engine: a key of :data:`ENGINES`, or ``"exact"`` or ``"auto"`` for the first that can work on the problem.
+        problem: what it is to work on.
+
+    Raises:
+        ValueError: if the name is unknown or the named engine cannot work on the problem; the message says why.
+    """
+    check_engine(engine)
+    if engine in ENGINES:
+        reason = ENGINES[engine].refusal(problem)
+        if reason is not None:
+            raise ValueError(f'engine {engine!r} cannot be used here: {reason}; engine="auto" chooses one that can')
+        return ENGINES[engine](problem)
+    return next(candidate(problem) for candidate in ENGINES.values() if candidate.refusal(problem) is None)

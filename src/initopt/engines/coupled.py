@@ -1,0 +1,53 @@
+"""Exact derivatives through one forward pass over the whole batch, where batch norm couples the sub-batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from initopt.engines.base import Engine, Evaluation, check_gram, gram_matrix, weighted_sums
+from initopt.engines.recompute import along_weights, contract
+from initopt.modes import math_attention
+from initopt.problem import Batch, Problem
+from initopt.randomness import seeded
+
+__all__ = ["CoupledEngine"]
+
+
+class CoupledEngine(Engine):
+    r"""One graph of the whole batch, a backward pass per sub-batch, and one double backward through all of them.
+
+    The loss of every sub-batch is a window of the same forward pass, so a statistic of the whole batch carries the
+    derivative of each to all samples. Holds the graphs of the D backward passes.
+    """
+
+    name = "coupled"
+
+    @classmethod
+    def refusal(cls, problem: Problem) -> str | None:
+        if problem.batch_norm == "subbatch":
+            return 'it normalizes with the statistics of the whole batch, and batch_norm is "subbatch"'
+        return None
+
+    def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
+        return _CoupledEvaluation(self.problem, batch, differentiate)
+
+
+class _CoupledEvaluation(Evaluation):
+    def __init__(self, problem: Problem, batch: Batch, differentiate: bool) -> None:
+        self._problem = problem
+        parameters = [p.value for p in problem.grad_params]
+        problem.buffers.put_back()
+        with math_attention(), seeded(*batch.seed):
+            losses = problem.loss.windows(problem.model, batch.data, batch.windows.indices, batch.windows.batch_size)
+            self._gradients = [
+                torch.autograd.grad(loss, parameters, retain_graph=True, create_graph=differentiate, allow_unused=True)
+                for loss in losses
+            ]
+        self.gram = gram_matrix(self._gradients)
+        check_gram(self.gram, [loss.detach() for loss in losses], self._gradients, problem.grad_params)
+
+    def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
+        vectors = weighted_sums(self._gradients, gram_derivative)
+        terms = [contract(vector, gradients) for vector, gradients in zip(vectors, self._gradients, strict=True)]
+        return along_weights(torch.stack(terms).sum(), self._problem)

@@ -1,0 +1,210 @@
+"""What ``loss_fn`` may be, and the mean loss of each sub-batch from it."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from initopt.errors import LossError
+from initopt.trees import take
+
+__all__ = ["Loss", "LossFunction", "as_loss"]
+
+LossFunction = nn.Module | Callable[[nn.Module, Any], Tensor]
+"""A criterion module, called as ``criterion(model(inputs), targets)``, or a function of ``(model, batch)``."""
+
+
+class Loss(ABC):
+    """The mean loss of a sub-batch, from the sub-batch alone or from one forward pass over the whole batch."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
+        """Mean loss of a batch of ``size`` samples, a scalar."""
+
+    @abstractmethod
+    def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
+        """Mean loss of each window of sample indices, all from one forward pass over the batch of ``size`` samples."""
+
+
+def as_loss(loss_fn: LossFunction | None) -> Loss:
+    """The :class:`Loss` for what the user gave.
+
+    Args:
+        loss_fn: ``None`` for cross-entropy of an ``(inputs, targets)`` batch with integer targets, or the ``.loss`` of
+            the model's output for a dict batch; an ``nn.Module`` criterion; or a function of ``(model, batch)`` that
+            returns a scalar mean or a vector with one loss per sample.
+
+    Raises:
+        TypeError: for anything else, and for functions that take ``(output, target)``.
+    """
+    if loss_fn is None:
+        return _DefaultLoss()
+    if isinstance(loss_fn, nn.Module):
+        return _CriterionLoss(loss_fn)
+    if isinstance(loss_fn, type):
+        raise TypeError(f"loss_fn is the class {loss_fn.__name__}; pass an instance of it: {loss_fn.__name__}()")
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn must be None, a criterion (nn.Module) or a function of (model, batch); got {type(loss_fn).__name__}"
+        )
+    if getattr(loss_fn, "__module__", None) == F.__name__:
+        name = getattr(loss_fn, "__name__", "loss")
+        raise TypeError(
+            f"torch.nn.functional.{name} takes (output, target), but a loss function is called with (model, batch); "
+            f"pass the criterion module, or lambda model, batch: F.{name}(model(batch[0]), batch[1])"
+        )
+    return _FunctionLoss(loss_fn)
+
+
+def _pair(batch: Any, what: str) -> tuple[Any, Any]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    found = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+    raise LossError(
+        f"{what} needs batches of the form (inputs, targets); got a {found}. "
+        "Pass loss_fn as a function of (model, batch) that returns the loss"
+    )
+
+
+def _mean_loss(value: Any, size: int, source: str) -> Tensor:
+    """Check a loss, a scalar or one value a sample, and reduce it to its mean."""
+    if not isinstance(value, Tensor):
+        raise LossError(f"{source} returned {type(value).__name__}; it must return a tensor")
+    if value.ndim != 0 and tuple(value.shape) != (size,):
+        raise LossError(
+            f"{source} returned a tensor of shape {tuple(value.shape)} for {size} samples; it must return a scalar mean, "
+            f"shape (), or one loss per sample, shape ({size},)"
+        )
+    if not value.is_floating_point():
+        raise LossError(f"{source} returned a tensor of dtype {value.dtype}; a loss is a real floating-point number")
+    if not value.requires_grad:
+        raise LossError(
+            f"{source} returned a loss that does not depend on any trainable parameter; "
+            "look for .detach(), .item() or torch.no_grad() in the model or the loss"
+        )
+    return value.mean()
+
+
+class _PairLoss(Loss):
+    """A loss of the model's output on the inputs, and the targets."""
+
+    source: str
+
+    @abstractmethod
+    def _of_output(self, output: Any, targets: Any) -> Any: ...
+
+    def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
+        inputs, targets = _pair(batch, self.source)
+        return _mean_loss(self._of_output(model(inputs), targets), size, self.source)
+
+    def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
+        # The criterion sees just the samples of a window, so that one that is no plain mean over samples (class weights,
+        # ignored targets) is what it would be on the sub-batch alone.
+        inputs, targets = _pair(batch, self.source)
+        output = model(inputs)
+        return [
+            _mean_loss(self._of_output(take(output, window), take(targets, window)), len(window), self.source)
+            for window in windows
+        ]
+
+
+class _CriterionLoss(_PairLoss):
+    def __init__(self, criterion: nn.Module) -> None:
+        self.source = f"the criterion {type(criterion).__name__}"
+        self._criterion: Any = copy.copy(criterion)
+        if getattr(criterion, "reduction", None) == "sum":  # gradients here are those of a mean loss
+            self._criterion.reduction = "mean"
+        self._per_element = getattr(criterion, "reduction", None) == "none"
+
+    def _of_output(self, output: Any, targets: Any) -> Any:
+        value = self._criterion(output, targets)
+        if self._per_element and isinstance(value, Tensor) and value.ndim > 1:
+            return value.flatten(1).mean(1)
+        return value
+
+
+class _CrossEntropyLoss(_PairLoss):
+    source = "the default loss, cross-entropy,"
+
+    def _of_output(self, output: Any, targets: Any) -> Tensor:
+        logits = output.logits if hasattr(output, "logits") else output
+        if not isinstance(logits, Tensor):
+            raise LossError(
+                f"{self.source} needs a model that returns logits; it returned {type(output).__name__}. "
+                "Pass loss_fn as a function of (model, batch)"
+            )
+        if logits.shape[:1] + logits.shape[2:] != targets.shape and logits.shape[:-1] == targets.shape:
+            logits = logits.movedim(-1, 1)  # classes last, as sequence models have them
+        return F.cross_entropy(logits, targets)
+
+
+class _OutputLoss(Loss):
+    """The ``.loss`` that the model itself puts into its output, as those of transformers do."""
+
+    source = "the model's output .loss"
+
+    def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
+        output = model(**batch)
+        value = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if value is None:
+            raise LossError(
+                f"the batch is a dict, so the default loss is that of the model's output, but {type(output).__name__} has "
+                "no .loss; does the batch hold the labels? Otherwise pass loss_fn as a function of (model, batch)"
+            )
+        return _mean_loss(value, size, self.source)
+
+    def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
+        raise LossError(_needs_samples(self.source))
+
+
+class _DefaultLoss(Loss):
+    """Chooses by the form of the batch."""
+
+    def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
+        return self._for(batch)(model, batch, size)
+
+    def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
+        return self._for(batch).windows(model, batch, windows, size)
+
+    @staticmethod
+    def _for(batch: Any) -> Loss:
+        if isinstance(batch, Mapping):
+            return _OutputLoss()
+        _, targets = _pair(batch, "the default loss (cross-entropy, as no loss_fn was given)")
+        if not isinstance(targets, Tensor) or targets.dtype not in (torch.int64, torch.uint8):
+            found = str(targets.dtype) if isinstance(targets, Tensor) else type(targets).__name__
+            raise LossError(
+                f"no loss_fn was given, and the targets are no integer class labels (torch.int64) but {found}; "
+                "pass a criterion, such as nn.MSELoss(), or a function of (model, batch)"
+            )
+        return _CrossEntropyLoss()
+
+
+class _FunctionLoss(Loss):
+    def __init__(self, function: Callable[[nn.Module, Any], Tensor]) -> None:
+        self._function = function
+        self.source = f"loss_fn {getattr(function, '__name__', type(function).__name__)}"
+
+    def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
+        return _mean_loss(self._function(model, batch), size, self.source)
+
+    def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
+        values = self._function(model, batch)
+        if isinstance(values, Tensor) and values.ndim == 0:
+            raise LossError(_needs_samples(self.source))
+        _mean_loss(values, size, self.source)
+        return [values.index_select(0, window.to(values.device)).mean() for window in windows]
+
+
+def _needs_samples(source: str) -> str:
+    return (
+        f'batch_norm="batch" needs the loss of every sample from one forward pass, but {source} is a single number; '
+        "pass a loss_fn of (model, batch) that returns one loss per sample, for example with reduction='none', "
+        'or use batch_norm="subbatch"'
+    )

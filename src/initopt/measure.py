@@ -1,0 +1,134 @@
+"""The entry point that measures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sized
+from typing import Any
+
+from torch import nn
+
+from initopt.checks import check_integer
+from initopt.engines import Engine, create_engine
+from initopt.engines.choose import check_engine
+from initopt.errors import LoaderError
+from initopt.losses import LossFunction
+from initopt.measurement import Measurement
+from initopt.modes import measuring
+from initopt.parameters import ParameterFilter
+from initopt.preserve import preserved
+from initopt.problem import BatchNorm, Problem, Split
+from initopt.progress import Progress, reporter
+from initopt.randomness import derive_seed
+from initopt.stream import BatchStream, check_batches
+from initopt.where import located
+
+__all__ = ["measure", "measure_batches"]
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: LossFunction | None = None,
+    *,
+    steps: int | None = None,
+    num_subbatches: int = 4,
+    overlap: float = 0.0,
+    split: Split = "cyclic",
+    batch_norm: BatchNorm = "subbatch",
+    grad_params: ParameterFilter | None = None,
+    engine: str = "auto",
+    train_mode: bool = False,
+    progress: Progress = None,
+) -> Measurement:
+    r"""Measure how well the gradients of different samples agree, without changing the model.
+
+    Each batch is split into D sub-batches; GradCosine is the mean cosine similarity of their gradients (arXiv 2210.05956,
+    section 3). With ``num_subbatches`` equal to the batch size it is the sample-wise GradCosine of the paper.
+
+    Args:
+        model: the model; afterwards it is as it was, also after an exception.
+        batches: an iterable of batches. A batch is a nest of tensors that share their first dimension, the samples.
+        loss_fn: ``None`` (cross-entropy of an (inputs, targets) batch, or the ``.loss`` that the model returns for a dict
+            batch), a criterion module, called as ``criterion(model(inputs), targets)``, or a function of
+            ``(model, batch)`` that returns a scalar mean or one loss per sample.
+        steps: how many batches to measure; all of them, once, if not given. Fewer batches than this are cycled, with a
+            warning, since then the standard errors are too small.
+        num_subbatches: D, 2 to the batch size.
+        overlap: share by which neighbouring sub-batches overlap, in [0, 1). Shared samples raise GradCosine.
+        split: ``"cyclic"``, equal windows, or ``"published"``, those of the published code
+            (:func:`initopt.splitting.split_windows`).
+        batch_norm: ``"subbatch"`` normalizes each sub-batch with its own statistics; ``"batch"`` with those of the whole
+            batch, as the published code does. Running statistics are neither used nor changed.
+        grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
+            gradient; all that train, by default.
+        engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
+        train_mode: run the model wholly in training mode, dropout included. By default, everything that only adds noise
+            is off. What the model draws at random is the same each time it sees the same sub-batch, in either case.
+        progress: whether to show a progress bar; by default, if standard error is a terminal.
+
+    Returns:
+        Means over the batches with standard errors, and the Gram matrices.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work; the message says what is allowed.
+        NonFiniteError: if a loss or gradient is not finite.
+        ZeroGradientError: if all gradients of a batch are zero.
+
+    >>> import torch, initopt
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    >>> batches = [(torch.randn(32, 8), torch.randint(3, (32,))) for _ in range(10)]
+    >>> found = initopt.measure(model, batches)
+    >>> -1 <= found.grad_cosine <= 1 and found.num_batches == 10
+    True
+    """
+    if steps is not None:
+        check_integer("steps", steps, 1)
+    check_engine(engine)
+    check_batches(batches)
+    seed = derive_seed(None)
+    with preserved(model):
+        problem = Problem.create(
+            model,
+            loss_fn,
+            num_subbatches=num_subbatches,
+            overlap=overlap,
+            split=split,
+            batch_norm=batch_norm,
+            grad_params=grad_params,
+            scale_params=None,
+            seed=seed,
+        )
+        chosen = create_engine(engine, problem)
+        total = steps if steps is not None else len(batches) if isinstance(batches, Sized) else None
+        stream = BatchStream(batches, steps) if steps is not None else None
+        with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
+            found = measure_batches(chosen, batches if stream is None else stream, report)
+    if stream is not None and stream.cycled:
+        warnings.warn(
+            f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
+            "are too small",
+            stacklevel=2,
+        )
+    return found
+
+
+def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None) -> Measurement:
+    """Measure every batch with an engine, its model being in measuring mode.
+
+    Raises:
+        LoaderError: if there is no batch.
+    """
+    grams, small, big = [], [], []
+    for index, data in enumerate(batches):
+        with located(f"batch {index} of the measurement"):
+            batch = engine.problem.prepare(data, index)
+            grams.append(engine.evaluate(batch, differentiate=False).gram)
+        small.append(batch.windows.small_batch)
+        big.append(batch.windows.big_batch)
+        if report is not None:
+            report(grams[-1])
+    if not grams:
+        raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
+    return Measurement.from_grams(grams, small, big, engine.name)

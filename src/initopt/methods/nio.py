@@ -1,0 +1,115 @@
+"""Neural Initialization Optimization (arXiv 2210.05956)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from initopt import functional, objectives
+from initopt.checks import check_integer, check_number
+from initopt.engines import Engine
+from initopt.engines.choose import check_engine
+from initopt.methods.base import Method, MethodRun
+from initopt.parameters import ParameterFilter
+from initopt.preserve import Originals
+from initopt.problem import BatchNorm, Problem, Split, check_splitting
+from initopt.rescale import Kind, ScaleAdam, check_rescaling
+from initopt.result import StepRecord
+from initopt.scales import Scales
+
+__all__ = ["NIO"]
+
+
+@dataclass(frozen=True)
+class NIO(Method):
+    """Learn one scale per parameter tensor by maximizing GradCosine under a bound on the gradient norm.
+
+    In each step, if the mean gradient norm of the sub-batches exceeds ``max_grad_norm``, the scales move so as to lower
+    it; otherwise so as to lower the objective (algorithm 1 of arXiv 2210.05956). The options are those of
+    :func:`initopt.nio`.
+
+    >>> NIO(steps=50, objective="cosine").steps
+    50
+    """
+
+    name: ClassVar[str] = "nio"
+
+    steps: int = 100
+    num_subbatches: int = 4
+    overlap: float = 0.2
+    split: Split = "cyclic"
+    batch_norm: BatchNorm = "subbatch"
+    objective: str | objectives.Objective = "cosine+norm"
+    norm_weight: float = 1.0
+    max_grad_norm: float = 5.0
+    lr: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    scale_grad_clip: float = 1.0
+    min_scale: float = 0.01
+    min_bias_scale: float = 0.0
+    scale_params: ParameterFilter | None = None
+    grad_params: ParameterFilter | None = None
+    engine: str = "auto"
+    train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("steps", self.steps, 1)
+        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
+        objectives.get(self.objective)
+        check_number("norm_weight", self.norm_weight, minimum=0)
+        check_number("max_grad_norm", self.max_grad_norm, above=0)
+        check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
+        check_engine(self.engine)
+
+    def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
+        return _NIORun(self, problem, engine, originals)
+
+
+class _NIORun(MethodRun):
+    def __init__(self, method: NIO, problem: Problem, engine: Engine, originals: Originals) -> None:
+        self._problem = problem
+        self._engine = engine
+        self._max_grad_norm = method.max_grad_norm
+        self._objective = objectives.get(method.objective, method.norm_weight)
+        self._scales = Scales(problem.scale_params, originals, method.min_scale, method.min_bias_scale)
+        count = len(problem.scale_params)
+        self._optimizer = ScaleAdam(count, method.lr, method.betas, method.eps, method.scale_grad_clip)
+
+    def step(self, number: int, batches: list[Any]) -> tuple[StepRecord, Tensor]:
+        start = time.perf_counter()
+        evaluation = self._engine.evaluate(self._problem.prepare(batches[0], number), differentiate=True)
+        gram = evaluation.gram.requires_grad_()
+        norm = functional.grad_norm(gram)
+        constrained = bool(norm > self._max_grad_norm)
+        kind: Kind = "constraint" if constrained else "objective"
+        minimized = {"objective": self._objective(gram), "constraint": norm}
+        (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
+        along_weights = evaluation.scale_derivatives(gram_derivative)
+        self._scales.move(self._optimizer.step(self._scales.values, along_weights, kind))
+        gram = gram.detach()
+        record = StepRecord(
+            step=number,
+            grad_cosine=float(functional.grad_cosine(gram)),
+            grad_norm=float(norm.detach()),
+            grad_variance=float(functional.grad_variance(gram)),
+            objective=float(minimized["objective"].detach()),
+            constrained=constrained,
+            seconds=time.perf_counter() - start,
+        )
+        return record, gram
+
+    def scales(self) -> dict[str, float]:
+        return self._scales.named()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"scales": self._scales.values} | self._optimizer.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._scales.values = state["scales"]
+        self._scales.apply()
+        self._optimizer.load_state(state)

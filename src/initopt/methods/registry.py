@@ -1,0 +1,34 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from initopt.methods.base import Method
+from initopt.methods.nio import NIO
+
+__all__ = ["METHODS", "create_method"]
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO,)}
+"""Every method by name."""
+
+
+def create_method(method: str | Method, options: dict[str, Any]) -> Method:
+    """The method of a name with its options, or the method itself.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for an option that the method does not have, or options beside a method that has its own.
+    """
+    if isinstance(method, Method):
+        if options:
+            raise TypeError(f"{', '.join(options)}: give the options to {type(method).__name__}(...) itself")
+        return method
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known are {', '.join(map(repr, METHODS))}")
+    known = [field.name for field in fields(METHODS[method])]
+    for option in options:
+        if option not in known:
+            raise TypeError(f"method {method!r} has no option {option!r}; it has {', '.join(known)}")
+    return METHODS[method](**options)

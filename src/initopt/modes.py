@@ -1,0 +1,94 @@
+"""Put a model into the mode in which it is measured, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+__all__ = ["BufferGuard", "math_attention", "measuring"]
+
+
+@contextmanager
+def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
+    """Batch norm on batch statistics without touching the running ones, and no noise, until the block ends.
+
+    The model is in evaluation mode, which switches dropout and stochastic depth off, except for its batch and instance
+    norms: these normalize as in training. Norms that the user froze, by putting them into evaluation mode inside a model
+    that is in training mode, stay frozen.
+
+    Args:
+        model: the model; its modules' flags are as before when the block ends, however it ends.
+        train_mode: leave the model wholly in training mode instead, dropout and training-only outputs included.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    norms: list[tuple[nn.Module, str, object]] = []
+    was_training = model.training
+    try:
+        if train_mode and not was_training:
+            model.train()
+        for module, training in flags:
+            if not isinstance(module, (_BatchNorm, _InstanceNorm)):
+                if not train_mode:
+                    module.training = False
+                continue
+            if was_training and not training:
+                continue  # frozen by the user
+            module.training = True
+            # A batch norm in training mode that tracks nothing ignores its running statistics. An instance norm
+            # updates them all the same, but at momentum 0 to what they were.
+            setting = "track_running_stats" if isinstance(module, _BatchNorm) else "momentum"
+            norms.append((module, setting, getattr(module, setting)))
+            setattr(module, setting, False if isinstance(module, _BatchNorm) else 0.0)
+        yield
+    finally:
+        for module, setting, value in norms:
+            setattr(module, setting, value)
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Scaled dot-product attention by plain operations: the fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class BufferGuard:
+    """The buffers of a model as they were, and the means to put them back.
+
+    A forward pass may write into buffers (running statistics, counters, a power iteration's vector). Put back before
+    every pass, each pass sees the same model; put back at the end, the user does.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved = [
+            (module, name, buffer, buffer.detach().clone(), buffer._version)
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._names = [(module, dict(module._buffers)) for module in model.modules()]
+
+    def put_back(self, everything: bool = False) -> None:
+        """Restore buffers that were written to or replaced.
+
+        Args:
+            everything: copy every value, also where the version counter shows no write (a few kernels write past it).
+        """
+        for module, names in self._names:
+            now = module._buffers
+            if len(now) != len(names) or any(now.get(name) is not buffer for name, buffer in names.items()):
+                now.clear()
+                now.update(names)
+        with torch.no_grad():
+            for position, (module, name, buffer, value, version) in enumerate(self._saved):
+                if everything or buffer._version != version:
+                    buffer.copy_(value)
+                    self._saved[position] = (module, name, buffer, value, buffer._version)

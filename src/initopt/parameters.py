@@ -1,0 +1,95 @@
+"""Which parameters count as gradient, and which get a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+__all__ = ["NamedParameter", "ParameterFilter", "select", "trainable_parameters"]
+
+ParameterFilter = Callable[[str, nn.Parameter, nn.Module], bool]
+"""A function of (qualified name, parameter, the module that holds it) that says whether a parameter is meant."""
+
+
+@dataclass(frozen=True, eq=False)
+class NamedParameter:
+    """One parameter tensor with its first name and everywhere it is held (tied parameters are held more than once)."""
+
+    name: str
+    value: nn.Parameter
+    holders: tuple[tuple[str, nn.Module], ...]
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether the last part of the name that says so says "bias" and not "weight"."""
+        for part in reversed(self.name.split(".")):
+            if "weight" in part or "bias" in part:
+                return "weight" not in part
+        return False
+
+
+def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
+    """The parameters that require a gradient, in the order of ``model.named_parameters()``; tied ones once.
+
+    Raises:
+        TypeError: if ``model`` is no module or a parameter is not floating-point or complex.
+        ValueError: if no parameter requires a gradient, or one is on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    holders: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            holders.setdefault(parameter, []).append((name, module))
+    for parameter, held in holders.items():
+        _check(held[0][0], parameter)
+    found = [
+        NamedParameter(held[0][0], parameter, tuple(held)) for parameter, held in holders.items() if parameter.requires_grad
+    ]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameter"
+            + (f": none of its {len(holders)} requires a gradient; call requires_grad_(True) first" if holders else "")
+        )
+    return found
+
+
+def _check(name: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise ValueError(f"parameter {name!r} has no values yet (a lazy module); run the model once on a batch first")
+    if parameter.is_meta:
+        raise ValueError(
+            f"parameter {name!r} is on the meta device and has no values; move the model with to_empty(device=...) and "
+            "initialize it first"
+        )
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        raise TypeError(
+            f"parameter {name!r} has dtype {parameter.dtype}, which has no gradient; scales and gradients need "
+            "floating-point or complex parameters: register it as a buffer instead"
+        )
+
+
+def select(parameters: list[NamedParameter], keep: ParameterFilter | None, argument: str) -> list[NamedParameter]:
+    """The parameters for which a filter is true; a tied parameter is kept if it is kept under any of its names.
+
+    Raises:
+        TypeError: if the filter is not callable.
+        ValueError: if nothing is left; the message names some of the parameters there are.
+    """
+    if keep is None:
+        return parameters
+    if not callable(keep):
+        raise TypeError(f"{argument} must be a function of (name, parameter, module); got {type(keep).__name__}")
+    kept = [p for p in parameters if any(keep(name, p.value, module) for name, module in p.holders)]
+    if not kept:
+        names = ", ".join(p.name for p in parameters[:5]) + (", ..." if len(parameters) > 5 else "")
+        raise ValueError(f"{argument} matches none of the {len(parameters)} trainable parameters ({names})")
+    return kept
+
+
+def devices(parameters: list[NamedParameter]) -> list[torch.device]:
+    """The devices on which the parameters are, each once, the first parameter's first."""
+    return list(dict.fromkeys(p.value.device for p in parameters))

@@ -1,0 +1,37 @@
+"""Sets of keyword arguments.
+
+:data:`published` makes :func:`initopt.nio` and :func:`initopt.measure` do what the published code of the NIO paper does;
+for ``measure``, pass only the arguments that it has (:data:`published_measure`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["published", "published_measure"]
+
+
+def _of_conv_linear_or_layer_norm(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv2d, nn.Linear, nn.LayerNorm))
+
+
+def _named_weight_or_bias(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
+    return "weight" in name or "bias" in name
+
+
+published_measure: dict[str, Any] = {
+    "split": "published",
+    "batch_norm": "batch",
+    "grad_params": _of_conv_linear_or_layer_norm,
+}
+"""How the published code splits a batch, normalizes, and which parameters it counts as gradient."""
+
+published: dict[str, Any] = published_measure | {
+    "scale_params": _named_weight_or_bias,
+    "objective": "cosine+norm",
+    "min_scale": 0.01,
+    "min_bias_scale": 0.0,
+}
+"""The published code's choices; its objective is the one of its ImageNet run. Override any: ``{**published, ...}``."""

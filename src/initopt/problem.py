@@ -1,0 +1,130 @@
+"""What an engine works on: a model, its loss, the parameters that count, and how a batch is split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from initopt.losses import Loss, LossFunction, as_loss
+from initopt.modes import BufferGuard
+from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
+from initopt.splitting import SPLITS, Windows, split_windows
+from initopt.trees import batch_size, to_device
+
+__all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Problem", "Split", "check_splitting"]
+
+BatchNorm = Literal["subbatch", "batch"]
+BATCH_NORMS = ("subbatch", "batch")
+Split = Literal["cyclic", "published"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the model's device, with its sub-batches and the seed for what the model draws."""
+
+    data: Any
+    windows: Windows
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model with everything that defines the Gram matrix of a batch.
+
+    Attributes:
+        model: the model, in measuring mode while an engine works.
+        loss: mean loss of sub-batches.
+        grad_params: the parameters whose gradients make up the Gram matrix.
+        scale_params: the parameters with respect to whose scales derivatives are taken.
+        num_subbatches: D.
+        overlap: overlap ratio of the sub-batches, in [0, 1).
+        split: rule of splitting.
+        batch_norm: whose statistics normalize, the sub-batch's or the whole batch's.
+        seed: base of the seeds for what the model draws.
+        buffers: the model's buffers, put back before every forward pass.
+    """
+
+    model: nn.Module
+    loss: Loss
+    grad_params: Sequence[NamedParameter]
+    scale_params: Sequence[NamedParameter]
+    num_subbatches: int
+    overlap: float
+    split: Split
+    batch_norm: BatchNorm
+    seed: int
+    buffers: BufferGuard = field(repr=False)
+
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        loss_fn: LossFunction | None,
+        *,
+        num_subbatches: int,
+        overlap: float,
+        split: Split,
+        batch_norm: BatchNorm,
+        grad_params: ParameterFilter | None,
+        scale_params: ParameterFilter | None,
+        seed: int,
+    ) -> Problem:
+        """Check everything that can be checked before any work."""
+        check_splitting(num_subbatches, overlap, split, batch_norm)
+        parameters = trainable_parameters(model)
+        return cls(
+            model=model,
+            loss=as_loss(loss_fn),
+            grad_params=select(parameters, grad_params, "grad_params"),
+            scale_params=select(parameters, scale_params, "scale_params"),
+            num_subbatches=num_subbatches,
+            overlap=overlap,
+            split=split,
+            batch_norm=batch_norm,
+            seed=seed,
+            buffers=BufferGuard(model),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs: the device of its first parameter."""
+        return next(self.model.parameters()).device
+
+    def prepare(self, data: Any, index: int) -> Batch:
+        """Split a batch and move it to the model's device.
+
+        Args:
+            data: a nest of tensors that share their first dimension.
+            index: number of the batch; the same number means the same random draws inside the model.
+        """
+        windows = split_windows(batch_size(data), self.num_subbatches, self.overlap, self.split)
+        return Batch(to_device(data, self.device), windows, (self.seed, index))
+
+
+def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm: str) -> None:
+    """Refuse impossible ways to split a batch.
+
+    Raises:
+        ValueError: the message says what was given and what is allowed.
+    """
+    if isinstance(num_subbatches, bool) or not isinstance(num_subbatches, int) or num_subbatches < 2:
+        raise ValueError(
+            f"num_subbatches must be an integer of 2 or more, since GradCosine compares pairs; got {num_subbatches!r}"
+        )
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap is the share by which sub-batches overlap and must be in [0, 1); got {overlap!r}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known are {', '.join(map(repr, SPLITS))}")
+    if batch_norm not in BATCH_NORMS:
+        raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORMS))}")
+
+
+def inner_product(left: Tensor, right: Tensor) -> Tensor:
+    """Real inner product of two tensors of one shape; a complex tensor counts as its real and imaginary parts."""
+    if left.is_complex():
+        left, right = torch.view_as_real(left), torch.view_as_real(right)
+    return (left * right).sum()

@@ -1,0 +1,51 @@
+"""Progress on a terminal, and silence elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import rich.progress
+from rich.console import Console
+from torch import Tensor
+
+from initopt import functional
+
+__all__ = ["Progress", "Report", "reporter"]
+
+Progress = bool | None
+"""Whether to show a progress bar; ``None`` shows one if standard error is a terminal."""
+
+Report = Callable[[Tensor], None]
+"""Is given the Gram matrix of every batch that is done."""
+
+
+@contextmanager
+def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -> Iterator[Report]:
+    """A progress bar with GradCosine and gradient norm live, for as long as the block lasts.
+
+    Args:
+        progress: whether to show it; see :data:`Progress`.
+        doing: what is going on, in a word.
+        total: how many batches there will be, if known.
+        done: how many of them are done already.
+    """
+    if not (sys.stderr.isatty() if progress is None else progress):
+        yield lambda gram: None
+        return
+    columns = (
+        rich.progress.TextColumn("[progress.description]{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[figures]}"),
+    )
+    with rich.progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=total, completed=done, figures="")
+
+        def report(gram: Tensor) -> None:
+            cosine, norm = float(functional.grad_cosine(gram)), float(functional.grad_norm(gram))
+            bar.update(task, advance=1, figures=f"GradCosine {cosine:+.3f}  gradient norm {norm:.3g}")
+
+        yield report

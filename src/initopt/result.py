@@ -1,0 +1,228 @@
+"""What a run leaves: its history, the scales, the weights, and the measurements before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from initopt.errors import MismatchError
+from initopt.measurement import Measurement
+from initopt.storage import plain, read_json, write_folder, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Result", "StepRecord"]
+
+_FORMAT = "initopt result 1"
+_RECORD = "result.json"
+_WEIGHTS = "weights.safetensors"
+_GRAMS = "grams.safetensors"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of a method, as it was before the step's own update.
+
+    Attributes:
+        step: number of the step, from 0.
+        grad_cosine: GradCosine of the step's batch.
+        grad_norm: mean norm of its sub-batch gradients.
+        grad_variance: population variance of its sub-batch gradients.
+        objective: value of the method's objective, also in a step that enforced the constraint instead.
+        constrained: whether the gradient norm exceeded its bound, so that the step lowered it.
+        seconds: wall-clock time of the step, without loading the batch.
+    """
+
+    step: int
+    grad_cosine: float
+    grad_norm: float
+    grad_variance: float
+    objective: float
+    constrained: bool
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The outcome of a run.
+
+    Attributes:
+        method: name of the method.
+        options: its options.
+        history: a record per step.
+        scales: scale of every tensor by parameter name, in the order of the model.
+        before: measurement with the original weights, or ``None`` if none was asked for.
+        after: measurement with the new weights, on the same batches.
+        seconds: wall-clock time of the whole run, measurements and loading included.
+        engine: name of the engine that computed the gradients.
+        weights: the new values of the trainable parameters, on the CPU.
+        versions: of initopt, torch and Python.
+    """
+
+    method: str
+    options: dict[str, Any]
+    history: list[StepRecord] = field(repr=False)
+    scales: dict[str, float] = field(repr=False)
+    before: Measurement | None
+    after: Measurement | None
+    seconds: float
+    engine: str
+    weights: dict[str, Tensor] = field(repr=False)
+    versions: dict[str, str] = field(repr=False)
+
+    def apply(self, model: nn.Module) -> None:
+        """Copy the weights into a model of the same architecture.
+
+        Raises:
+            MismatchError: if names, shapes or dtypes differ; the message says which, and the model is left alone.
+        """
+        own = {name: p for name, p in model.named_parameters() if p.requires_grad or name in self.weights}
+        _refuse_differences(
+            {name: _kind(value) for name, value in self.weights.items()},
+            {name: _kind(value) for name, value in own.items()},
+            ("the stored weights", f"the {type(model).__name__}"),
+        )
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                own[name].copy_(value)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The history as a pandas table, a row per step and a column per field of :class:`StepRecord`.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_dataframe() needs pandas: pip install 'initopt[pandas]'") from error
+        columns = [record_field.name for record_field in fields(StepRecord)]
+        return pd.DataFrame([asdict(record) for record in self.history], columns=columns)
+
+    def plot(self) -> Figure:
+        """Draw the run: GradCosine, gradient norm with its bound, scales per layer, and before against after.
+
+        Constrained steps are marked. The figure belongs to no window; save it with ``savefig``.
+        """
+        from initopt.plotting import plot_result
+
+        return plot_result(self)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the result into a folder, whole or not at all: the weights as safetensors, the rest as JSON.
+
+        Args:
+            folder: is made, or replaced if it is empty or holds an earlier result.
+
+        Raises:
+            FileExistsError: if the folder holds anything else.
+        """
+
+        def write(into: Path) -> None:
+            save_file({name: value.contiguous() for name, value in self.weights.items()}, into / _WEIGHTS)
+            grams = {name: m.gram for name, m in self._measurements().items()}
+            if grams:
+                save_file(grams, into / _GRAMS)
+            write_json(into / _RECORD, self._record())
+
+        write_folder(Path(folder).absolute(), write, marker=_RECORD)
+
+    def _measurements(self) -> dict[str, Measurement]:
+        both = {"before": self.before, "after": self.after}
+        return {name: measurement for name, measurement in both.items() if measurement is not None}
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "method": self.method,
+            "options": plain(self.options),
+            "seconds": self.seconds,
+            "engine": self.engine,
+            "versions": self.versions,
+            "measurements": {name: measurement.to_dict() for name, measurement in self._measurements().items()},
+            "scales": self.scales,
+            "tensors": {name: _kind(value) for name, value in self.weights.items()},
+            "history": self.history,
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module | None = None) -> Result:
+        """Read a result from a folder that :meth:`save` wrote.
+
+        ``options`` comes back as JSON has it: a function is its name.
+
+        Args:
+            folder: the folder.
+            model: if given, the weights are copied into it, as by :meth:`apply`.
+
+        Raises:
+            ValueError: if the folder holds no whole result.
+            MismatchError: if its files, or the weights and the model, do not fit each other.
+        """
+        folder = Path(folder)
+        record = read_json(folder / _RECORD)
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise ValueError(f"{folder / _RECORD} is no {_FORMAT!r} file; was it written by another version?")
+        weights = _load_tensors(folder / _WEIGHTS)
+        _refuse_differences(
+            record["tensors"],
+            {name: _kind(value) for name, value in weights.items()},
+            (str(folder / _RECORD), str(folder / _WEIGHTS)),
+        )
+        names = record["measurements"]
+        grams = _load_tensors(folder / _GRAMS) if names else {}
+        found = {name: Measurement.from_dict(names[name], grams[name]) for name in names}
+        result = cls(
+            method=record["method"],
+            options=record["options"],
+            history=[StepRecord(**_numbers(step)) for step in record["history"]],
+            scales={name: float(scale) for name, scale in record["scales"].items()},
+            before=found.get("before"),
+            after=found.get("after"),
+            seconds=record["seconds"],
+            engine=record["engine"],
+            weights={name: weights[name] for name in record["tensors"]},
+            versions=record["versions"],
+        )
+        if model is not None:
+            result.apply(model)
+        return result
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: float(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: the result folder is not whole") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
+def _refuse_differences(left: Mapping[str, str], right: Mapping[str, str], names: tuple[str, str]) -> None:
+    lines = [f"{name!r} is only in {names[0]}" for name in left if name not in right]
+    lines += [f"{name!r} is only in {names[1]}" for name in right if name not in left]
+    lines += [
+        f"{name!r} is {kind} in {names[0]} and {right[name]} in {names[1]}"
+        for name, kind in left.items()
+        if name in right and right[name] != kind
+    ]
+    if lines:
+        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+        raise MismatchError(f"{names[0]} and {names[1]} differ:\n  " + "\n  ".join(lines[:10]) + more)

@@ -1,0 +1,63 @@
+"""One positive scalar per parameter tensor: W = alpha * W(0)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from initopt.parameters import NamedParameter
+
+__all__ = ["Scales"]
+
+
+class Scales:
+    """The scales of a model's parameter tensors.
+
+    Weights are always computed from the original values, so that no rounding error builds up over the steps.
+
+    Args:
+        parameters: the tensors to scale.
+        originals: their values at scale 1.
+        min_scale: least scale of a tensor.
+        min_bias_scale: least scale of a tensor that is a bias by its name.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[NamedParameter],
+        originals: Mapping[nn.Parameter, Tensor],
+        min_scale: float,
+        min_bias_scale: float,
+    ) -> None:
+        self._parameters = parameters
+        self._originals = originals
+        self.values = torch.ones(len(parameters), dtype=torch.float64)
+        minima = [min_bias_scale if p.is_bias else min_scale for p in parameters]
+        self._minimum = torch.tensor(minima, dtype=torch.float64)
+        self._has_direction = torch.tensor([bool(originals[p.value].any()) for p in parameters])
+
+    @property
+    def active(self) -> Tensor:
+        """Which tensors have a direction, shape ``(num_scales,)``: not those that are zero, from the start or by scale."""
+        return self._has_direction & (self.values > 0)
+
+    def move(self, values: Tensor) -> None:
+        """Set the scales of the active tensors, no lower than their minimum, and the weights with them.
+
+        Args:
+            values: new scales, float64, shape ``(num_scales,)``; those of inactive tensors are ignored.
+        """
+        self.values = torch.where(self.active, torch.maximum(values, self._minimum), self.values)
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Write alpha * W(0) into the model."""
+        for parameter, scale in zip(self._parameters, self.values.tolist(), strict=True):
+            parameter.value.copy_(self._originals[parameter.value] * scale)
+
+    def named(self) -> dict[str, float]:
+        """The scale of every tensor by parameter name, in the order of the model."""
+        return {p.name: scale for p, scale in zip(self._parameters, self.values.tolist(), strict=True)}

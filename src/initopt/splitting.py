@@ -1,0 +1,95 @@
+"""Which samples of a batch make up each sub-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["SPLITS", "Windows", "split_windows"]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The sub-batches of a batch, as sample indices.
+
+    Attributes:
+        indices: one int64 tensor of sample indices per sub-batch; sub-batches may overlap.
+        batch_size: samples in the batch.
+    """
+
+    indices: tuple[Tensor, ...]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def small_batch(self) -> float:
+        """Effective sub-batch size: 1 over the mean of 1/size, which is how the variance of a mean gradient goes."""
+        return len(self) / sum(1 / len(window) for window in self.indices)
+
+    @property
+    def big_batch(self) -> float:
+        """Effective number of independent samples in the mean of the sub-batch gradients.
+
+        Where windows overlap, some samples weigh more than others: with weight c_i on sample i, the variance of the
+        mean is that of 1 / sum(c_i^2) samples.
+        """
+        weight = torch.zeros(self.batch_size, dtype=torch.float64)
+        for window in self.indices:
+            weight.index_add_(0, window, torch.full((len(window),), 1 / (len(window) * len(self)), dtype=torch.float64))
+        return float(1 / weight.square().sum())
+
+
+def _cyclic(batch_size: int, count: int, overlap: float) -> list[Tensor]:
+    length = batch_size // count
+    width = min(round((1 + overlap) * length), batch_size)
+    return [(torch.arange(width) + d * length) % batch_size for d in range(count)]
+
+
+def _published(batch_size: int, count: int, overlap: float) -> list[Tensor]:
+    length = batch_size // count
+    bounds = []
+    for d in range(count):
+        start = 0 if d == 0 else int((1 - overlap) * length * d)
+        stop = batch_size if d == count - 1 else int((1 + overlap) * length * (d + 1))
+        bounds.append((start, min(stop, batch_size)))
+    return [torch.arange(start, stop) for start, stop in bounds]
+
+
+SPLITS: dict[str, Callable[[int, int, float], list[Tensor]]] = {"cyclic": _cyclic, "published": _published}
+"""The ways to split a batch, by name."""
+
+
+def split_windows(batch_size: int, num_subbatches: int, overlap: float = 0.0, split: str = "cyclic") -> Windows:
+    """Split ``batch_size`` samples into overlapping sub-batches.
+
+    With L = B // D:
+
+    - ``"cyclic"``: D windows of the same size, round((1 + overlap) L) samples from d * L on, around the end of the
+      batch to its start. If D does not divide B, the last B - D L samples are reached by overlap only.
+    - ``"published"``: the index arithmetic of the published NIO code, whose windows have different sizes: from
+      int((1 - overlap) L d) to int((1 + overlap) L (d + 1)), the first from 0, the last to B.
+
+    Args:
+        batch_size: number of samples B.
+        num_subbatches: number of sub-batches D, from 2 to B. With D = B and no overlap, each is one sample.
+        overlap: share by which a window is larger than L, in [0, 1).
+        split: ``"cyclic"`` or ``"published"``.
+
+    Raises:
+        ValueError: if the batch has fewer samples than sub-batches.
+
+    >>> [window.tolist() for window in split_windows(8, 2, overlap=0.25).indices]
+    [[0, 1, 2, 3, 4], [4, 5, 6, 7, 0]]
+    """
+    if batch_size < num_subbatches:
+        raise ValueError(
+            f"a batch of {batch_size} samples cannot be split into num_subbatches={num_subbatches} sub-batches; "
+            f"use batches of at least {num_subbatches} samples or num_subbatches <= {batch_size} "
+            "(a DataLoader with drop_last=True leaves out a short last batch)"
+        )
+    return Windows(tuple(SPLITS[split](batch_size, num_subbatches, overlap)), batch_size)

@@ -1,0 +1,113 @@
+"""Files and folders that are written whole or not at all, and JSON that any reader accepts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["plain", "read_json", "write_file", "write_folder", "write_json"]
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` make a file, and put it in place only once it is complete and on disk.
+
+    Args:
+        path: where the file goes; its folder is made if need be.
+        write: is given the path of a temporary file in the same folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        os.close(handle)
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None:
+    """Have ``write`` fill a folder, and put it in place only once it is complete.
+
+    A folder that is there already is replaced if it is empty or holds the file ``marker``, which says that it is ours.
+
+    Raises:
+        FileExistsError: if something else is there.
+    """
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / marker).is_file())):
+        raise FileExistsError(f"{path} exists and was not written by initopt; choose another folder or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            _sync(file)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: functions by their name, numbers that are not finite as strings.
+
+    >>> plain({"bound": math.inf, "filter": math.sqrt, "betas": (0.9, 0.999)})
+    {'bound': 'inf', 'filter': 'math.sqrt', 'betas': [0.9, 0.999]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if callable(value):
+        return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return str(value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON."""
+    path.write_text(json.dumps(plain(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: if the file is not there or is not complete; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is truncated or not JSON ({error})") from None

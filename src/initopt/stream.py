@@ -1,0 +1,97 @@
+"""Batches in the order in which they are given: cycled where they may be, some held back for measuring."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from initopt.errors import LoaderError
+
+__all__ = ["BatchStream", "check_batches"]
+
+
+def check_batches(batches: Any) -> None:
+    """Refuse what cannot be iterated over, and what is visibly empty, before any work.
+
+    Raises:
+        TypeError: if ``batches`` is not an iterable of batches.
+        LoaderError: if it has a length, and that is zero.
+    """
+    if isinstance(batches, (str, bytes, dict)) or not isinstance(batches, Iterable) or hasattr(batches, "new_empty"):
+        raise TypeError(
+            f"batches must be an iterable of batches (a DataLoader, a list, a generator); got {type(batches).__name__}. "
+            "Put a single batch into a list: [batch]"
+        )
+    try:
+        length = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # generators, and loaders over streaming datasets
+        return
+    if length == 0:
+        raise LoaderError("batches is empty: it has length 0, and at least one batch is needed")
+
+
+class BatchStream:
+    """Hands out ``count`` batches and keeps ``held_back`` others that were never among them.
+
+    A first-in first-out queue runs ``held_back`` batches ahead of what is handed out. When a re-iterable (one whose
+    ``iter()`` starts anew each time) comes to its end, the queue holds its last batches; they stay held back, and the
+    others are cycled. So the order is that of the iterable, nothing needs a length, and no more than ``held_back``
+    batches are in memory.
+
+    Args:
+        batches: any iterable of batches.
+        count: how many to hand out.
+        held_back: how many to keep for :attr:`held`.
+        skip: how many of the first ones to pass over, for a run that is resumed; they count as handed out.
+    """
+
+    def __init__(self, batches: Iterable[Any], count: int, held_back: int = 0, skip: int = 0) -> None:
+        check_batches(batches)
+        self.cycled = False
+        self._batches = batches
+        self._count = count
+        self._held_back = held_back
+        self._skip = skip
+        self._queue: deque[Any] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from itertools.islice(self._cycle(), self._skip, self._count)
+
+    def _cycle(self) -> Iterator[Any]:
+        iterator = iter(self._batches)
+        one_shot = iterator is self._batches
+        given = 0
+        for batch in iterator:
+            self._queue.append(batch)
+            if len(self._queue) > self._held_back:
+                given += 1
+                yield self._queue.popleft()
+        self._refuse_if_exhausted(one_shot, given)
+        self.cycled = True
+        while True:  # the queue now keeps the last batches for good; later passes leave out as many at their end
+            yield from itertools.islice(iter(self._batches), given)
+
+    def _refuse_if_exhausted(self, one_shot: bool, given: int) -> None:
+        found = given + len(self._queue)
+        if found == 0:
+            raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
+        if one_shot:
+            needed = self._count + self._held_back
+            held = f" and {self._held_back} to measure on" if self._held_back else ""
+            raise LoaderError(
+                f"batches ended after {found} of the {needed} that are needed "
+                f"({self._count} for the steps{held}). It can be iterated over only once: pass a DataLoader or a list, "
+                "which are cycled, or ask for fewer steps"
+            )
+        if given == 0:
+            raise LoaderError(
+                f"batches has {found} batch(es), all of them held back by measure_steps={self._held_back}; "
+                f"pass more batches, or measure_steps <= {found - 1}"
+            )
+
+    @property
+    def held(self) -> list[Any]:
+        """The batches held back, in their order; complete once the iteration is over."""
+        return list(self._queue)
