@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initopt.errors import LossError
-from initopt.trees import take
+from initopt.trees import batch_size, take
 
 __all__ = ["Loss", "LossFunction", "as_loss"]
 
@@ -117,15 +116,17 @@ class _PairLoss(Loss):
 class _CriterionLoss(_PairLoss):
     def __init__(self, criterion: nn.Module) -> None:
         self.source = f"the criterion {type(criterion).__name__}"
-        self._criterion: Any = copy.copy(criterion)
-        if getattr(criterion, "reduction", None) == "sum":  # gradients here are those of a mean loss
-            self._criterion.reduction = "mean"
-        self._per_element = getattr(criterion, "reduction", None) == "none"
+        self._criterion = criterion
+        self._reduction = getattr(criterion, "reduction", None)
 
     def _of_output(self, output: Any, targets: Any) -> Any:
         value = self._criterion(output, targets)
-        if self._per_element and isinstance(value, Tensor) and value.ndim > 1:
+        if not isinstance(value, Tensor):
+            return value
+        if self._reduction == "none" and value.ndim > 1:
             return value.flatten(1).mean(1)
+        if self._reduction == "sum":  # gradients here are those of a mean over samples
+            return value / batch_size(targets)
         return value
 
 
