@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initopt.errors import LossError
-from initopt.trees import batch_size, take
+from initopt.trees import batch_size, named_tensors, take
 
 __all__ = ["Loss", "LossFunction", "as_loss"]
 
@@ -107,6 +107,13 @@ class _PairLoss(Loss):
         # ignored targets) is what it would be on the sub-batch alone.
         inputs, targets = _pair(batch, self.source)
         output = model(inputs)
+        for name, tensor in named_tensors(output, "output"):
+            if tensor.shape[:1] != (size,):
+                raise LossError(
+                    f'batch_norm="batch" takes each sub-batch out of the model\'s output, but {name} has shape '
+                    f"{tuple(tensor.shape)} and not its {size} samples along the first dimension; pass a loss_fn of "
+                    "(model, batch) that returns one loss per sample"
+                )
         return [
             _mean_loss(self._of_output(take(output, window), take(targets, window)), len(window), self.source)
             for window in windows

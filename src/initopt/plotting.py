@@ -34,13 +34,12 @@ def plot_result(result: Result) -> Figure:
     """
     figure = Figure(figsize=(11, 6.6), layout="constrained")
     figure.suptitle(f"{result.method}: {len(result.history)} steps in {result.seconds:.1f} s", x=0.01, ha="left")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[1.15, 1]))
-    cosine, norm, change_cosine, change_norm = np.ravel(top.subplots(1, 4, width_ratios=[3, 3, 1.25, 1.25]))
-    _plot_steps(cosine, result.history, "grad_cosine", "GradCosine")
-    _plot_steps(norm, result.history, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
-    _plot_change(change_cosine, result.before, result.after, "grad_cosine", "GradCosine")
-    _plot_change(change_norm, result.before, result.after, "grad_norm", "gradient norm")
-    _plot_scales(bottom.subplots(), result.scales)
+    axes = figure.subplot_mosaic("CNcn;SSSS", width_ratios=[3, 3, 1.3, 1.3], height_ratios=[1.15, 1])
+    _plot_steps(axes["C"], result.history, "grad_cosine", "GradCosine")
+    _plot_steps(axes["N"], result.history, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
+    _plot_change(axes["c"], result.before, result.after, "grad_cosine", "GradCosine")
+    _plot_change(axes["n"], result.before, result.after, "grad_norm", "gradient norm")
+    _plot_scales(axes["S"], result.scales)
     return figure
 
 
@@ -79,7 +78,7 @@ def _plot_steps(axes: Axes, history: Sequence[StepRecord], name: str, title: str
 def _plot_change(axes: Axes, before: Measurement | None, after: Measurement | None, name: str, title: str) -> None:
     _tidy(axes, title)
     axes.set_xticks([0, 1], ["before", "after"])
-    axes.set_xlim(-0.6, 1.6)
+    axes.set_xlim(-0.5, 1.9)
     if before is None or after is None:
         axes.set_yticks([])
         axes.text(0.5, 0.5, "not measured\n(measure_steps=0)", ha="center", va="center", fontsize=8, color="0.4",
@@ -91,6 +90,8 @@ def _plot_change(axes: Axes, before: Measurement | None, after: Measurement | No
         axes.errorbar(x, value, yerr=error, fmt="o", color=colour, markersize=6, capsize=4)
         axes.annotate(f"{value:.3g}", (x, value), textcoords="offset points", xytext=(8, 0), fontsize=8, va="center")
     axes.margins(y=0.25)
+    if name == "grad_norm":
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{before.num_batches} held-back batches,\nmean ± std. error", fontsize=8)
 
 
@@ -104,8 +105,7 @@ def _plot_scales(axes: Axes, scales: dict[str, float]) -> None:
     for chosen, marker, label in ((~is_bias, "o", "weight"), (is_bias, "^", "bias")):
         if chosen.any():
             face = AFTER if label == "weight" else "white"
-            style = {"color": AFTER, "markerfacecolor": face, "markersize": 4, "label": label}
-            axes.plot(positions[chosen], values[chosen], marker, **style)
+            axes.plot(positions[chosen], values[chosen], marker, color=AFTER, mfc=face, markersize=4, label=label)
     if is_bias.any() and not is_bias.all():
         axes.legend(fontsize=8, frameon=False, loc="best")
     if len(names) <= _NAMED_TICKS:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, weighted_sums
+from initopt.errors import NonFiniteError
 from initopt.modes import math_attention
 from initopt.problem import Batch, Problem, inner_product
 from initopt.randomness import seeded
@@ -65,6 +66,8 @@ class _RecomputeEvaluation(Evaluation):
 def contract(vector: Gradients, gradients: Gradients) -> Tensor:
     """<v, g>, a differentiable scalar."""
     terms = [inner_product(v, g) for v, g in zip(vector, gradients, strict=True) if v is not None and g is not None]
+    if not terms:
+        return torch.zeros(())
     return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
 
@@ -80,4 +83,11 @@ def along_weights(scalar: Tensor, problem: Problem) -> Tensor:
         else inner_product(derivative.double() if not derivative.is_complex() else derivative, weight.detach())
         for derivative, weight in zip(derivatives, weights, strict=True)
     ]
-    return torch.stack([product.double().cpu() for product in products])
+    values = torch.stack([product.double().cpu() for product in products])
+    if not torch.isfinite(values).all():
+        bad = [p.name for p, finite in zip(problem.scale_params, torch.isfinite(values), strict=True) if not finite]
+        raise NonFiniteError(
+            f"the derivative of the gradients with respect to the scale of {', '.join(map(repr, bad[:3]))} is not finite, "
+            "though the gradients are; an operation without a second derivative there (a norm or root at zero, say)?"
+        )
+    return values
