@@ -15,7 +15,7 @@ from initopt.errors import LoaderError
 from initopt.losses import LossFunction
 from initopt.measurement import Measurement
 from initopt.modes import measuring
-from initopt.parameters import ParameterFilter
+from initopt.parameters import ParameterFilter, trainable_parameters
 from initopt.preserve import preserved
 from initopt.problem import BatchNorm, Problem, Split
 from initopt.progress import Progress, reporter
@@ -87,6 +87,7 @@ def measure(
         check_integer("steps", steps, 1)
     check_engine(engine)
     check_batches(batches)
+    trainable_parameters(model)
     seed = derive_seed(None)
     with preserved(model):
         problem = Problem.create(

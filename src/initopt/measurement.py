@@ -28,8 +28,8 @@ class Measurement:
         noise_scale: gradient noise scale in samples (:func:`initopt.functional.noise_scale`, the estimator of arXiv
             1812.06162, appendix A.1, with numerator and denominator averaged over batches first); ``inf`` where the data
             show no signal above the noise.
-        sem: standard error of the mean of each figure over the batches; that of the noise scale by the jackknife. ``nan``
-            for a single batch.
+        sem: standard error of the mean of each figure over the batches; that of the noise scale by the jackknife (``inf``
+            if it is infinite without one of them). ``nan`` for a single batch.
         num_batches: how many batches were measured.
         gram: the Gram matrices, float64, shape ``(num_batches, D, D)``.
         small_batch: effective samples of a sub-batch, a value per batch.
@@ -118,4 +118,6 @@ def _ratio_jackknife(noise: Tensor, signal: Tensor) -> float:
         return math.nan
     rest_noise, rest_signal = (noise.sum() - noise) / (count - 1), (signal.sum() - signal) / (count - 1)
     left_out = torch.tensor([_ratio(*pair) for pair in zip(rest_noise.tolist(), rest_signal.tolist(), strict=True)])
+    if torch.isinf(left_out).any():
+        return math.inf
     return float(((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt())

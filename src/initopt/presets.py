@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["published", "published_measure"]
+__all__ = ["PRESETS", "get", "published", "published_measure"]
 
 
 def _of_conv_linear_or_layer_norm(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
@@ -35,3 +35,20 @@ published: dict[str, Any] = published_measure | {
     "min_bias_scale": 0.0,
 }
 """The published code's choices; its objective is the one of its ImageNet run. Override any: ``{**published, ...}``."""
+
+PRESETS: dict[str, dict[str, Any]] = {"published": published}
+"""Every preset by name."""
+
+
+def get(name: str) -> dict[str, Any]:
+    """A copy of the preset of a name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+
+    >>> get("published")["split"]
+    'published'
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known are {', '.join(map(repr, PRESETS))}")
+    return dict(PRESETS[name])

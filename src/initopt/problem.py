@@ -13,7 +13,7 @@ from initopt.losses import Loss, LossFunction, as_loss
 from initopt.modes import BufferGuard
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
 from initopt.splitting import SPLITS, Windows, split_windows
-from initopt.trees import batch_size, to_device
+from initopt.trees import batch_size, take, to_device
 
 __all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Problem", "Split", "check_splitting"]
 
@@ -103,6 +103,25 @@ class Problem:
         """
         windows = split_windows(batch_size(data), self.num_subbatches, self.overlap, self.split)
         return Batch(to_device(data, self.device), windows, (self.seed, index))
+
+    def subbatch_loss(self, batch: Batch, d: int) -> Tensor:
+        """Mean loss of sub-batch d, from a forward pass over it alone."""
+        window = batch.windows.indices[d]
+        self.buffers.put_back()
+        try:
+            return self.loss(self.model, take(batch.data, window), len(window))
+        except ValueError as error:
+            if "Expected more than 1 value per channel" in str(error):
+                error.add_note(
+                    f"(a batch norm cannot normalize a sub-batch of {len(window)} by its own statistics: use fewer "
+                    'sub-batches, larger batches, or batch_norm="batch")'
+                )
+            raise
+
+    def window_losses(self, batch: Batch) -> list[Tensor]:
+        """Mean losses of all sub-batches, from one forward pass over the whole batch."""
+        self.buffers.put_back()
+        return self.loss.windows(self.model, batch.data, batch.windows.indices, batch.windows.batch_size)
 
 
 def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm: str) -> None:

@@ -37,9 +37,8 @@ class _CoupledEvaluation(Evaluation):
     def __init__(self, problem: Problem, batch: Batch, differentiate: bool) -> None:
         self._problem = problem
         parameters = [p.value for p in problem.grad_params]
-        problem.buffers.put_back()
         with math_attention(), seeded(*batch.seed):
-            losses = problem.loss.windows(problem.model, batch.data, batch.windows.indices, batch.windows.batch_size)
+            losses = problem.window_losses(batch)
             self._gradients = [
                 torch.autograd.grad(loss, parameters, retain_graph=True, create_graph=differentiate, allow_unused=True)
                 for loss in losses

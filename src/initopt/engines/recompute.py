@@ -10,7 +10,6 @@ from initopt.errors import NonFiniteError
 from initopt.modes import math_attention
 from initopt.problem import Batch, Problem, inner_product
 from initopt.randomness import seeded
-from initopt.trees import take
 
 __all__ = ["RecomputeEngine", "along_weights", "contract"]
 
@@ -48,10 +47,8 @@ class _RecomputeEvaluation(Evaluation):
         check_gram(self.gram, losses, self._gradients, problem.grad_params)
 
     def _gradient(self, d: int, create_graph: bool) -> tuple[Tensor, Gradients]:
-        window = self._batch.windows.indices[d]
-        self._problem.buffers.put_back()
         with math_attention(), seeded(*self._batch.seed, d):
-            loss = self._problem.loss(self._problem.model, take(self._batch.data, window), len(window))
+            loss = self._problem.subbatch_loss(self._batch, d)
             parameters = [p.value for p in self._problem.grad_params]
             return loss, torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
 

@@ -1,0 +1,28 @@
+"""Small models and batches that many tests use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]
+
+
+def make_model(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
+    """A small classifier with every kind of state: batch norm buffers, dropout, weights and biases."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)
+    )
+
+
+def make_batches(count: int = 12, size: int = 16, seed: int = 1) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(size, 6, generator=generator), torch.randint(3, (size,), generator=generator)) for _ in range(count)
+    ]
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.clone() for name, value in model.state_dict().items()}

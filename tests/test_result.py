@@ -1,0 +1,162 @@
+"""A result is saved whole, loads as it was, and says what does not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import initopt
+from initopt.storage import write_folder
+from tests.helpers import make_batches, make_model, values
+
+
+@pytest.fixture(scope="module")
+def result() -> initopt.Result:
+    return initopt.nio(make_model(), make_batches(), steps=6, measure_steps=3, max_grad_norm=math.inf)
+
+
+def test_it_loads_as_it_was_saved(result: initopt.Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+    loaded = initopt.Result.load(tmp_path / "out")
+    assert loaded.history == result.history
+    assert loaded.scales == result.scales
+    assert list(loaded.scales) == list(result.scales)
+    assert (loaded.method, loaded.engine, loaded.seconds) == (result.method, result.engine, result.seconds)
+    assert loaded.versions == result.versions
+    assert loaded.options == result.options | {"betas": [0.9, 0.999]}
+    assert {name: v.tolist() for name, v in loaded.weights.items()} == {n: v.tolist() for n, v in result.weights.items()}
+    for mine, theirs in ((loaded.before, result.before), (loaded.after, result.after)):
+        assert mine is not None
+        assert theirs is not None
+        assert mine.to_dict() == theirs.to_dict()
+        assert torch.equal(mine.gram, theirs.gram)
+
+
+def test_the_folder_is_json_and_safetensors_only(result: initopt.Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["grams.safetensors", "result.json", "weights.safetensors"]
+    record = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
+    assert record["options"]["max_grad_norm"] == "inf"
+
+
+def test_the_weights_are_those_of_the_model(tmp_path: Path) -> None:
+    model = make_model()
+    start = values(model)
+    result = initopt.nio(model, make_batches(), steps=6, measure_steps=0)
+    assert {name: value.tolist() for name, value in model.named_parameters()} == {
+        name: value.tolist() for name, value in result.weights.items()
+    }
+    for name, scale in result.scales.items():
+        torch.testing.assert_close(result.weights[name], start[name] * scale)
+    fresh = make_model(seed=9)
+    result.save(tmp_path / "out")
+    initopt.Result.load(tmp_path / "out", fresh)
+    assert all(torch.equal(p, result.weights[name]) for name, p in fresh.named_parameters())
+
+
+def test_saving_again_replaces_an_earlier_result(result: initopt.Result, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    result.save(tmp_path / "out")
+    other = initopt.nio(make_model(), make_batches(), steps=2, measure_steps=0)
+    other.save(tmp_path / "out")
+    assert len(initopt.Result.load(tmp_path / "out").history) == 2
+    assert initopt.Result.load(tmp_path / "out").before is None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_of_others_is_refused_and_left(result: initopt.Result, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(FileExistsError, match="was not written by initopt"):
+        result.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_write_that_fails_leaves_nothing_half(result: initopt.Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+
+    def write(into: Path) -> None:
+        (into / "half").write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_folder(tmp_path / "out", write, marker="result.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(initopt.Result.load(tmp_path / "out").history) == 6
+
+
+@pytest.mark.parametrize("name", ["result.json", "weights.safetensors", "grams.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_broken_folder_is_refused(result: initopt.Result, tmp_path: Path, name: str, damage: str) -> None:
+    result.save(tmp_path / "out")
+    path = tmp_path / "out" / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=name):
+        initopt.Result.load(tmp_path / "out")
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"accuracy": 1}')
+    with pytest.raises(ValueError, match="is no 'initopt result 1' file"):
+        initopt.Result.load(tmp_path)
+
+
+def test_weights_of_another_run_are_refused(result: initopt.Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "a")
+    small = nn.Sequential(nn.Linear(6, 3))
+    initopt.nio(small, make_batches(), steps=1, measure_steps=0).save(tmp_path / "b")
+    (tmp_path / "b" / "weights.safetensors").replace(tmp_path / "a" / "weights.safetensors")
+    with pytest.raises(initopt.MismatchError, match=r"'0\.weight' is float32 \[12, 6\] in .* and float32 \[3, 6\] in"):
+        initopt.Result.load(tmp_path / "a")
+
+
+def test_another_model_is_refused_and_left_alone(result: initopt.Result) -> None:
+    other = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 3)).double()
+    before = values(other)
+    with pytest.raises(initopt.MismatchError) as caught:
+        result.apply(other)
+    message = str(caught.value)
+    assert "'0.weight' is float32 [12, 6] in the stored weights and float64 [12, 6] in the Sequential" in message
+    assert "'4.weight' is only in the stored weights" in message
+    assert "'2.weight' is only in the Sequential" in message
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_the_history_as_a_table(result: initopt.Result) -> None:
+    table = result.to_dataframe()
+    assert list(table["step"]) == list(range(6))
+    assert table["grad_cosine"].iloc[2] == result.history[2].grad_cosine
+
+
+def test_the_picture_shows_bound_constrained_steps_and_every_scale(tmp_path: Path) -> None:
+    result = initopt.nio(make_model(), make_batches(), steps=20, measure_steps=2, lr=0.1, max_grad_norm=0.8)
+    assert any(record.constrained for record in result.history)
+    figure = result.plot()
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [
+        "GradCosine",
+        "gradient norm",
+        "GradCosine",
+        "gradient norm",
+        "scale of each tensor, in network order",
+    ]
+    norm = figure.axes[1]
+    assert [text.get_text() for text in norm.get_legend().get_texts()] == ["constrained step", "bound 0.8"]
+    marked = next(line for line in norm.lines if line.get_marker() == "o")
+    assert list(marked.get_xdata()) == [record.step for record in result.history if record.constrained]
+    assert [text.get_text() for text in figure.axes[4].get_xticklabels()] == list(result.scales)
+    figure.savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_the_picture_of_a_run_without_measurements_says_so() -> None:
+    figure = initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0).plot()
+    assert any("not measured" in text.get_text() for text in figure.axes[2].texts)

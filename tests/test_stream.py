@@ -1,0 +1,91 @@
+"""Which batches a run sees, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from initopt.errors import LoaderError
+from initopt.stream import BatchStream, check_batches
+
+
+class Endless:
+    def __iter__(self) -> Iterator[int]:
+        number = 0
+        while True:
+            yield number
+            number += 1
+
+
+class Unsized:
+    """Can be iterated over again, like a loader over a streaming dataset, and has no length."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(5))
+
+
+@pytest.mark.parametrize("batches", [list(range(20)), Endless(), iter(range(20))], ids=["list", "endless", "generator"])
+def test_the_steps_take_the_first_batches_and_the_next_are_held_back(batches: object) -> None:
+    stream = BatchStream(batches, count=6, held_back=3)
+    assert list(stream) == [0, 1, 2, 3, 4, 5]
+    assert stream.held == [6, 7, 8]
+    assert not stream.cycled
+
+
+@pytest.mark.parametrize("batches", [list(range(5)), Unsized()], ids=["list", "unsized"])
+def test_a_short_one_is_cycled_without_the_batches_held_back(batches: object) -> None:
+    stream = BatchStream(batches, count=8, held_back=2)
+    assert list(stream) == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert stream.held == [3, 4]
+    assert stream.cycled
+
+
+def test_all_batches_are_seen_when_none_is_held_back() -> None:
+    assert list(BatchStream([0, 1, 2], count=7)) == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 4, 8])
+def test_a_resumed_stream_goes_on_where_it_was(skip: int) -> None:
+    whole = BatchStream([0, 1, 2, 3, 4], count=8, held_back=1)
+    rest = BatchStream([0, 1, 2, 3, 4], count=8, held_back=1, skip=skip)
+    assert list(rest) == list(whole)[skip:]
+    assert rest.held == whole.held
+
+
+def test_no_more_than_needed_is_read() -> None:
+    read = []
+
+    def generator() -> Iterator[int]:
+        for number in range(100):
+            read.append(number)
+            yield number
+
+    list(BatchStream(generator(), count=4, held_back=2))
+    assert read == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_generator_that_ends_early_says_how_many_it_gave() -> None:
+    with pytest.raises(
+        LoaderError, match=r"ended after 5 of the 9 that are needed \(7 for the steps and 2 to measure on\)"
+    ):
+        list(BatchStream(iter(range(5)), count=7, held_back=2))
+
+
+def test_an_empty_one_is_refused() -> None:
+    with pytest.raises(LoaderError, match="batches is empty: it has length 0"):
+        check_batches([])
+    with pytest.raises(LoaderError, match="gave no batch"):
+        list(BatchStream(iter([]), count=1))
+
+
+def test_holding_all_back_is_refused() -> None:
+    with pytest.raises(LoaderError, match=r"3 batch\(es\), all of them held back by measure_steps=3.*measure_steps <= 2"):
+        list(BatchStream([1, 2, 3], count=5, held_back=3))
+
+
+def test_what_cannot_be_iterated_over_is_refused() -> None:
+    with pytest.raises(TypeError, match="must be an iterable of batches"):
+        check_batches(3)
+    with pytest.raises(TypeError, match="Put a single batch into a list"):
+        check_batches({"x": 1})
