@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = ["BufferGuard", "math_attention", "measuring"]
 
@@ -45,7 +48,8 @@ def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
             setting = "track_running_stats" if isinstance(module, _BatchNorm) else "momentum"
             norms.append((module, setting, getattr(module, setting)))
             setattr(module, setting, False if isinstance(module, _BatchNorm) else 0.0)
-        yield
+        with _plain_weight_norm():
+            yield
     finally:
         for module, setting, value in norms:
             setattr(module, setting, value)
@@ -58,6 +62,28 @@ def math_attention() -> Iterator[None]:
     """Scaled dot-product attention by plain operations: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+@contextmanager
+def _plain_weight_norm() -> Iterator[None]:
+    """Weight norm by plain operations.
+
+    The double backward of torch's kernel takes the norms for constants where there is one per row or column, and is
+    silently wrong (seen in torch 2.13: off by more than the value itself).
+    """
+
+    def plain(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+    users: list[Any] = [torch, sys.modules[WeightNorm.__module__]]  # the parametrization, and the older hook
+    kernels = [user._weight_norm for user in users]
+    try:
+        for user in users:
+            user._weight_norm = plain
+        yield
+    finally:
+        for user, kernel in zip(users, kernels, strict=True):
+            user._weight_norm = kernel
 
 
 class BufferGuard:
