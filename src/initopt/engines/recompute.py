@@ -73,7 +73,8 @@ def along_weights(scalar: Tensor, problem: Problem) -> Tensor:
     weights = [p.value for p in problem.scale_params]
     if not scalar.requires_grad:
         return torch.zeros(len(weights), dtype=torch.float64)
-    derivatives = torch.autograd.grad(scalar, weights, allow_unused=True)
+    with math_attention():  # activation checkpointing runs parts of the model again, now
+        derivatives = torch.autograd.grad(scalar, weights, allow_unused=True)
     products = [
         torch.zeros((), dtype=torch.float64)
         if derivative is None
