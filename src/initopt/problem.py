@@ -143,7 +143,11 @@ def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm:
 
 
 def inner_product(left: Tensor, right: Tensor) -> Tensor:
-    """Real inner product of two tensors of one shape; a complex tensor counts as its real and imaginary parts."""
-    if left.is_complex():
-        left, right = torch.view_as_real(left), torch.view_as_real(right)
-    return (left * right).sum()
+    """Real inner product of two tensors of one shape."""
+    return (as_real(left) * as_real(right)).sum()
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A dense real tensor: a complex one counts as its real and imaginary parts; ``nn.Embedding`` has sparse gradients."""
+    dense = tensor.to_dense()
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense

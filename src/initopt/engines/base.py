@@ -11,7 +11,7 @@ from torch import Tensor
 
 from initopt.errors import NonFiniteError, ZeroGradientError
 from initopt.parameters import NamedParameter
-from initopt.problem import Batch, Problem
+from initopt.problem import Batch, Problem, as_real
 
 __all__ = ["Engine", "Evaluation", "Gradients", "check_gram", "gram_matrix", "weighted_sums"]
 
@@ -75,10 +75,9 @@ class Engine(ABC):
 
 def _real_rows(gradients: Sequence[Tensor | None]) -> Tensor:
     """The gradients of one parameter in all sub-batches as the rows of a real float64 matrix."""
-    shape = next(g for g in gradients if g is not None)
-    rows = torch.stack([torch.zeros_like(shape) if g is None else g.detach() for g in gradients])
-    rows = torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows
-    return rows.flatten(1).double()
+    some = as_real(next(g for g in gradients if g is not None).detach())
+    rows = torch.stack([torch.zeros_like(some) if g is None else as_real(g.detach()) for g in gradients])
+    return rows.reshape(len(gradients), -1).double()
 
 
 def gram_matrix(gradients: Sequence[Gradients]) -> Tensor:
