@@ -1,0 +1,88 @@
+"""What the gallery is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from initopt.losses import LossFunction
+from initopt.problem import Problem
+
+SEED = 5
+"""Base of the seeds for what a model draws."""
+
+
+@contextmanager
+def double_precision(seed: int) -> Iterator[None]:
+    """New tensors are float64, and draws depend on the seed alone."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One odd little architecture with a batch and a loss.
+
+    Attributes:
+        name: says what is odd.
+        build: makes the model.
+        draw: makes a batch.
+        loss: makes the ``loss_fn``; each call a new one.
+        modes: the values of ``batch_norm`` that its loss allows.
+        train_mode: whether it is measured in training mode.
+        num_subbatches: D.
+        overlap: share by which sub-batches overlap.
+        smooth: whether its gradient has no kinks and jumps, so that central differences may take a long step.
+        double_backward: whether torch has a second derivative for it.
+        conservative: whether what it calls its gradient is the gradient of something. Where it is not, double backward
+            defines the derivative, and differences do not see it.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    draw: Callable[[], Any]
+    loss: Callable[[], LossFunction | None] = lambda: None
+    modes: tuple[str, ...] = ("subbatch", "batch")
+    train_mode: bool = False
+    num_subbatches: int = 3
+    overlap: float = 0.25
+    smooth: bool = True
+    double_backward: bool = True
+    conservative: bool = True
+
+    def model(self, seed: int = 0) -> nn.Module:
+        """A new model in float64, the same one for the same seed."""
+        with double_precision(seed):
+            return self.build()
+
+    def batch(self, seed: int = 1) -> Any:
+        """A new batch, the same one for the same seed."""
+        with double_precision(seed):
+            return self.draw()
+
+    def loss_fn(self) -> LossFunction | None:
+        with double_precision(2):
+            return self.loss()
+
+    def problem(self, model: nn.Module, batch_norm: Any, **options: Any) -> Problem:
+        """What an engine works on."""
+        settings: dict[str, Any] = {
+            "num_subbatches": self.num_subbatches,
+            "overlap": self.overlap,
+            "split": "cyclic",
+            "grad_params": None,
+            "scale_params": None,
+            "seed": SEED,
+        }
+        return Problem.create(model, self.loss_fn(), batch_norm=batch_norm, **{**settings, **options})

@@ -1,0 +1,128 @@
+"""Every engine on every architecture of the gallery, against the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gallery import ENTRIES
+from torch import Tensor
+from truth import INDEX, NORM_WEIGHT, PHI, Truth, truth
+
+from initopt import objectives
+from initopt.engines import ENGINES, Evaluation
+from initopt.modes import measuring
+from initopt.preserve import preserved
+from initopt.problem import Problem
+
+GRAM_TOLERANCE = {"recompute": 1e-11, "coupled": 1e-11}
+DERIVATIVE_TOLERANCE = {"recompute": 1e-9, "coupled": 1e-9}
+"""Relative to the largest entry, by engine."""
+
+DOUBLE_BACKWARD = ("recompute", "coupled")
+"""The engines that are defined also where a gradient is the gradient of nothing."""
+
+CASES = [(name, mode) for name, entry in ENTRIES.items() for mode in entry.modes]
+
+
+def engines_for(problem: Problem) -> list[str]:
+    return [name for name, engine in ENGINES.items() if engine.refusal(problem) is None]
+
+
+def engine_cases() -> list[tuple[str, str, str]]:
+    return [
+        (name, mode, engine)
+        for name, mode in CASES
+        for engine in engines_for(ENTRIES[name].problem(ENTRIES[name].model(), mode))
+    ]
+
+
+def as_vector(values: dict[str, float]) -> Tensor:
+    return torch.tensor(list(values.values()), dtype=torch.float64)
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    difference = float((found - expected).abs().max())
+    assert difference <= tolerance * float(expected.abs().max()) + 1e-13, (
+        f"{what}: off by {difference:.2e}\nfound    {found}\nexpected {expected}"
+    )
+
+
+class Session:
+    """A model of the gallery in the hands of an engine, as `initopt.optimize` does it."""
+
+    def __init__(self, name: str, mode: str, engine: str) -> None:
+        self.entry = ENTRIES[name]
+        self.model = self.entry.model()
+        self.problem = self.entry.problem(self.model, mode)
+        self.engine = ENGINES[engine](self.problem)
+
+    def evaluate(self, differentiate: bool = True) -> Evaluation:
+        return self.engine.evaluate(self.problem.prepare(self.entry.batch(), INDEX), differentiate)
+
+    def derivatives(self, phi: objectives.Objective) -> dict[str, float]:
+        evaluation = self.evaluate()
+        gram = evaluation.gram.requires_grad_()
+        (gram_derivative,) = torch.autograd.grad(phi(gram), gram)
+        values = evaluation.scale_derivatives(gram_derivative)
+        return dict(zip([p.name for p in self.problem.scale_params], values.tolist(), strict=True))
+
+
+def public_objective(name: str) -> objectives.Objective:
+    return objectives.grad_norm if name == "grad_norm" else objectives.get(name, NORM_WEIGHT)
+
+
+def assert_derivatives(session: Session, expected: Truth, engine: str) -> None:
+    for objective in PHI:
+        found = session.derivatives(public_objective(objective))
+        want = (expected.along_weights or expected.central)[objective]
+        assert list(found) == list(want)
+        tolerance = DERIVATIVE_TOLERANCE.get(engine, 1e-9) if expected.along_weights else 1e-6
+        assert_close(as_vector(found), as_vector(want), tolerance, f"{engine}, {objective}")
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_the_truth_agrees_with_central_differences(name: str, mode: str) -> None:
+    expected = truth(name, mode)
+    for objective in expected.along_weights if ENTRIES[name].conservative else ():
+        double_backward, central = (as_vector(v[objective]) for v in (expected.along_weights, expected.central))
+        assert_close(double_backward, central, 1e-7, objective)
+
+
+@pytest.mark.parametrize(("name", "mode", "engine"), engine_cases())
+def test_gram_and_derivatives(name: str, mode: str, engine: str) -> None:
+    expected = truth(name, mode)
+    session = Session(name, mode, engine)
+    with preserved(session.model), measuring(session.model, session.entry.train_mode):
+        gram = session.evaluate(differentiate=False).gram
+        assert gram.dtype == torch.float64
+        assert_close(gram, expected.gram, GRAM_TOLERANCE.get(engine, 1e-9), "gram")
+        if not (session.entry.conservative or engine in DOUBLE_BACKWARD):
+            return
+        if session.entry.double_backward or engine not in DOUBLE_BACKWARD:
+            assert_derivatives(session, expected, engine)
+        else:
+            with pytest.raises(NotImplementedError, match="derivative"):
+                session.derivatives(public_objective("cosine"))
+
+
+@pytest.mark.parametrize("mode", ["subbatch", "batch"])
+@pytest.mark.parametrize("name", ["mlp", "batch_norm_residual", "mixture_of_experts", "complex_weight"])
+def test_derivatives_of_one_entry_of_an_asymmetric_gram_derivative(name: str, mode: str) -> None:
+    """phi(K) = K[0, 1], whose derivative has one nonzero entry: needs the sum with its transpose."""
+    expected = truth_of_entry(name, mode)
+    for engine in engines_for(ENTRIES[name].problem(ENTRIES[name].model(), mode)):
+        session = Session(name, mode, engine)
+        with preserved(session.model), measuring(session.model):
+            found = as_vector(session.derivatives(lambda gram: gram[0, 1]))
+        assert_close(found, expected, DERIVATIVE_TOLERANCE.get(engine, 1e-9), engine)
+
+
+def truth_of_entry(name: str, mode: str) -> Tensor:
+    from truth import as_real, gradients, gram_of, prepared
+
+    entry, model, batch = prepared(name)
+    gram = gram_of(gradients(entry, model, batch, mode, create_graph=True))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    derivatives = torch.autograd.grad(gram[0, 1], weights, materialize_grads=True, allow_unused=True)
+    products = [(as_real(g) * as_real(w.detach())).sum() for g, w in zip(derivatives, weights, strict=True)]
+    return torch.stack(products)

@@ -1,0 +1,236 @@
+"""The slow truth: everything from its definition, by plain autograd and by central differences.
+
+Shares no code with initopt but the seeding of what a model draws, which has to be replayed.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from gallery import ENTRIES, SEED, Entry
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from initopt.randomness import seeded
+
+INDEX = 3
+"""Number of the batch, which is part of the seed for what a model draws."""
+
+NORM_WEIGHT = 0.3
+
+
+def cosine(gram: Tensor) -> Tensor:
+    count = len(gram)
+    pairs = [(d, e) for d in range(count) for e in range(count) if d != e]
+    return torch.stack([gram[d, e] / (gram[d, d] * gram[e, e]).sqrt() for d, e in pairs]).mean()
+
+
+def norms(gram: Tensor) -> Tensor:
+    return torch.stack([gram[d, d].sqrt() for d in range(len(gram))])
+
+
+def variance(gram: Tensor) -> Tensor:
+    """Mean squared distance of the gradients from their mean."""
+    count = len(gram)
+    to_mean = [gram[d, d] - 2 * gram[d].mean() + gram.mean() for d in range(count)]
+    return torch.stack(to_mean).mean()
+
+
+PHI: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine": lambda gram: -cosine(gram),
+    "cosine+norm": lambda gram: -cosine(gram) - NORM_WEIGHT * norms(gram).sum(),
+    "cosine+sqnorm": lambda gram: -cosine(gram) - NORM_WEIGHT * norms(gram).square().sum(),
+    "variance": variance,
+    "variance+norm": lambda gram: variance(gram) - NORM_WEIGHT * norms(gram).sum(),
+    "variance+sqnorm": lambda gram: variance(gram) - NORM_WEIGHT * norms(gram).square().sum(),
+    "grad_norm": lambda gram: norms(gram).mean(),
+}
+"""The six objectives and the constraint."""
+
+
+def windows(batch_size: int, count: int, overlap: float) -> list[list[int]]:
+    length = batch_size // count
+    width = round((1 + overlap) * length)
+    return [[(d * length + i) % batch_size for i in range(width)] for d in range(count)]
+
+
+def pick(tree: Any, samples: Sequence[int]) -> Any:
+    if isinstance(tree, Tensor):
+        return torch.stack([tree[i] for i in samples])
+    if isinstance(tree, dict):
+        return type(tree)({key: pick(value, samples) for key, value in tree.items()})
+    return type(tree)(pick(value, samples) for value in tree)
+
+
+def first_tensor(tree: Any) -> Tensor:
+    while not isinstance(tree, Tensor):
+        tree = next(iter(tree.values() if isinstance(tree, dict) else tree))
+    return tree
+
+
+def cross_entropy(output: Any, targets: Tensor) -> Tensor:
+    logits = output["logits"] if isinstance(output, dict) else output
+    return -logits.log_softmax(-1).gather(-1, targets[..., None]).mean()
+
+
+def subbatch_losses(entry: Entry, model: nn.Module, batch: Any, parts: list[list[int]]) -> Iterator[Tensor]:
+    """The mean loss of each sub-batch, from a forward pass of its own."""
+    loss_fn = entry.loss_fn()
+    for d, part in enumerate(parts):
+        data = pick(batch, part)
+        with seeded(SEED, INDEX, d):
+            if loss_fn is None:
+                yield model(**data).loss if isinstance(data, dict) else cross_entropy(model(data[0]), data[1])
+            elif isinstance(loss_fn, nn.Module):
+                yield loss_fn(model(data[0]), data[1])
+            else:
+                yield loss_fn(model, data).mean()
+
+
+def whole_batch_losses(entry: Entry, model: nn.Module, batch: Any, parts: list[list[int]]) -> Iterator[Tensor]:
+    """The mean loss of each sub-batch, all from one forward pass over the whole batch."""
+    loss_fn = entry.loss_fn()
+    with seeded(SEED, INDEX):
+        if loss_fn is not None and not isinstance(loss_fn, nn.Module):
+            values = loss_fn(model, batch)
+            yield from (torch.stack([values[i] for i in part]).mean() for part in parts)
+            return
+        output = model(batch[0])
+        for part in parts:
+            yield (loss_fn or cross_entropy)(pick(output, part), pick(batch[1], part))
+
+
+LOSSES = {"subbatch": subbatch_losses, "batch": whole_batch_losses}
+
+
+def set_mode(model: nn.Module, train_mode: bool) -> None:
+    """Norms on the statistics of what they see, unless frozen; everything else without noise, unless asked for."""
+    frozen = {m for m in model.modules() if model.training and not m.training}
+    model.train(train_mode or model.training)
+    for module in model.modules():
+        normalizes = isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm))
+        module.training = train_mode and module not in frozen
+        if normalizes and module not in frozen:
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+
+
+@contextmanager
+def fresh_buffers(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """A function that gives the model new buffers with the original values; older graphs keep the older ones."""
+    originals = [(m, name, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+
+    def renew() -> None:
+        for module, name, value in originals:
+            module._buffers[name] = value.clone()
+
+    renew()
+    yield renew
+    renew()
+
+
+def gradients(entry: Entry, model: nn.Module, batch: Any, batch_norm: str, create_graph: bool) -> list[list[Tensor]]:
+    """g_d of every sub-batch, a real vector per parameter that trains."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    parts = windows(len(first_tensor(batch)), entry.num_subbatches, entry.overlap)
+    found = []
+    with fresh_buffers(model) as renew:
+        for loss in LOSSES[batch_norm](entry, model, batch, parts):
+            whole = torch.autograd.grad(
+                loss, parameters, create_graph=create_graph, retain_graph=True, materialize_grads=True, allow_unused=True
+            )
+            found.append([as_real(g.to_dense()).flatten() for g in whole])
+            if batch_norm == "subbatch":
+                renew()
+    return found
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def gram_of(vectors: list[list[Tensor]]) -> Tensor:
+    long = [torch.cat(parts) for parts in vectors]
+    return torch.stack([torch.stack([(g * h).sum() for h in long]) for g in long])
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an engine has to find.
+
+    Attributes:
+        gram: K.
+        along_weights: for each objective, <dphi/dW_k, W_k> by double backward, by parameter name; empty where torch has
+            no double backward.
+        central: the same by central differences of phi with respect to the scale of each parameter.
+    """
+
+    gram: Tensor
+    along_weights: dict[str, dict[str, float]]
+    central: dict[str, dict[str, float]]
+
+
+@contextmanager
+def plain_weight_norm() -> Iterator[None]:
+    """The second derivative of torch's own kernel is wrong where it takes norms of rows."""
+
+    def plain(v: Tensor, g: Tensor, dim: int) -> Tensor:
+        others = [other for other in range(v.ndim) if dim in (-1, None) or other != dim]
+        return v * g / v.square().sum(others, keepdim=True).sqrt()
+
+    hook_module = sys.modules["torch.nn.utils.weight_norm"]
+    with patch.object(torch, "_weight_norm", plain), patch.object(hook_module, "_weight_norm", plain):
+        yield
+
+
+def prepared(name: str) -> tuple[Entry, nn.Module, Any]:
+    entry = ENTRIES[name]
+    model, batch = entry.model(), entry.batch()
+    set_mode(model, entry.train_mode)
+    return entry, model, batch
+
+
+@functools.cache
+def truth(name: str, batch_norm: str) -> Truth:
+    """The truth of an entry of the gallery."""
+    entry, model, batch = prepared(name)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    with sdpa_kernel(SDPBackend.MATH), plain_weight_norm():
+        gram = gram_of(gradients(entry, model, batch, batch_norm, create_graph=entry.double_backward))
+        along_weights: dict[str, dict[str, float]] = {}
+        for objective, phi in PHI.items() if entry.double_backward else ():
+            derivatives = torch.autograd.grad(
+                phi(gram), list(named.values()), retain_graph=True, materialize_grads=True, allow_unused=True
+            )
+            products = [(as_real(g) * as_real(p.detach())).sum() for g, p in zip(derivatives, named.values(), strict=True)]
+            along_weights[objective] = {n: float(product) for n, product in zip(named, products, strict=True)}
+        central = central_differences(entry, model, batch, batch_norm, named)
+    return Truth(gram.detach(), along_weights, central)
+
+
+def central_differences(
+    entry: Entry, model: nn.Module, batch: Any, batch_norm: str, named: dict[str, nn.Parameter]
+) -> dict[str, dict[str, float]]:
+    """Fourth-order central differences; a short step where the gradient has kinks."""
+    step = 1e-3 if entry.smooth else 1e-6
+    found: dict[str, dict[str, float]] = {objective: {} for objective in PHI}
+    for name, parameter in named.items():
+        original = parameter.detach().clone()
+        values = {}
+        for steps in (-2, -1, 1, 2):
+            with torch.no_grad():
+                parameter.copy_(original * (1 + steps * step))
+            gram = gram_of(gradients(entry, model, batch, batch_norm, create_graph=False))
+            values[steps] = {objective: float(phi(gram)) for objective, phi in PHI.items()}
+        with torch.no_grad():
+            parameter.copy_(original)
+        for objective in PHI:
+            inner, outer = (values[i][objective] - values[-i][objective] for i in (1, 2))
+            found[objective][name] = (8 * inner - outer) / (12 * step)
+    return found
