@@ -1,0 +1,91 @@
+"""The estimators of the noise scale on synthetic gradients, whose noise and signal are known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from initopt import functional
+from initopt.measurement import Measurement
+from initopt.splitting import Windows, split_windows
+
+SIGNAL = torch.tensor([0.3, -0.2, 0.5, 0.0, 0.1], dtype=torch.float64)
+SPREAD = torch.tensor([1.0, 0.5, 2.0, 0.1, 0.7], dtype=torch.float64)
+SIGNAL_SQNORM = float(SIGNAL.square().sum())
+NOISE_TRACE = float(SPREAD.square().sum())
+DRAWS = 20_000
+
+
+def synthetic_grams(windows: Windows) -> Tensor:
+    """Gram matrices of the mean gradients of windows of samples with mean SIGNAL and variances SPREAD^2."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(DRAWS, windows.batch_size, len(SIGNAL), generator=generator, dtype=torch.float64)
+    samples = SIGNAL + SPREAD * noise
+    means = torch.stack([samples[:, window].mean(1) for window in windows.indices], 1)
+    return means @ means.mT
+
+
+def assert_mean(values: Tensor, expected: float) -> None:
+    standard_error = float(values.std()) / math.sqrt(len(values))
+    assert standard_error < 0.02 * max(NOISE_TRACE, SIGNAL_SQNORM), "too few draws to say anything"
+    assert abs(float(values.mean()) - expected) < 4 * standard_error
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "count", "overlap", "split"),
+    [
+        (16, 4, 0.0, "cyclic"),
+        (12, 12, 0.0, "cyclic"),
+        (16, 4, 0.5, "cyclic"),
+        (18, 4, 0.25, "cyclic"),
+        (15, 3, 0.9, "cyclic"),
+        (16, 4, 0.2, "published"),
+        (17, 4, 0.0, "published"),
+    ],
+)
+def test_both_estimators_are_unbiased(batch_size: int, count: int, overlap: float, split: str) -> None:
+    windows = split_windows(batch_size, count, overlap, split)
+    gram = synthetic_grams(windows)
+    assert_mean(functional.noise_trace(gram, windows.small_batch, windows.big_batch), NOISE_TRACE)
+    assert_mean(functional.signal_sqnorm(gram, windows.small_batch, windows.big_batch), SIGNAL_SQNORM)
+
+
+def test_noise_scale_of_many_draws_is_their_ratio() -> None:
+    gram = synthetic_grams(split_windows(16, 4))
+    assert float(functional.noise_scale(gram, 4)) == pytest.approx(NOISE_TRACE / SIGNAL_SQNORM, rel=0.03)
+
+
+def test_overlap_must_be_told() -> None:
+    """Windows that share samples taken for ones that do not: the estimate is far off, so the sizes matter."""
+    windows = split_windows(15, 3, 0.9)
+    naive = functional.noise_trace(synthetic_grams(windows), windows.small_batch)
+    assert abs(float(naive.mean()) - NOISE_TRACE) > 0.2 * NOISE_TRACE
+
+
+def test_a_measurement_passes_the_effective_sizes_on() -> None:
+    windows = split_windows(16, 4, 0.5)
+    gram = synthetic_grams(windows)[:2000]
+    sizes = [windows.small_batch] * len(gram), [windows.big_batch] * len(gram)
+    found = Measurement.from_grams(list(gram), *sizes, engine="recompute")
+    assert found.noise_scale == pytest.approx(float(functional.noise_scale(gram, windows.small_batch, windows.big_batch)))
+    assert abs(found.noise_scale - NOISE_TRACE / SIGNAL_SQNORM) < 4 * found.sem["noise_scale"]
+    assert 0 < found.sem["noise_scale"] < 0.2 * found.noise_scale
+
+
+def test_no_signal_gives_an_infinite_noise_scale() -> None:
+    gram = torch.eye(4, dtype=torch.float64)
+    assert float(functional.signal_sqnorm(gram, 8)) == 0
+    assert float(functional.noise_scale(gram, 8)) == math.inf
+
+
+def test_equal_gradients_have_no_noise() -> None:
+    gram = torch.full((3, 3), 4.0)
+    assert float(functional.noise_scale(gram, 8)) == 0
+    assert float(functional.signal_sqnorm(gram, 8)) == 4
+
+
+@pytest.mark.parametrize(("small", "big"), [(0, 8), (8, 8), (8, 4), (-1, 3)])
+def test_impossible_sizes(small: float, big: float) -> None:
+    with pytest.raises(ValueError, match="small_batch < big_batch"):
+        functional.noise_scale(torch.eye(2), small, big)
