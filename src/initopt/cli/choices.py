@@ -1,0 +1,84 @@
+"""The options that every command on a user's own model has, and what they make."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from initopt.checks import check_integer
+from initopt.cli.command import Request
+from initopt.cli.device import find_device
+from initopt.losses import LossFunction
+
+__all__ = ["CHOICES", "add_common_options", "make_problem"]
+
+CHOICES = {
+    "model": "class of your network, or a function that returns it, by import path, as in my_net.Net; the current folder "
+    "is searched, too. Its arguments are --model.ARG VALUE",
+    "data": "function or class whose result is an iterable of batches (a DataLoader, say), by import path; or 'digits', "
+    "the handwritten digits that come with initopt (arguments: --data.batch_size, --data.subset, ...). Its arguments are "
+    "--data.ARG VALUE",
+    "loss": "a criterion class, such as torch.nn.MSELoss, with its arguments as --loss.ARG VALUE; or a function of "
+    "(model, batch) that returns the loss. Not given: cross-entropy of (inputs, integer targets), or the .loss that the "
+    "model returns for a dict",
+}
+
+
+def add_common_options(parser: ArgumentParser) -> None:
+    """Add ``--device``, ``--threads`` and ``--seed``."""
+    group = parser.add_argument_group("where and how")
+    group.add_argument(
+        "--device", type=str, default="auto", help="cpu, cuda, cuda:1 and so on, or auto: CUDA where it is available"
+    )
+    group.add_argument(
+        "--threads", type=int | None, metavar="N", help="processor threads for PyTorch; its own choice, if not given"
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seeds PyTorch, NumPy and Python before the model is made, and again before the data are",
+    )
+
+
+def make_problem(request: Request) -> tuple[nn.Module, Iterable[Any], LossFunction | None]:
+    """The model on its device, the batches and the loss.
+
+    Raises:
+        ValueError, TypeError: if something is missing or is not what it has to be.
+    """
+    for option in ("model", "data"):
+        if option not in request.components:
+            raise ValueError(f"--{option} is missing: {CHOICES[option]}")
+    device = find_device(request.options["device"])
+    threads = request.options["threads"]
+    if threads is not None:
+        check_integer("--threads", threads, 1)
+        torch.set_num_threads(threads)
+    _seed(request.options["seed"])
+    model = request.make("model")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"--model {request.components['model'].path} gave {type(model).__name__}; it must give an nn.Module"
+        )
+    model.to(device)
+    # Again, so that the order of the data does not depend on how much the model drew.
+    _seed(request.options["seed"])
+    loss: LossFunction | None = request.make("loss")
+    if isinstance(loss, nn.Module):
+        loss.to(device)
+    return model, request.make("data"), loss
+
+
+def _seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be in [0, 2**32); got {seed}")
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

@@ -1,0 +1,64 @@
+"""What a command is, and what it is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from initopt.cli.components import Component
+
+__all__ = ["Command", "Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, understood.
+
+    Attributes:
+        components: those that were chosen, by option.
+        arguments: the arguments of each component.
+        method: name of the method.
+        options: every other option.
+        progress: whether to show a progress bar; ``None`` where that was left open.
+        config: all of it as it would stand in a YAML file.
+    """
+
+    components: Mapping[str, Component]
+    arguments: Mapping[str, Mapping[str, Any]]
+    method: str
+    options: Mapping[str, Any]
+    progress: bool | None
+    config: Mapping[str, Any] = field(repr=False)
+
+    def make(self, option: str) -> Any:
+        """The object that a component stands for, or ``None`` if none was chosen."""
+        chosen = self.components.get(option)
+        return None if chosen is None else chosen.make(self.arguments[option])
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        name: of the command.
+        summary: what it does, in a line.
+        usage: its form, without the options that can be left out.
+        description: what it does.
+        examples: command lines, shown at the end of its help.
+        choices: what has to be chosen before its options are known, with a help text each.
+        add_options: adds the options, given the name of the method.
+        run: does it.
+    """
+
+    name: str
+    summary: str
+    usage: str
+    description: str
+    examples: str
+    choices: Mapping[str, str]
+    add_options: Callable[[ArgumentParser, str], None]
+    run: Callable[[Request], None]

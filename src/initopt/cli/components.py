@@ -1,0 +1,128 @@
+"""What the user brings, by import path: a model, data and a loss."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+__all__ = ["Component", "find_component", "import_path", "short_names"]
+
+_HOMES = {"model": "initopt.zoo", "data": "initopt.data", "loss": "torch.nn.modules"}
+_EXAMPLES = {"model": "Net", "data": "batches", "loss": "loss"}
+
+
+def short_names(option: str) -> list[str]:
+    """The names that need no path, as values of an option."""
+    if option == "data":
+        return ["digits"]
+    return list(getattr(importlib.import_module(_HOMES[option]), "__all__", []))
+
+
+@dataclass(frozen=True)
+class Component:
+    """A class or function that the user chose for an option, and from which the object itself is made.
+
+    Attributes:
+        option: ``"model"``, ``"data"`` or ``"loss"``.
+        path: its import path, or short name, as the user gave it.
+        target: what was found there.
+    """
+
+    option: str
+    path: str
+    target: Callable[..., Any]
+
+    @property
+    def takes_arguments(self) -> bool:
+        """Whether it is called to make the object; a loss function is the object itself."""
+        return self.option != "loss" or inspect.isclass(self.target)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add ``--OPTION.ARG`` for each of its arguments."""
+        if not self.takes_arguments:
+            return
+        group = parser.add_argument_group(f"arguments of --{self.option} {self.path}")
+        if inspect.isclass(self.target):
+            group.add_class_arguments(self.target, self.option, as_group=False, instantiate=False, fail_untyped=False)
+        else:
+            group.add_function_arguments(self.target, self.option, as_group=False, fail_untyped=False)
+
+    def make(self, arguments: Mapping[str, Any]) -> Any:
+        """The object.
+
+        Raises:
+            ValueError: if a required argument is missing.
+        """
+        if not self.takes_arguments:
+            return self.target
+        # Those without a type pass the parser, which has None for them.
+        for name, parameter in inspect.signature(self.target).parameters.items():
+            untyped = parameter.annotation is inspect.Parameter.empty and parameter.default is inspect.Parameter.empty
+            if untyped and name in arguments and arguments[name] is None:
+                raise ValueError(f"--{self.option} {self.path} needs --{self.option}.{name}")
+        return self.target(**arguments)
+
+
+def find_component(option: str, path: str) -> Component:
+    """The component at an import path or with a short name.
+
+    Raises:
+        ValueError, ImportError: if there is none; the message says what was looked for, and where.
+    """
+    if "." not in path:
+        known = short_names(option)
+        if path in known:
+            return Component(option, path, getattr(importlib.import_module(_HOMES[option]), path))
+        few = f"a short name ({', '.join(known)}) or " if 0 < len(known) <= 20 else ""
+        raise ValueError(f"--{option} takes {few}an import path such as my_net.{_EXAMPLES[option]}; got {path!r}")
+    target = import_path(option, path)
+    if not (inspect.isclass(target) or inspect.isroutine(target)):
+        raise ValueError(f"--{option} {path}: this is an instance of {type(target).__name__}; give a class or a function")
+    return Component(option, path, target)
+
+
+def import_path(option: str, path: str) -> Any:
+    """The object at a dotted path.
+
+    An exception that a module of the user raises while it is imported is not touched.
+
+    Raises:
+        ImportError: if there is no such module, or nothing of that name in it.
+    """
+    parts = path.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise ImportError(
+            f"--{option} {path}: not an import path; it is names with dots between them, as in package.module.Name"
+        )
+    for cut in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and misses another one
+            continue
+        for place, part in enumerate(parts[cut:], start=cut):
+            if not hasattr(found, part):
+                raise ImportError(f"--{option} {path}: {_missing(part, found, '.'.join(parts[:place]))}")
+            found = getattr(found, part)
+        return found
+    near = difflib.get_close_matches(parts[0], [module.name for module in pkgutil.iter_modules()], 1, 0.75)
+    raise ImportError(
+        f"--{option} {path}: there is no module {parts[0]!r} in the current folder or among the installed packages"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+    )
+
+
+def _missing(part: str, owner: Any, owner_path: str) -> str:
+    names = [name for name in dir(owner) if not name.startswith("_")]
+    near = difflib.get_close_matches(part, names, 1)
+    where = f" ({owner.__file__})" if getattr(owner, "__file__", None) else ""
+    return f"{owner_path}{where} has no {part!r}" + (f"; did you mean {near[0]!r}?" if near else "")

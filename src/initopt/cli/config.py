@@ -1,0 +1,84 @@
+"""YAML files of options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["Config", "as_yaml", "read_configs", "write_yaml"]
+
+
+@dataclass
+class Config:
+    """Options from files.
+
+    Attributes:
+        chosen: the import path of each component that a file chose, and the method.
+        options: every other option by its name on the command line; arguments of a component are ``"model.ARG"``.
+    """
+
+    chosen: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def choose(self, option: str, path: str) -> None:
+        """Choose a component; arguments that were for another one are dropped."""
+        if self.chosen.get(option, path) != path:
+            self.options = {name: value for name, value in self.options.items() if not name.startswith(f"{option}.")}
+        self.chosen[option] = path
+
+
+def read_configs(files: Iterable[str], components: Iterable[str]) -> Config:
+    """Read YAML files, of which a later one overrides the earlier ones.
+
+    A component is its import path, or ``{class_path: PATH, init_args: {ARG: VALUE}}``.
+
+    Raises:
+        ValueError: if a file is not there or not of this form; the message names it.
+    """
+    config = Config()
+    for name in files:
+        values = _read(Path(name))
+        for option in components:
+            value = values.pop(option, None)
+            if value is None:
+                continue
+            if isinstance(value, str):
+                value = {"class_path": value}
+            if not isinstance(value, dict) or "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
+                raise ValueError(
+                    f"{name}: {option} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; "
+                    f"got {value!r}"
+                )
+            config.choose(option, value["class_path"])
+            arguments = value.get("init_args") or {}
+            config.options |= {f"{option}.{argument}": given for argument, given in arguments.items()}
+        if "method" in values:
+            config.chosen["method"] = str(values.pop("method"))
+        config.options |= values
+    return config
+
+
+def as_yaml(options: Mapping[str, Any]) -> str:
+    """Options as a YAML file holds them."""
+    return str(yaml.safe_dump(dict(options), sort_keys=False))
+
+
+def write_yaml(path: Path, options: Mapping[str, Any]) -> None:
+    """Write a file that :func:`read_configs` reads."""
+    path.write_text(as_yaml(options), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path} must hold options, a line each, as in 'steps: 100'; got {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}

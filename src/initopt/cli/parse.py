@@ -1,0 +1,142 @@
+"""From command-line arguments to a request.
+
+In two passes: what ``--model``, ``--data``, ``--loss`` and ``--method`` chose, on the command line or in a file, decides
+which options there are for the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from initopt.cli.command import Command, Request
+from initopt.cli.components import Component, find_component
+from initopt.cli.config import Config, as_yaml, read_configs
+from initopt.cli.help import HelpFormatter
+from initopt.methods import METHODS
+
+__all__ = ["parse"]
+
+_METAVARS = {"model": "PATH", "data": "PATH", "loss": "PATH", "method": "NAME"}
+
+
+def parse(command: Command, argv: Sequence[str]) -> Request | None:
+    """The request, or ``None`` if it was only to print something, which is done.
+
+    Raises:
+        argparse.ArgumentError, ValueError, ImportError: for what cannot be understood; the message says why.
+    """
+    flags, rest = _first_pass(command).parse_known_args(argv)
+    config = read_configs(flags.config or [], [name for name in command.choices if name != "method"])
+    for name in command.choices:
+        if getattr(flags, name) is not None:
+            config.choose(name, getattr(flags, name))
+    method = config.chosen.pop("method", "nio")
+    if method not in METHODS:
+        raise ValueError(f"unknown --method {method!r}; known are {', '.join(map(repr, METHODS))}")
+    components = {name: find_component(name, path) for name, path in config.chosen.items()}
+    if flags.help:
+        parser = _empty_parser(command)
+        _add_choices(command, parser)
+        _add_second_pass(command, parser, method, components)
+        _add_general(command, parser)
+        parser.print_help()
+        return None
+    parser = _empty_parser(command)
+    _add_second_pass(command, parser, method, components)
+    parsed = parser.parse_args([*_as_flags(config), *rest])
+    shown = _as_config(command, method, components, yaml.safe_load(parser.dump(parsed, skip_none=False)) or {})
+    if flags.print_config:
+        print(as_yaml(shown), end="")
+        return None
+    made = parser.instantiate(parsed)
+    arguments = {name: dict(vars(made.pop(name))) if name in made else {} for name in components}
+    return Request(components, arguments, method, dict(vars(made)), _progress(flags), shown)
+
+
+def _first_pass(command: Command) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"initopt {command.name}", add_help=False, allow_abbrev=False, exit_on_error=False
+    )
+    _add_choices(command, parser)
+    _add_general(command, parser)
+    return parser
+
+
+def _add_choices(command: Command, parser: argparse.ArgumentParser) -> None:
+    if command.choices:
+        group = parser.add_argument_group("what to work on")
+        for name, text in command.choices.items():
+            group.add_argument(f"--{name}", metavar=_METAVARS[name], help=text)
+
+
+def _add_general(command: Command, parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("general")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="a YAML file of options; what the command line says overrides it",
+    )
+    group.add_argument("--print_config", action="store_true", help="print all options as YAML, and do no more")
+    if command.choices:
+        bar = group.add_mutually_exclusive_group()
+        bar.add_argument("--progress", action="store_true", help="show a progress bar even if this is no terminal")
+        bar.add_argument("--quiet", action="store_true", help="show no progress bar even if this is a terminal")
+    group.add_argument("--debug", action="store_true", help="show the traceback of every error, as INITOPT_DEBUG=1 does")
+    group.add_argument("-h", "--help", action="store_true", help="show this text, with the arguments of what was chosen")
+
+
+def _empty_parser(command: Command) -> ArgumentParser:
+    return ArgumentParser(
+        prog=f"initopt {command.name}",
+        usage=command.usage,
+        description=command.description,
+        epilog=command.examples,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        add_help=False,
+        allow_abbrev=False,
+        print_config=None,
+    )
+
+
+def _add_second_pass(command: Command, parser: ArgumentParser, method: str, components: dict[str, Component]) -> None:
+    for component in components.values():
+        component.add_arguments(parser)
+    command.add_options(parser, method)
+
+
+def _progress(flags: argparse.Namespace) -> bool | None:
+    if getattr(flags, "progress", False):
+        return True
+    return False if getattr(flags, "quiet", False) else None
+
+
+def _as_flags(config: Config) -> list[str]:
+    return [f"--{name}={_as_text(value)}" for name, value in config.options.items()]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
+
+
+def _as_config(command: Command, method: str, components: dict[str, Component], options: dict[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name in command.choices:
+        if name == "method":
+            shown[name] = method
+        elif name in components:
+            arguments = options.pop(name, None)
+            path = components[name].path
+            shown[name] = {"class_path": path, "init_args": arguments} if arguments else path
+        else:
+            shown[name] = None
+    return shown | options

@@ -1,0 +1,88 @@
+"""Figures as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from initopt.measurement import STATISTICS, Measurement
+
+__all__ = ["comparison", "figures", "in_words", "largest_moves"]
+
+_TITLES = {
+    "grad_cosine": "GradCosine",
+    "grad_norm": "gradient norm",
+    "grad_variance": "gradient variance",
+    "noise_scale": "noise scale (samples)",
+}
+
+
+def figures(measurement: Measurement) -> str:
+    """A table of the figures with their standard errors."""
+    rows = [[_TITLES[name], *_figure(measurement, name)] for name in STATISTICS]
+    return _table(["", "mean", "std. error"], rows) + f"\n{_over(measurement)}"
+
+
+def comparison(before: Measurement, after: Measurement) -> str:
+    """A table of the figures before and after, with their standard errors."""
+    rows = [[_TITLES[name], *_figure(before, name), *_figure(after, name)] for name in STATISTICS]
+    return _table(["", "before", "std. error", "after", "std. error"], rows) + f"\n{_over(before)}"
+
+
+def in_words(measurement: Measurement) -> str:
+    """What the GradCosine of a measurement says, in a sentence, with no more certainty than its standard error allows."""
+    value, error = measurement.grad_cosine, measurement.sem["grad_cosine"]
+    if not math.isnan(error) and abs(value) <= 2 * error:
+        return (
+            "GradCosine cannot be told from 0 within its error: as far as these batches show, the sub-batches pull the "
+            "weights in unrelated directions."
+        )
+    if value < 0:
+        return "The sub-batches pull the weights in opposing directions: a step that helps one tends to harm another."
+    if value < 0.2:
+        return "The sub-batches pull the weights in nearly unrelated directions: a step that helps one helps others little."
+    if value < 0.7:
+        return "The sub-batches agree in part on where the weights should go."
+    return "The sub-batches agree closely on where the weights should go: a step that helps one helps the others."
+
+
+def largest_moves(scales: dict[str, float], count: int = 5) -> str:
+    """The scales that are furthest from 1, as factors."""
+
+    def distance(scale: float) -> float:
+        return abs(math.log(scale)) if scale > 0 else math.inf
+
+    moved = sorted(scales.items(), key=lambda item: -distance(item[1]))[:count]
+    return _table(["", "scale"], [[name, f"{scale:.3f}"] for name, scale in moved])
+
+
+def _figure(measurement: Measurement, name: str) -> list[str]:
+    return [_number(getattr(measurement, name), 4), _number(measurement.sem[name], 2)]
+
+
+def _number(value: float, digits: int) -> str:
+    if math.isnan(value):
+        return "-"
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < 1e6 else text
+
+
+def _over(measurement: Measurement) -> str:
+    count, subbatches = measurement.gram.shape[:2]
+    sizes = sorted({round(size) for size in measurement.small_batch})
+    size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    batches = "1 batch" if count == 1 else f"{count} batches"
+    return f"over {batches}, each in {subbatches} sub-batches of {size} samples"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns with the first flush left and the others flush right."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [head, *rows]
+    ]
+    return "\n".join(f"  {line.rstrip()}" for line in lines)

@@ -1,0 +1,119 @@
+"""``initopt run``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+import initopt
+from initopt.cli.choices import CHOICES, add_common_options, make_problem
+from initopt.cli.command import Command, Request
+from initopt.cli.components import import_path
+from initopt.cli.config import write_yaml
+from initopt.cli.report import comparison, largest_moves
+from initopt.methods import METHODS
+from initopt.result import Result
+from initopt.storage import write_file
+
+__all__ = ["RUN"]
+
+_OWN_OPTIONS = {"device", "threads", "out"}
+_FILES = {
+    "result.json": "history, scales, options and measurements",
+    "weights.safetensors": "the optimized weights",
+    "grams.safetensors": "the Gram matrices of the measurements",
+    "plot.png": "the run as a picture",
+    "config.yaml": "all options of this run, for --config",
+}
+
+
+def _add_options(parser: ArgumentParser, method: str) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out",
+        type=Path | None,
+        metavar="DIR",
+        help="folder for the result; a folder that holds an earlier result is replaced, any other is refused",
+    )
+    group = parser.add_argument_group(f"options of --method {method}")
+    # Its entry point of the same name has the documentation.
+    group.add_function_arguments(
+        getattr(initopt, method),
+        as_group=False,
+        skip={"model", "batches", "loss_fn", "seed", "progress", "callbacks"},
+        fail_untyped=False,
+    )
+    add_common_options(parser)
+
+
+def _run(request: Request) -> None:
+    out = _checked_folder(request.options["out"])
+    options = {name: value for name, value in request.options.items() if name not in _OWN_OPTIONS}
+    checkpoint = options["checkpoint"]
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        raise ValueError(f"--checkpoint {checkpoint} is a folder; give the path of a file")
+    objective = options.get("objective")
+    if isinstance(objective, str) and "." in objective:
+        options["objective"] = import_path("objective", objective)
+    model, batches, loss = make_problem(request)
+    result = initopt.optimize(model, batches, loss, method=request.method, progress=request.progress, **options)
+    if result.before is not None and result.after is not None:
+        print(comparison(result.before, result.after))
+    print("\nScales that moved most (new weights = scale * old weights):")
+    print(largest_moves(result.scales))
+    steps = f"{len(result.history)} step{'s' if len(result.history) != 1 else ''}"
+    print(f"\n{result.method}: {steps} in {result.seconds:.1f} s; gradients by the engine {result.engine!r}")
+    _save(result, out, request.config)
+    print(f"\n{out}/")
+    for name, what in _FILES.items():
+        if (out / name).exists():
+            print(f"  {name:20} {what}")
+    print(f'\nLoad the weights into your model:\n  initopt.Result.load("{out}").apply(model)')
+
+
+def _checked_folder(out: Path | None) -> Path:
+    """The folder, known to be writable before hours of work go into it."""
+    if out is None:
+        raise ValueError("--out DIR is missing: the folder for the result")
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "result.json").is_file())):
+        raise FileExistsError(f"--out {out} exists and holds no earlier result; choose another folder or remove it first")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"--out {out}: {parent} is no folder that can be written to")
+    return out
+
+
+def _save(result: Result, out: Path, config: Any) -> None:
+    result.save(out)
+    figure = result.plot()
+    write_file(out / "plot.png", lambda temporary: figure.savefig(temporary, format="png"))
+    write_file(out / "config.yaml", lambda temporary: write_yaml(temporary, config))
+
+
+RUN = Command(
+    name="run",
+    summary="improve the initial weights of a network, and write them into a folder",
+    usage="initopt run --model PATH [--model.ARG VALUE ...]\n"
+    "                   --data PATH [--data.ARG VALUE ...] --out DIR [options]",
+    description="""\
+Improve the initial weights of a network before its first training step.
+
+The network is made, a few batches are held back, the method takes its steps on
+the others, and the batches held back are measured with the old and the new
+weights. The new weights, the history, a picture and all options go into the
+folder --out.""",
+    examples="""\
+examples:
+  initopt run --model my_net.Net --model.depth 20 --data digits --out result
+  initopt run --config run.yaml --steps 200 --out result
+  initopt run --model my_net.Net --data digits --print_config > run.yaml
+
+Then, before training:
+  initopt.Result.load("result").apply(model)""",
+    choices=CHOICES | {"method": f"how to improve the weights: {', '.join(METHODS)} (default: nio)"},
+    add_options=_add_options,
+    run=_run,
+)
