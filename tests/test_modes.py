@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import initopt
+from initopt.modes import BufferGuard, math_attention, measuring
+
+
+def measure(model: nn.Module, batch: Any, **options: Any) -> Tensor:
+    return initopt.measure(model, [batch], num_subbatches=2, **options).gram[0]
+
+
+def batch_of(size: int = 16) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(size, 6, generator=generator) + 2, torch.randint(3, (size,), generator=generator)
+
+
+def normed(norm: nn.Module, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), norm, nn.Tanh(), nn.Linear(8, 3))
+
+
+def with_statistics(model: nn.Sequential, mean: float, variance: float) -> nn.Sequential:
+    model[1].running_mean.fill_(mean)
+    model[1].running_var.fill_(variance)
+    return model
+
+
+MODES = ("subbatch", "batch")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("train_mode", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_running_statistics_are_neither_used_nor_changed(mode: str, train_mode: bool, training: bool) -> None:
+    options = {"batch_norm": mode, "train_mode": train_mode}
+    plain = measure(with_statistics(normed(nn.BatchNorm1d(8)), 0, 1).train(training), batch_of(), **options)
+    model = with_statistics(normed(nn.BatchNorm1d(8)), 5, 9).train(training)
+    torch.testing.assert_close(measure(model, batch_of(), **options), plain, rtol=1e-6, atol=0)
+    initopt.nio(model, [batch_of()], steps=2, measure_steps=0, num_subbatches=2, **options)
+    assert model[1].running_mean.tolist() == [5] * 8
+    assert model[1].running_var.tolist() == [9] * 8
+    assert int(model[1].num_batches_tracked) == 0
+    assert model[1].track_running_stats
+    assert model[1].momentum == 0.1
+    assert model.training == model[1].training == training
+
+
+def test_instance_norm_statistics_are_neither_used_nor_changed() -> None:
+    def make(mean: float) -> nn.Sequential:
+        torch.manual_seed(0)
+        norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+        norm.running_mean.fill_(mean)
+        return nn.Sequential(nn.Conv1d(1, 4, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
+
+    inputs, targets = batch_of()
+    batch = inputs[:, None], targets
+    plain, model = measure(make(0), batch), make(3).eval()
+    torch.testing.assert_close(measure(model, batch), plain, rtol=1e-6, atol=0)
+    assert model[1].running_mean.tolist() == [3] * 4
+    assert int(model[1].num_batches_tracked) == 0
+    assert model[1].momentum == 0.1
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_a_frozen_norm_stays_frozen(train_mode: bool) -> None:
+    """Put into evaluation mode inside a model in training mode, it uses its running statistics."""
+
+    def frozen(mean: float) -> nn.Sequential:
+        model = with_statistics(normed(nn.BatchNorm1d(8)), mean, 2)
+        model[1].eval()
+        return model
+
+    found = measure(frozen(0.5), batch_of(), train_mode=train_mode)
+    assert not torch.allclose(found, measure(frozen(1.5), batch_of(), train_mode=train_mode))
+
+    model = frozen(0.5)
+    affine = normed(nn.Identity())
+    norm = model[1]
+    affine[1].forward = lambda x: F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    affine[1].register_parameter("weight", norm.weight)
+    affine[1].register_parameter("bias", norm.bias)
+    torch.testing.assert_close(found, measure(affine, batch_of()), rtol=1e-5, atol=0)
+    assert not norm.training
+
+
+def test_a_norm_in_a_model_in_evaluation_mode_is_not_taken_for_frozen() -> None:
+    model = with_statistics(normed(nn.BatchNorm1d(8)), 5, 9)
+    in_training = measure(model.train(), batch_of())
+    torch.testing.assert_close(measure(model.eval(), batch_of()), in_training, rtol=1e-6, atol=0)
+
+
+def test_sub_batch_statistics_are_those_of_the_sub_batch() -> None:
+    """A shift of one sub-batch's inputs is invisible to it alone, and visible when the whole batch normalizes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
+    inputs, targets = batch_of()
+    inputs = inputs.double()
+    shifted = inputs.clone()
+    shifted[:8] += 3
+    apart = [measure(model, (x, targets)) for x in (inputs, shifted)]
+    coupled = [measure(model, (x, targets), batch_norm="batch") for x in (inputs, shifted)]
+    torch.testing.assert_close(*apart, rtol=1e-7, atol=0)
+    assert not torch.allclose(*coupled, rtol=0.1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dropout_is_off_unless_asked_for(mode: str) -> None:
+    without, dropping = normed(nn.Identity()), normed(nn.Dropout(0.5))
+    plain = measure(without, batch_of(), batch_norm=mode)
+    torch.testing.assert_close(measure(dropping, batch_of(), batch_norm=mode), plain)
+    noisy = measure(dropping, batch_of(), batch_norm=mode, train_mode=True)
+    assert not torch.allclose(noisy, plain, rtol=0.01)
+
+
+def test_noise_is_the_same_each_time_and_differs_between_batches() -> None:
+    model = normed(nn.Dropout(0.5))
+    torch.manual_seed(4)
+    first = initopt.measure(model, [batch_of()] * 2, num_subbatches=2, train_mode=True).gram
+    second = initopt.measure(model, [batch_of()] * 2, num_subbatches=2, train_mode=True).gram
+    assert torch.equal(first, second)
+    assert not torch.allclose(first[0], first[1])
+    torch.manual_seed(5)
+    assert not torch.allclose(initopt.measure(model, [batch_of()] * 2, num_subbatches=2, train_mode=True).gram, first)
+
+
+def test_modules_see_the_mode_they_are_promised() -> None:
+    model = nn.ModuleDict(
+        {"norm": nn.BatchNorm1d(2), "frozen": nn.BatchNorm1d(2), "dropout": nn.Dropout(), "sub": normed(nn.GELU())}
+    )
+    model["frozen"].eval()
+    model["sub"].eval()
+
+    def flags() -> dict[str, bool]:
+        return {name: module.training for name, module in model.items()}
+
+    before = flags()
+    with measuring(model):
+        assert flags() == {"norm": True, "frozen": False, "dropout": False, "sub": False}
+    assert flags() == before
+    with measuring(model, train_mode=True):
+        assert flags() == {"norm": True, "frozen": False, "dropout": True, "sub": False}
+    assert flags() == before
+    model.eval()
+    with measuring(model, train_mode=True):
+        assert flags() == {"norm": True, "frozen": True, "dropout": True, "sub": True}
+    assert not any(flags().values())
+
+
+def test_modes_are_put_back_after_an_exception() -> None:
+    model = normed(nn.BatchNorm1d(8))
+
+    def fail() -> None:
+        with measuring(model):
+            assert not model.training
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert all(module.training for module in model.modules())
+    assert model[1].track_running_stats
+
+
+def backends() -> tuple[bool, bool, bool]:
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
+
+
+class Attention(nn.Module):
+    def __init__(self, seen: list[tuple[bool, bool, bool]]) -> None:
+        super().__init__()
+        self.project, self.head, self.seen = nn.Linear(1, 6), nn.Linear(2, 3), seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(backends())
+        query, key, value = self.project(x[..., None]).chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(query, key, value).mean(1))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fails", [False, True])
+def test_attention_backends_are_put_back(mode: str, fails: bool) -> None:
+    before = backends()
+    assert before[0]
+    seen: list[tuple[bool, bool, bool]] = []
+    model = Attention(seen)
+    inputs, targets = batch_of()
+    if fails:
+        with pytest.raises(initopt.NonFiniteError):
+            initopt.measure(model, [(inputs * torch.nan, targets)], num_subbatches=2, batch_norm=mode)
+    else:
+        initopt.nio(model, [(inputs, targets)], steps=1, measure_steps=0, num_subbatches=2, batch_norm=mode)
+    assert seen
+    assert set(seen) == {(False, False, True)}
+    assert backends() == before
+
+
+def test_math_attention_has_a_second_derivative() -> None:
+    x = torch.randn(1, 1, 4, 8, requires_grad=True)
+
+    def slope() -> Tensor:
+        return torch.autograd.grad(F.scaled_dot_product_attention(x, x, x).sum(), x, create_graph=True)[0].square().sum()
+
+    with math_attention():
+        assert torch.autograd.grad(slope(), x)[0].isfinite().all()
+    with pytest.raises(RuntimeError, match="not implemented"):
+        torch.autograd.grad(slope(), x)
+
+
+def test_buffers_are_put_back_whether_written_or_replaced() -> None:
+    model = nn.Module()
+    model.register_buffer("written", torch.zeros(2))
+    model.register_buffer("replaced", torch.zeros(2))
+    model.register_buffer("removed", torch.zeros(2))
+    model.register_buffer("empty", None)
+    held = dict(model.named_buffers())
+    guard = BufferGuard(model)
+    for _ in range(2):
+        model.written.add_(1)
+        model.replaced = torch.ones(2)
+        model.removed = None
+        model.empty = torch.ones(1)
+        model.register_buffer("added", torch.ones(2))
+        guard.put_back()
+        assert model.empty is None
+        assert dict(model.named_buffers()).keys() == held.keys()
+        for name, buffer in model.named_buffers():
+            assert buffer is held[name]
+            assert buffer.tolist() == [0, 0]
+
+
+def test_writes_past_the_version_counter_are_found_when_everything_is_put_back() -> None:
+    model = nn.Module()
+    model.register_buffer("written", torch.zeros(2))
+    guard = BufferGuard(model)
+    model.written.numpy()[:] = 1
+    guard.put_back(everything=True)
+    assert model.written.tolist() == [0, 0]
