@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import math
+import stat
 
 import pytest
 import torch
@@ -90,6 +91,9 @@ class TestRunDemo:
         }
         assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
         assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+    def test_folders_can_be_entered_by_their_owner(self, output, folder):
+        assert all(path.stat().st_mode & stat.S_IXUSR for path in (folder, folder / "seed-0", folder / "seed-1"))
 
     def test_results_load_into_the_network(self, output, folder):
         model = create_model(seed=1)
