@@ -12,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["plain", "read_json", "write_file", "write_folder", "write_json"]
+__all__ = ["check_replaceable", "plain", "read_json", "write_file", "write_folder", "write_json"]
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -28,6 +28,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     try:
         os.close(handle)
         write(temporary)
+        _share(temporary, 0o666)
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -44,14 +45,14 @@ def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None
     Raises:
         FileExistsError: if something else is there.
     """
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / marker).is_file())):
-        raise FileExistsError(f"{path} exists and was not written by initopt; choose another folder or remove it first")
+    check_replaceable(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         write(temporary)
-        temporary.chmod(0o755)
+        _share(temporary, 0o777)
         for file in temporary.iterdir():
+            _share(file, 0o666)
             _sync(file)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
@@ -63,6 +64,23 @@ def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_replaceable(path: Path, marker: str) -> None:
+    """Refuse a folder that :func:`write_folder` would not replace.
+
+    Raises:
+        FileExistsError: if something is there that is neither an empty folder nor one with the file ``marker``.
+    """
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / marker).is_file())):
+        raise FileExistsError(f"{path} exists and was not written by initopt; choose another folder or remove it first")
+
+
+def _share(path: Path, mode: int) -> None:
+    """Give a path the mode that the user's umask leaves; that of temporary files is for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
 
 
 def _sync(path: Path) -> None:
