@@ -41,7 +41,8 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
         rich.progress.TimeRemainingColumn(),
         rich.progress.TextColumn("{task.fields[figures]}"),
     )
-    with rich.progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True, force_terminal=progress)
+    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(doing, total=total, completed=done, figures="")
 
         def report(gram: Tensor) -> None:
