@@ -16,7 +16,7 @@ from initopt.cli.config import write_yaml
 from initopt.cli.report import comparison, largest_moves
 from initopt.methods import METHODS
 from initopt.result import Result
-from initopt.storage import write_file
+from initopt.storage import check_replaceable, write_file
 
 __all__ = ["RUN"]
 
@@ -78,8 +78,7 @@ def _checked_folder(out: Path | None) -> Path:
     """The folder, known to be writable before hours of work go into it."""
     if out is None:
         raise ValueError("--out DIR is missing: the folder for the result")
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "result.json").is_file())):
-        raise FileExistsError(f"--out {out} exists and holds no earlier result; choose another folder or remove it first")
+    check_replaceable(out, marker="result.json")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"--out {out}: {parent} is no folder that can be written to")
