@@ -125,7 +125,7 @@ class TestRunDemo:
         with contextlib.redirect_stdout(stream):
             run_demo(tmp_path / "out", seeds=1, epochs=1, nio_steps=1)
             stream.flush()
-        assert "mean +- standard deviation" in stream.buffer.getvalue().decode()
+        assert "mean +- standard error over batches" in stream.buffer.getvalue().decode()
 
     def test_refuses_a_foreign_folder_before_any_work(self, tmp_path, monkeypatch):
         monkeypatch.setattr("initopt.demo.run.run_seed", None)

@@ -13,7 +13,7 @@ from initopt.demo.experiment import Experiment
 from initopt.demo.recipe import BATCH_SIZE, DEPTH, LEARNING_RATE, MOMENTUM, WIDTH
 from initopt.demo.spread import Spread
 from initopt.demo.starts import STARTS
-from initopt.demo.verdict import verdict
+from initopt.demo.verdict import counted, verdict
 
 __all__ = ["introduce", "report", "shown_epochs"]
 
@@ -22,9 +22,9 @@ def introduce(console: Console, seeds: int, epochs: int, nio_steps: int) -> None
     """Say what is about to be done."""
     console.print(
         f"A plain tanh network ({DEPTH} layers, {WIDTH} wide, no normalization) learns to read digits of 8 x 8 pixels: "
-        f"{epochs} epochs of SGD (batch {BATCH_SIZE}, learning rate {LEARNING_RATE:g}, momentum {MOMENTUM:g}) from "
-        f"PyTorch's default weights, from Xavier's, which suit tanh, and from the default weights rescaled by {nio_steps} "
-        f"steps of NIO. Same batches in the same order for all three; {seeds} seed{'s' * (seeds != 1)}.",
+        f"{counted(epochs, 'epoch')} of SGD (batch {BATCH_SIZE}, learning rate {LEARNING_RATE:g}, momentum {MOMENTUM:g}) from "
+        f"PyTorch's default weights, from Xavier's, which suit tanh, and from the default weights rescaled by "
+        f"{counted(nio_steps, 'step')} of NIO. Same batches in the same order for all three; {counted(seeds, 'seed')}.",
         highlight=False,
     )
 
@@ -56,6 +56,10 @@ def shown_epochs(epochs: int) -> list[int]:
     return sorted({epoch for epoch in series if epoch < epochs} | {epochs})
 
 
+def _over_seeds(experiment: Experiment, sign: str) -> str:
+    return f", mean {sign} standard deviation over seeds" if len(experiment.runs) > 1 else ", one seed"
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(columns[0], no_wrap=True)
@@ -74,7 +78,7 @@ def _accuracies(experiment: Experiment, sign: str) -> tuple[str, Table]:
         cells = [_pair(100 * s.mean, 100 * s.std, sign, ".1f") for s in (experiment.accuracy(x, epoch) for x in STARTS)]
         gain = experiment.gain(epoch)
         table.add_row(str(epoch), *cells, _pair(100 * gain.mean, 100 * gain.std, sign, "+.1f"))
-    return f"Test accuracy in %, mean {sign} standard deviation over seeds", table
+    return f"Test accuracy in %{_over_seeds(experiment, sign)}", table
 
 
 def _gradients(experiment: Experiment, sign: str) -> tuple[str, Table]:
@@ -88,7 +92,7 @@ def _gradients(experiment: Experiment, sign: str) -> tuple[str, Table]:
             errors = [found.sem[figure] for found in (result.before, result.after) if found is not None]
         table.add_row(name, *(_pair(m.mean, e, sign, form) for m, e in zip(means, errors, strict=True)))
     over = "seeds" if several else "batches"
-    return f"Gradients on training batches that NIO did not see, mean {sign} std. error over {over}", table
+    return f"Gradients on held-back training batches, mean {sign} standard error over {over}", table
 
 
 def _seconds(experiment: Experiment, sign: str) -> tuple[str, Table]:
@@ -96,6 +100,8 @@ def _seconds(experiment: Experiment, sign: str) -> tuple[str, Table]:
     nio = Spread.of([run.result.seconds for run in experiment.runs])
     training = Spread.of([run.curves["nio"].seconds for run in experiment.runs])
     steps = len(experiment.runs[0].result.history)
-    table.add_row(f"NIO, {steps} steps, and measuring before and after", _pair(nio.mean, nio.std, sign, ".2f"))
-    table.add_row(f"training, {experiment.epochs} epochs, one start", _pair(training.mean, training.std, sign, ".2f"))
-    return f"Time, mean {sign} standard deviation over seeds", table
+    table.add_row(f"NIO, {counted(steps, 'step')}, and measuring before and after", _pair(nio.mean, nio.std, sign, ".2f"))
+    table.add_row(
+        f"training, {counted(experiment.epochs, 'epoch')}, one start", _pair(training.mean, training.std, sign, ".2f")
+    )
+    return f"Time{_over_seeds(experiment, sign)}", table

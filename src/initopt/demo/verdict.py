@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from initopt.demo.experiment import Experiment
 
-__all__ = ["verdict"]
+__all__ = ["counted", "verdict"]
 
 
 def verdict(experiment: Experiment) -> str:
@@ -23,7 +23,7 @@ def verdict(experiment: Experiment) -> str:
     gain = experiment.gain(last)
     default, nio = (f"{experiment.accuracy(start, last).mean:.1%}" for start in ("default", "nio"))
     reads = (
-        f"After {last} epoch{'s' * (last != 1)} the network reads {default} of the test digits rightly from the default "
+        f"After {counted(last, 'epoch')} the network reads {default} of the test digits rightly from the default "
         f"start and {nio} from NIO's"
     )
     if gain.count == 1:
@@ -37,6 +37,15 @@ def verdict(experiment: Experiment) -> str:
     return f"{reads} ({interval}), so NIO helped{_head_start(experiment)}."
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "seed"), counted(2, "seed")
+    ('1 seed', '2 seeds')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
 
@@ -48,4 +57,4 @@ def _head_start(experiment: Experiment) -> str:
     reached = next((e for e in range(1, last + 1) if experiment.accuracy("nio", e).mean >= goal), last)
     if reached == last:
         return ""
-    return f"; what the default start reached after {last} epochs, NIO's reached after {reached}"
+    return f"; what the default start reached after {counted(last, 'epoch')}, NIO's reached after {reached}"
