@@ -52,7 +52,7 @@ def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None
         write(temporary)
         _share(temporary, 0o777)
         for file in temporary.iterdir():
-            _share(file, 0o666)
+            _share(file, 0o777 if file.is_dir() else 0o666)
             _sync(file)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
