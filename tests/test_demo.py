@@ -130,13 +130,13 @@ class TestRunDemo:
     def test_refuses_a_foreign_folder_before_any_work(self, tmp_path, monkeypatch):
         monkeypatch.setattr("initopt.demo.run.run_seed", None)
         (tmp_path / "results.json").write_text("{}")
-        with pytest.raises(FileExistsError, match=r"was not written by the demo; choose another folder or remove it first"):
+        with pytest.raises(FileExistsError, match=r"was not written by initopt; choose another folder or remove it first"):
             run_demo(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
     def test_refuses_a_file(self, tmp_path):
         (tmp_path / "file").write_text("mine")
-        with pytest.raises(FileExistsError, match="was not written by the demo"):
+        with pytest.raises(FileExistsError, match="was not written by initopt"):
             run_demo(tmp_path / "file")
 
     def test_leaves_nothing_when_interrupted(self, tmp_path, monkeypatch):

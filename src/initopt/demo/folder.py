@@ -8,7 +8,7 @@ from pathlib import Path
 from initopt.demo.experiment import Experiment
 from initopt.demo.picture import save_picture
 from initopt.demo.record import to_record
-from initopt.storage import write_folder, write_json
+from initopt.storage import check_replaceable, write_folder, write_json
 
 __all__ = ["check_folder", "save_experiment"]
 
@@ -22,9 +22,7 @@ def check_folder(folder: Path) -> None:
         FileExistsError: if something is there that no demo wrote.
         PermissionError: if its parent is not writable.
     """
-    ours = folder.is_dir() and ((folder / _MARKER).is_file() or not any(folder.iterdir()))
-    if os.path.lexists(folder) and not ours:
-        raise FileExistsError(f"{folder} exists and was not written by the demo; choose another folder or remove it first")
+    check_replaceable(folder, _MARKER)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(folder.parent, os.W_OK):
         raise PermissionError(f"{folder.parent} is not writable; choose another folder")

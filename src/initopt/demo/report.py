@@ -22,8 +22,8 @@ def introduce(console: Console, seeds: int, epochs: int, nio_steps: int) -> None
     """Say what is about to be done."""
     console.print(
         f"A plain tanh network ({DEPTH} layers, {WIDTH} wide, no normalization) learns to read digits of 8 x 8 pixels: "
-        f"{counted(epochs, 'epoch')} of SGD (batch {BATCH_SIZE}, learning rate {LEARNING_RATE:g}, momentum {MOMENTUM:g}) from "
-        f"PyTorch's default weights, from Xavier's, which suit tanh, and from the default weights rescaled by "
+        f"{counted(epochs, 'epoch')} of SGD (batch {BATCH_SIZE}, learning rate {LEARNING_RATE:g}, momentum {MOMENTUM:g}) "
+        f"from PyTorch's default weights, from Xavier's, which suit tanh, and from the default weights rescaled by "
         f"{counted(nio_steps, 'step')} of NIO. Same batches in the same order for all three; {counted(seeds, 'seed')}.",
         highlight=False,
     )
@@ -99,9 +99,7 @@ def _seconds(experiment: Experiment, sign: str) -> tuple[str, Table]:
     table = _table("per seed", "seconds")
     nio = Spread.of([run.result.seconds for run in experiment.runs])
     training = Spread.of([run.curves["nio"].seconds for run in experiment.runs])
-    steps = len(experiment.runs[0].result.history)
-    table.add_row(f"NIO, {counted(steps, 'step')}, and measuring before and after", _pair(nio.mean, nio.std, sign, ".2f"))
-    table.add_row(
-        f"training, {counted(experiment.epochs, 'epoch')}, one start", _pair(training.mean, training.std, sign, ".2f")
-    )
+    steps, epochs = counted(len(experiment.runs[0].result.history), "step"), counted(experiment.epochs, "epoch")
+    table.add_row(f"NIO, {steps}, and measuring before and after", _pair(nio.mean, nio.std, sign, ".2f"))
+    table.add_row(f"training, {epochs}, one start", _pair(training.mean, training.std, sign, ".2f"))
     return f"Time{_over_seeds(experiment, sign)}", table
