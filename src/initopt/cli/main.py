@@ -47,8 +47,8 @@ def _top_level() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="initopt",
         usage="initopt COMMAND [options]",
-        description="Measure how good a network's starting point is on its own data, and improve it\n"
-        f"before the first training step.\n\ncommands:\n{lines}",
+        description="Measure how good a network's starting point is on its own data, and\n"
+        f"improve it before the first training step.\n\ncommands:\n{lines}",
         epilog="'initopt COMMAND --help' describes a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

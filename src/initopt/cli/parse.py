@@ -49,7 +49,7 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     parser = _empty_parser(command)
     _add_second_pass(command, parser, method, components)
     parsed = parser.parse_args([*_as_flags(config), *rest])
-    shown = _as_config(command, method, components, yaml.safe_load(parser.dump(parsed, skip_none=False)) or {})
+    shown = _as_config(command, method, components, yaml.safe_load(parser.dump(parsed, skip_unset=False)) or {})
     if flags.print_config:
         print(as_yaml(shown), end="")
         return None
@@ -118,7 +118,8 @@ def _progress(flags: argparse.Namespace) -> bool | None:
 
 
 def _as_flags(config: Config) -> list[str]:
-    return [f"--{name}={_as_text(value)}" for name, value in config.options.items()]
+    # null leaves an option at its default; for one that takes a string, it would be the string "null".
+    return [f"--{name}={_as_text(value)}" for name, value in config.options.items() if value is not None]
 
 
 def _as_text(value: Any) -> str:

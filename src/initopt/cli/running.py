@@ -94,7 +94,7 @@ def _save(result: Result, out: Path, config: Any) -> None:
 
 RUN = Command(
     name="run",
-    summary="improve the initial weights of a network, and write them into a folder",
+    summary="improve a network's initial weights, and write them into a folder",
     usage="initopt run --model PATH [--model.ARG VALUE ...]\n"
     "                   --data PATH [--data.ARG VALUE ...] --out DIR [options]",
     description="""\

@@ -1,0 +1,417 @@
+"""The command line, in this process and as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import initopt
+from initopt.cli import main
+
+USER_MODULE = '''
+import os
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """A small network.
+
+    Args:
+        width: how wide the one hidden layer is.
+    """
+    def __init__(self, width: int = 8, act="ReLU"):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, width), getattr(nn, act)(), nn.Linear(width, 10))
+
+    def forward(self, x):
+        return self.layers(x)
+
+def untyped_net(width, act="Tanh"):
+    return Net(width, act)
+
+class Buggy(Net):
+    def forward(self, x):
+        raise ValueError("a bug of the user")
+
+class NoNet:
+    pass
+
+net = Net()
+
+def batches(count: int = 6, size=16):
+    for _ in range(count):
+        yield torch.randn(size, 1, 8, 8), torch.randint(10, (size,))
+
+def annotated_batches(count: int = 3) -> "collections.abc.Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    drawn = list(batches(count))
+    DRAWN.append(drawn[0][0])
+    return drawn
+
+DRAWN = []
+
+def floats():
+    return [(torch.randn(16, 64), torch.randn(16, 10))] * 3
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+def nan_loss(model, batch):
+    return model(batch[0]).sum() * float("nan")
+
+def zero_loss(model, batch):
+    return model(batch[0]).sum() * 0
+
+def negative_cosine(gram):
+    return -initopt_cosine(gram)
+
+def weights_only(name, parameter, module):
+    return name.endswith("weight")
+
+def slow_batches():
+    print("ready", flush=True)
+    while True:
+        yield from batches(1)
+
+from initopt.functional import grad_cosine as initopt_cosine
+'''
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """The name of a fresh module of the user in the current folder."""
+    name = f"user_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(USER_MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delenv("INITOPT_DEBUG", raising=False)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def cli(capsys, user_module):
+    """Run the command line with USER for the user's module; gives (status, standard output, standard error)."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(line.replace("USER", user_module).split())
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+class TestHelp:
+    @pytest.mark.parametrize("line", ["--help", "", "run --help", "measure -h", "demo --help", "run --method nio --help"])
+    def test_fits_eighty_columns(self, cli, monkeypatch, line):
+        monkeypatch.setenv("COLUMNS", "80")
+        status, out, err = cli(line)
+        assert (status, err) == (0, "")
+        assert max(map(len, out.splitlines())) <= 80
+        assert "``" not in out
+        assert ":func:" not in out
+
+    def test_has_the_docstrings(self, cli):
+        _, out, _ = cli("run --help")
+        assert "the bound gamma on the mean gradient norm" in out
+        assert "(default: 5.0)" in out
+
+    def test_shows_the_arguments_of_what_was_chosen(self, cli):
+        _, out, _ = cli("measure --model USER.Net --data digits --help")
+        assert "how wide the one hidden layer is. (default: 8)" in out
+        assert "--data.batch_size" in out
+
+    def test_version(self, cli):
+        assert cli("--version") == (0, f"initopt {initopt.__version__}\n", "")
+
+    def test_unknown_command(self, cli):
+        status, _, err = cli("nope")
+        assert status == 2
+        assert "'demo', 'measure', 'run'" in err
+
+
+class TestMeasure:
+    def test_figures_equal_those_of_the_library(self, cli, user_module):
+        status, out, err = cli("measure --model USER.Net --model.width 12 --data digits --steps 4 --json in/f.json")
+        assert (status, err) == (0, "")
+        assert "GradCosine" in out
+        assert "over 4 batches, each in 4 sub-batches of 16 samples" in out
+        found = json.loads(Path("in/f.json").read_text())
+        torch.manual_seed(0)
+        model = sys.modules[user_module].Net(width=12)
+        expected = initopt.measure(model, initopt.data.digits(), steps=4)
+        assert found["grad_cosine"] == pytest.approx(expected.grad_cosine, rel=1e-5)
+        assert found["sem"]["grad_norm"] == pytest.approx(expected.sem["grad_norm"], rel=1e-5)
+        assert found["config"]["model"] == {"class_path": f"{user_module}.Net", "init_args": {"width": 12, "act": "ReLU"}}
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            "--model USER.untyped_net --model.width 4 --data USER.batches --data.count 2",
+            "--model=USER.Net --model.act=Tanh --data=USER.annotated_batches --loss USER.loss",
+            "--model USER.Net --data USER.floats --loss torch.nn.MSELoss --loss.reduction sum",
+            "--model USER.Net --data USER.floats --loss MSELoss",
+            "--model USER.Net --data USER.batches --grad_params USER.weights_only --threads 1",
+            "--data.count 3 --data USER.batches --model.width 3 --model USER.Net --device cpu",
+        ],
+    )
+    def test_own_parts(self, cli, options):
+        threads = torch.get_num_threads()
+        status, out, err = cli(f"measure {options}")
+        torch.set_num_threads(threads)
+        assert (status, err) == (0, "")
+        assert "noise scale" in out
+
+    def test_seed(self, cli):
+        lines = [f"measure --model USER.Net --data USER.batches --seed {seed}" for seed in (1, 1, 2)]
+        first, again, other = [cli(line)[1] for line in lines]
+        assert first == again != other
+
+    def test_data_do_not_depend_on_what_the_model_drew(self, cli, user_module):
+        for width in (2, 30):
+            cli(f"measure --model USER.Net --model.width {width} --data USER.annotated_batches --seed 3")
+        first, second = sys.modules[user_module].DRAWN
+        assert torch.equal(first, second)
+
+
+class TestRun:
+    def test_result_folder(self, cli, user_module):
+        status, out, err = cli("run --model USER.Net --data digits --steps 3 --measure_steps 2 --out out/first")
+        assert (status, err) == (0, "")
+        for text in (
+            "before",
+            "after",
+            "Scales that moved most",
+            "layers.1.weight",
+            "3 steps in",
+            "gradients by the engine",
+        ):
+            assert text in out
+        assert 'initopt.Result.load("out/first").apply(model)' in out
+        assert {path.name for path in Path("out/first").iterdir()} == {
+            "result.json",
+            "weights.safetensors",
+            "grams.safetensors",
+            "plot.png",
+            "config.yaml",
+        }
+        assert Path("out/first/plot.png").read_bytes().startswith(b"\x89PNG")
+        model = sys.modules[user_module].Net()
+        result = initopt.Result.load("out/first", model)
+        assert torch.equal(model.layers[1].weight, result.weights["layers.1.weight"])
+
+    def test_same_numbers_again_from_its_own_config(self, cli):
+        line = "run --model USER.Net --model.width 6 --data USER.batches --data.count 9 --loss USER.loss --steps 4"
+        assert cli(f"{line} --measure_steps 2 --max_grad_norm .inf --betas [0.8,0.9] --out one")[0] == 0
+        assert cli("run --config one/config.yaml --out two")[0] == 0
+        one, two = initopt.Result.load("one"), initopt.Result.load("two")
+        assert one.options["betas"] == [0.8, 0.9]
+        assert one.options["max_grad_norm"] == "inf"
+        assert one.scales == two.scales
+        assert one.history[-1].grad_cosine == two.history[-1].grad_cosine
+
+    def test_replaces_its_own_result_only(self, cli):
+        line = "run --model USER.Net --data digits --steps 1 --measure_steps 0 --out"
+        assert cli(f"{line} here")[0] == 0
+        status, out, _ = cli(f"{line} here")
+        assert status == 0
+        assert "grams.safetensors" not in out
+        Path("mine").mkdir()
+        Path("mine/thesis.tex").touch()
+        status, out, err = cli(f"{line} mine")
+        assert (status, out) == (2, "")
+        assert "mine exists and was not written by initopt" in err
+        assert [path.name for path in Path("mine").iterdir()] == ["thesis.tex"]
+
+    def test_own_objective_and_checkpoint(self, cli):
+        line = "run --model USER.Net --data digits --objective USER.negative_cosine --measure_steps 0 --checkpoint c.st"
+        assert cli(f"{line} --steps 2 --out a")[0] == 0
+        assert Path("c.st").is_file()
+        assert cli(f"{line} --steps 4 --out a")[0] == 0
+        assert len(initopt.Result.load("a").history) == 4
+        status, _, err = cli(f"{line} --steps 4 --out a --lr 0.5")
+        assert status == 2
+        assert "lr was 0.01 and is 0.5" in err
+
+
+class TestConfig:
+    def test_command_line_comes_first(self, cli, user_module):
+        Path("run.yaml").write_text(
+            f"model:\n  class_path: {user_module}.Net\n  init_args: {{width: 5}}\ndata: digits\nsteps: 2\nquietly: 1\n"
+        )
+        status, _, err = cli("measure --config run.yaml")
+        assert status == 2
+        assert "--quietly=1" in err
+        Path("run.yaml").write_text(Path("run.yaml").read_text().replace("quietly: 1", "num_subbatches: 8"))
+        status, out, _ = cli("measure --config run.yaml --steps 3")
+        assert status == 0
+        assert "over 3 batches, each in 8 sub-batches of 8 samples" in out
+
+    def test_print_config_reads_back(self, cli):
+        _, printed, _ = cli("run --model USER.Net --model.width 5 --data digits --steps 7 --print_config")
+        options = yaml.safe_load(printed)
+        assert options["model"]["init_args"]["width"] == 5
+        assert options["steps"] == 7
+        assert options["method"] == "nio"
+        Path("run.yaml").write_text(printed)
+        assert cli("run --config run.yaml --print_config")[1] == printed
+
+    def test_another_model_drops_the_arguments_of_the_first(self, cli, user_module):
+        Path("run.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{act: Tanh, width: 4}}}}")
+        _, printed, _ = cli("run --config run.yaml --model torch.nn.Identity --print_config")
+        assert yaml.safe_load(printed)["model"] == "torch.nn.Identity"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[1, 2]", "must hold options"),
+            ("a: [", "is not YAML"),
+            ("model: [3]", "model must be an import path"),
+            ("model: {path: x}", "model must be an import path"),
+            ("steps: many", "--steps: expected int; got many"),
+            ("method: nope", "unknown --method 'nope'; known are 'nio'"),
+        ],
+    )
+    def test_bad_files(self, cli, text, message):
+        Path("bad.yaml").write_text(text)
+        status, out, err = cli("run --config bad.yaml")
+        assert (status, out) == (2, "")
+        assert message in err
+        assert "Traceback" not in err
+
+    def test_missing_file(self, cli):
+        status, _, err = cli("run --config nowhere.yaml")
+        assert status == 2
+        assert "nowhere.yaml: No such file" in err
+
+
+GOOD = "--model USER.Net --data digits --steps 2"
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("measure --data digits", "--model is missing"),
+            ("measure --model USER.Net", "--data is missing"),
+            ("measure --data digits --model nowhere.Net", "no module 'nowhere'"),
+            ("measure --data digits --model USER.Nett", "has no 'Nett'; did you mean 'Net'?"),
+            ("measure --data digits --model Nett", "an import path such as my_net.Net; got 'Nett'"),
+            ("measure --data digits --model a/b.py", "not an import path"),
+            ("measure --data digits --model USER.net", "an instance of Net; give a class or a function"),
+            ("measure --data digits --model USER.NoNet", "USER.NoNet gave NoNet; it must give an nn.Module"),
+            ("measure --data digits --model USER.untyped_net", "needs --model.width"),
+            ("measure --data digitz --model USER.Net", "a short name (digits)"),
+            ("measure --data USER.NoNet --model USER.Net", "must be an iterable of batches"),
+            ("measure --data USER.floats --model USER.Net", "no integer class labels"),
+            ("measure --data USER.batches --data.count 0 --model USER.Net", "batches is empty"),
+            ("measure --data USER.batches --data.count 3 --model USER.Net --steps 9", "batches ended after 3 of the 9"),
+            ("measure --data digits --data.batch_size 3 --model USER.Net", "a batch of 3 samples cannot be split"),
+            ("measure --data digits --data.subset no --model USER.Net", "one of 'train', 'validation', 'test'; got no"),
+            (f"measure {GOOD} --loss torch.nn.functional.cross_entropy", "a loss function is called with (model, batch)"),
+            (f"measure {GOOD} --model.width x", "--model.width: expected int; got x"),
+            (f"measure {GOOD} --model.nope 1", "unrecognized arguments: --model.nope"),
+            (f"measure {GOOD} --num_subbatches 1", "num_subbatches must be an integer of 2 or more"),
+            (f"measure {GOOD} --grad_params USER.nope", "expected the import path of a function"),
+            (f"measure {GOOD} --seed -1", "--seed must be in [0, 2**32)"),
+            (f"measure {GOOD} --threads 0", "--threads must be an integer of 1 or more"),
+            (f"measure {GOOD} --quiet --progress", "not allowed with"),
+            (f"measure {GOOD} --device tpu", "--device tpu is not available; available: cpu"),
+            (f"run {GOOD}", "--out DIR is missing"),
+            (f"run {GOOD} --out o --method nope", "unknown --method 'nope'"),
+            (f"run {GOOD} --out o --lr 0", "lr must be a number above 0"),
+            (f"run {GOOD} --out o --max_grad_norm inf", "got inf (write .inf)"),
+            (f"run {GOOD} --out o --objective nope", "unknown objective 'nope'"),
+            (f"run {GOOD} --out o --objective USER.nope", "has no 'nope'"),
+            (f"run {GOOD} --out o --checkpoint .", "is a folder"),
+            (f"run {GOOD} --out o --measure_steps 99", "all of them held back by measure_steps=99"),
+            ("run --model USER.Net --data digits --out file/result", "no folder that can be written to"),
+            ("demo --seeds x", "--seeds: expected int; got x"),
+        ],
+    )
+    def test_bad_input_is_a_message(self, cli, user_module, line, message):
+        Path("file").touch()
+        status, out, err = cli(line)
+        assert (status, out) == (2, "")
+        assert message.replace("USER", user_module) in err
+        assert err.startswith(f"initopt {line.split()[0]}: error: ")
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize("loss", ["nan_loss", "zero_loss"])
+    def test_numerical_failure(self, cli, loss):
+        status, _, err = cli(f"run {GOOD} --loss USER.{loss} --out o")
+        assert status == 1
+        assert "in step 0: " in err
+        assert "Traceback" not in err
+        assert not Path("o").exists()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+    def test_device_that_is_not_there(self, cli):
+        status, _, err = cli(f"run {GOOD} --out o --device cuda")
+        assert status == 2
+        assert "--device cuda is not available; available: cpu" in err
+        assert "Try --device auto" in err
+
+    def test_bug_of_the_user_keeps_its_traceback(self, cli):
+        status, _, err = cli("measure --model USER.Buggy --data digits")
+        assert status == 1
+        assert "Traceback" in err
+        assert "in forward" in err
+        assert "a bug of the user" in err
+
+    def test_module_of_the_user_that_fails_to_import_keeps_its_traceback(self, cli, user_module):
+        Path(f"{user_module}_2.py").write_text("import not_there")
+        status, _, err = cli("measure --model USER_2.Net --data digits")
+        assert status == 1
+        assert "Traceback" in err
+        assert "No module named 'not_there'" in err
+
+    def test_debug(self, cli, monkeypatch):
+        line = f"measure {GOOD} --num_subbatches 1"
+        assert "Traceback" in cli(f"{line} --debug")[2]
+        monkeypatch.setenv("INITOPT_DEBUG", "1")
+        status, _, err = cli(line)
+        assert status == 2
+        assert "Traceback" in err
+
+    @pytest.mark.filterwarnings("default")
+    def test_warning_is_a_line(self, cli):
+        status, _, err = cli("measure --model USER.Net --data USER.annotated_batches --steps 5")
+        assert status == 0
+        assert err.startswith("initopt: warning: there are fewer than steps=5 different batches")
+        assert len(err.splitlines()) == 1
+
+
+def _start(line: str, user_module: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "initopt", *line.replace("USER", user_module).split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+class TestProcess:
+    def test_measure_to_a_pipe(self, user_module):
+        process = _start("measure --model USER.Net --data digits --steps 2", user_module)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert "GradCosine" in out
+        assert "\x1b" not in out
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_signals(self, user_module, number, status):
+        process = _start(
+            "run --model USER.Net --data USER.slow_batches --steps 1000000 --measure_steps 0 --out o", user_module
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (status, "")
+        assert not Path("o").exists()
