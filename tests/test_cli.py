@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import yaml
 import initopt
 from initopt.cli import main
 
+ROOT = Path(__file__).parents[1]
 USER_MODULE = '''
 import os
 import torch
@@ -180,6 +183,13 @@ class TestMeasure:
         first, second = sys.modules[user_module].DRAWN
         assert torch.equal(first, second)
 
+    def test_says_what_the_figures_mean(self, cli):
+        _, out, _ = cli("measure --model USER.Net --data digits --steps 1")
+        assert "One batch has no standard error" in out
+        assert "nan" not in out
+        _, out, _ = cli("measure --model plain_mlp --data USER.batches")
+        assert "unrelated directions" in out
+
 
 class TestRun:
     def test_result_folder(self, cli, user_module):
@@ -308,6 +318,7 @@ class TestErrors:
             ("measure --data digits --model USER.net", "an instance of Net; give a class or a function"),
             ("measure --data digits --model USER.NoNet", "USER.NoNet gave NoNet; it must give an nn.Module"),
             ("measure --data digits --model USER.untyped_net", "needs --model.width"),
+            ("measure --data digits --model torch.nn.Linear", "are required: --model.in_features, --model.out_features"),
             ("measure --data digitz --model USER.Net", "a short name (digits)"),
             ("measure --data USER.NoNet --model USER.Net", "must be an iterable of batches"),
             ("measure --data USER.floats --model USER.Net", "no integer class labels"),
@@ -393,6 +404,23 @@ def _start(line: str, user_module: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "initopt", *line.replace("USER", user_module).split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+class TestDocumentation:
+    def test_every_command_runs(self, cli, tmp_path):
+        for name in ("my_net.py", "run.yaml"):
+            shutil.copy(ROOT / "examples" / name, tmp_path)
+        text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+        shell = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+        commands = [line.removeprefix("initopt ") for line in shell.splitlines() if line.startswith("initopt ")]
+        assert len(commands) >= 6
+        for command in commands:
+            line, _, into = command.partition(" > ")
+            if not line.startswith("demo"):
+                status, out, err = cli(line)
+                assert (status, err) == (0, ""), line
+                if into:
+                    Path(into).write_text(out, encoding="utf-8")
 
 
 class TestProcess:

@@ -33,7 +33,9 @@ def _run(request: Request) -> None:
     options = {name: value for name, value in request.options.items() if name not in _OWN_OPTIONS}
     found = initopt.measure(model, batches, loss, progress=request.progress, **options)
     print(figures(found))
-    print(f"\n{textwrap.fill(in_words(found), 80)}")
+    print()
+    for sentence in in_words(found):
+        print(textwrap.fill(sentence, 80))
     path = request.options["json"]
     if path is not None:
         record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
@@ -57,7 +59,6 @@ at which noise and signal are of one size (arXiv 1812.06162). All are means over
 the batches, with standard errors.""",
     examples="""\
 examples:
-  initopt measure --model torchvision.models.resnet18 --data my_data.loader
   initopt measure --model my_net.Net --model.depth 20 --data digits
   initopt measure --config measure.yaml --steps 20 --json figures.json""",
     choices=CHOICES,

@@ -29,21 +29,29 @@ def comparison(before: Measurement, after: Measurement) -> str:
     return _table(["", "before", "std. error", "after", "std. error"], rows) + f"\n{_over(before)}"
 
 
-def in_words(measurement: Measurement) -> str:
-    """What the GradCosine of a measurement says, in a sentence, with no more certainty than its standard error allows."""
-    value, error = measurement.grad_cosine, measurement.sem["grad_cosine"]
+def in_words(measurement: Measurement) -> list[str]:
+    """What a measurement says, in sentences, with no more certainty than its standard errors allow."""
+    sentences = [_agreement(measurement.grad_cosine, measurement.sem["grad_cosine"])]
+    if math.isinf(measurement.noise_scale):
+        sentences.append("The noise scale is infinite: these batches show no common direction above the noise.")
+    if measurement.num_batches == 1:
+        sentences.append("One batch has no standard error: measure more of them before you rely on it.")
+    return sentences
+
+
+def _agreement(value: float, error: float) -> str:
     if not math.isnan(error) and abs(value) <= 2 * error:
         return (
             "GradCosine cannot be told from 0 within its error: as far as these batches show, the sub-batches pull the "
             "weights in unrelated directions."
         )
     if value < 0:
-        return "The sub-batches pull the weights in opposing directions: a step that helps one tends to harm another."
+        return "GradCosine is negative: a step that helps one sub-batch tends to harm another."
     if value < 0.2:
-        return "The sub-batches pull the weights in nearly unrelated directions: a step that helps one helps others little."
+        return "GradCosine is near 0: the sub-batches pull the weights in nearly unrelated directions."
     if value < 0.7:
         return "The sub-batches agree in part on where the weights should go."
-    return "The sub-batches agree closely on where the weights should go: a step that helps one helps the others."
+    return "GradCosine is near 1: the sub-batches agree on where the weights should go."
 
 
 def largest_moves(scales: dict[str, float], count: int = 5) -> str:

@@ -10,9 +10,9 @@ _UNION = re.compile(
     r"Does not validate against any of the Union subtypes.*?Errors:\n(.*)\n\s*Given value type: .*\n\s*Given value: (.*)",
     re.DOTALL,
 )
+_REQUIRED = re.compile(r"(the following arguments are required: )(.*)")
 _WORDINGS = (
     (r'Parser key "([\w.]+)":\s*', r"--\1: "),
-    (r"arguments are required: (\S)", r"arguments are required: --\1"),
     (r"Type \S*Callable.* expects a function or a callable class: ", "expected the import path of a function: "),
     (r"Expected an? (?:<class ')?(?:typing\.)?([^'\n]+?|Literal\[.*?\])(?:'>)?\. Got value: (.*)", r"expected \1; got \2"),
     (r"expected Literal\[(.*)\];", r"expected one of \1;"),
@@ -28,6 +28,7 @@ def reworded(message: str) -> str:
     '--lr: expected float; got inf (write .inf)'
     """
     message = _UNION.sub(_without_union, message)
+    message = _REQUIRED.sub(lambda match: match[1] + ", ".join(f"--{name}" for name in match[2].split(", ")), message)
     for pattern, replacement in _WORDINGS:
         message = re.sub(pattern, replacement, message)
     return message
