@@ -258,7 +258,7 @@ class TestConfig:
         )
         status, _, err = cli("measure --config run.yaml")
         assert status == 2
-        assert "--quietly=1" in err
+        assert "--config: initopt measure has no option 'quietly'" in err
         Path("run.yaml").write_text(Path("run.yaml").read_text().replace("quietly: 1", "num_subbatches: 8"))
         status, out, _ = cli("measure --config run.yaml --steps 3")
         assert status == 0
@@ -285,6 +285,8 @@ class TestConfig:
             ("a: [", "is not YAML"),
             ("model: [3]", "model must be an import path"),
             ("model: {path: x}", "model must be an import path"),
+            ("stpes: 3", "no option 'stpes'; did you mean 'steps'?"),
+            ("loss: {class_path: math.sqrt, init_args: {x: 1}}", "no option 'loss.x'"),
             ("steps: many", "--steps: expected int; got many"),
             ("method: nope", "unknown --method 'nope'; known are 'nio'"),
         ],

@@ -7,6 +7,7 @@ which options there are for the second.
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
         return None
     parser = _empty_parser(command)
     _add_second_pass(command, parser, method, components)
+    _refuse_unknown(config, parser, command)
     parsed = parser.parse_args([*_as_flags(config), *rest])
     shown = _as_config(command, method, components, yaml.safe_load(parser.dump(parsed, skip_unset=False)) or {})
     if flags.print_config:
@@ -115,6 +117,15 @@ def _progress(flags: argparse.Namespace) -> bool | None:
     if getattr(flags, "progress", False):
         return True
     return False if getattr(flags, "quiet", False) else None
+
+
+def _refuse_unknown(config: Config, parser: ArgumentParser, command: Command) -> None:
+    known = list(parser.get_defaults().keys())
+    for name in config.options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"--config: initopt {command.name} has no option {name!r}{hint}")
 
 
 def _as_flags(config: Config) -> list[str]:
