@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import initopt
 from initopt.modes import BufferGuard, math_attention, measuring
+from initopt.preserve import preserved
 
 
 def measure(model: nn.Module, batch: Any, **options: Any) -> Tensor:
@@ -212,11 +213,10 @@ def test_math_attention_has_a_second_derivative() -> None:
         torch.autograd.grad(slope(), x)
 
 
-def test_buffers_are_put_back_whether_written_or_replaced() -> None:
+def test_buffers_are_put_back_whether_written_replaced_or_removed() -> None:
     model = nn.Module()
-    model.register_buffer("written", torch.zeros(2))
-    model.register_buffer("replaced", torch.zeros(2))
-    model.register_buffer("removed", torch.zeros(2))
+    for name in ("written", "replaced", "removed"):
+        model.register_buffer(name, torch.zeros(2))
     model.register_buffer("empty", None)
     held = dict(model.named_buffers())
     guard = BufferGuard(model)
@@ -234,10 +234,9 @@ def test_buffers_are_put_back_whether_written_or_replaced() -> None:
             assert buffer.tolist() == [0, 0]
 
 
-def test_writes_past_the_version_counter_are_found_when_everything_is_put_back() -> None:
-    model = nn.Module()
+def test_writes_past_the_version_counter_do_not_outlive_a_run() -> None:
+    model = nn.Linear(2, 2)
     model.register_buffer("written", torch.zeros(2))
-    guard = BufferGuard(model)
-    model.written.numpy()[:] = 1
-    guard.put_back(everything=True)
+    with preserved(model):
+        model.written.numpy()[:] = 1
     assert model.written.tolist() == [0, 0]
