@@ -94,27 +94,36 @@ class BufferGuard:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._saved = [
-            (module, name, buffer, buffer.detach().clone(), buffer._version)
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        self._names = [(module, dict(module._buffers)) for module in model.modules()]
+        self._buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+        self._values = {
+            buffer: buffer.detach().clone() for _, named in self._buffers for buffer in named.values() if buffer is not None
+        }
+        # What a module holds in the place of a buffer that was written to, and the version of all as they were put there.
+        self._present = {buffer: buffer for buffer in self._values}
+        self._versions = {buffer: buffer._version for buffer in self._values}
 
-    def put_back(self, everything: bool = False) -> None:
-        """Restore buffers that were written to or replaced.
+    def refresh(self) -> None:
+        """Give the modules their buffers with the first values, before a forward pass.
 
-        Args:
-            everything: copy every value, also where the version counter shows no write (a few kernels write past it).
+        A buffer that was written to is left to the graph that may still need it, and a copy put in its place.
         """
-        for module, names in self._names:
-            now = module._buffers
-            if len(now) != len(names) or any(now.get(name) is not buffer for name, buffer in names.items()):
-                now.clear()
-                now.update(names)
+        for buffer, present in self._present.items():
+            if present._version != self._versions[buffer]:
+                fresh = self._values[buffer].clone()
+                self._present[buffer], self._versions[buffer] = fresh, fresh._version
+        self._install(self._present)
+
+    def put_back(self) -> None:
+        """Give the modules their own buffers again, with the first values."""
         with torch.no_grad():
-            for position, (module, name, buffer, value, version) in enumerate(self._saved):
-                if everything or buffer._version != version:
-                    buffer.copy_(value)
-                    self._saved[position] = (module, name, buffer, value, buffer._version)
+            for buffer, value in self._values.items():
+                buffer.copy_(value)  # all of them: a few kernels write past the version counter
+        self._install({buffer: buffer for buffer in self._values})
+
+    def _install(self, present: dict[Tensor, Tensor]) -> None:
+        for module, named in self._buffers:
+            now = module._buffers
+            wanted = {name: None if buffer is None else present[buffer] for name, buffer in named.items()}
+            if len(now) != len(wanted) or any(now.get(name) is not buffer for name, buffer in wanted.items()):
+                now.clear()
+                now.update(wanted)

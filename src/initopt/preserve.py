@@ -44,7 +44,7 @@ def preserved(model: nn.Module) -> Iterator[Originals]:
                     with torch.no_grad():
                         for parameter, value in originals.items():
                             parameter.copy_(value)
-                buffers.put_back(everything=True)
+                buffers.put_back()
                 for module, training in modes:
                     module.training = training
                 for parameter, gradient, requires_grad in gradients:

@@ -107,7 +107,7 @@ class Problem:
     def subbatch_loss(self, batch: Batch, d: int) -> Tensor:
         """Mean loss of sub-batch d, from a forward pass over it alone."""
         window = batch.windows.indices[d]
-        self.buffers.put_back()
+        self.buffers.refresh()
         try:
             return self.loss(self.model, take(batch.data, window), len(window))
         except ValueError as error:
@@ -120,7 +120,7 @@ class Problem:
 
     def window_losses(self, batch: Batch) -> list[Tensor]:
         """Mean losses of all sub-batches, from one forward pass over the whole batch."""
-        self.buffers.put_back()
+        self.buffers.refresh()
         return self.loss.windows(self.model, batch.data, batch.windows.indices, batch.windows.batch_size)
 
 

@@ -101,14 +101,17 @@ def gram_matrix(gradients: Sequence[Gradients]) -> Tensor:
 
 def weighted_sums(gradients: Sequence[Gradients], gram_derivative: Tensor) -> list[list[Tensor | None]]:
     """v_d = sum_e (dphi/dK[d, e] + dphi/dK[e, d]) g_e for every sub-batch d, a tensor per parameter."""
-    weights = (gram_derivative + gram_derivative.T).tolist()
-    sums: list[list[Tensor | None]] = []
-    for row in weights:
-        vector: list[Tensor | None] = []
-        for column in zip(*gradients, strict=True):
-            terms = [g.detach() * weight for g, weight in zip(column, row, strict=True) if g is not None]
-            vector.append(sum(terms[1:], terms[0]) if terms else None)
-        sums.append(vector)
+    weights = gram_derivative + gram_derivative.T
+    sums: list[list[Tensor | None]] = [[] for _ in gradients]
+    for column in zip(*gradients, strict=True):
+        some = next((g for g in column if g is not None), None)
+        if some is None:
+            rows: Sequence[Tensor | None] = [None] * len(column)
+        else:
+            dense = [some.new_zeros(some.shape).to_dense() if g is None else g.detach().to_dense() for g in column]
+            rows = torch.tensordot(weights.to(dense[0]), torch.stack(dense), 1).unbind()
+        for vector, row in zip(sums, rows, strict=True):
+            vector.append(row)
     return sums
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from initopt.engines.base import Engine
 from initopt.engines.coupled import CoupledEngine
-from initopt.engines.recompute import RecomputeEngine
+from initopt.engines.separate import GraphEngine, PlainEngine, RecomputeEngine
 from initopt.problem import Problem
 
 __all__ = ["ENGINES", "check_engine", "create_engine"]
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (RecomputeEngine, CoupledEngine)}
+ENGINES: dict[str, type[Engine]] = {
+    engine.name: engine for engine in (GraphEngine, RecomputeEngine, CoupledEngine, PlainEngine)
+}
 """Every engine by name, in the order of preference."""
 
 _CHOICES = ("auto", "exact", *ENGINES)

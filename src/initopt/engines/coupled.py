@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from initopt.engines.base import Engine, Evaluation, check_gram, gram_matrix, weighted_sums
-from initopt.engines.recompute import along_weights, contract
+from initopt.engines.scaled_ops import ScaledOps
 from initopt.modes import math_attention
 from initopt.problem import Batch, Problem
 from initopt.randomness import seeded
@@ -37,7 +37,8 @@ class _CoupledEvaluation(Evaluation):
     def __init__(self, problem: Problem, batch: Batch, differentiate: bool) -> None:
         self._problem = problem
         parameters = [p.value for p in problem.grad_params]
-        with math_attention(), seeded(*batch.seed):
+        self._ops = ScaledOps(problem.scale_params)
+        with math_attention(), seeded(*batch.seed), self._ops.replacing():
             losses = problem.window_losses(batch)
             self._gradients = [
                 torch.autograd.grad(loss, parameters, retain_graph=True, create_graph=differentiate, allow_unused=True)
@@ -48,5 +49,4 @@ class _CoupledEvaluation(Evaluation):
 
     def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
         vectors = weighted_sums(self._gradients, gram_derivative)
-        terms = [contract(vector, gradients) for vector, gradients in zip(vectors, self._gradients, strict=True)]
-        return along_weights(torch.stack(terms).sum(), self._problem)
+        return self._ops.along_weights([g for sub in self._gradients for g in sub], [v for sub in vectors for v in sub])

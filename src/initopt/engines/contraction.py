@@ -1,0 +1,64 @@
+"""From second derivatives to one number per scaled tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from initopt.engines.base import Gradients
+from initopt.errors import NonFiniteError
+from initopt.modes import math_attention
+from initopt.parameters import NamedParameter
+from initopt.problem import as_real, inner_product
+
+__all__ = ["along_weights"]
+
+
+def along_weights(
+    gradients: Gradients,
+    vectors: Gradients,
+    parameters: Sequence[NamedParameter],
+    scales: Mapping[nn.Parameter, Tensor] | None = None,
+) -> Tensor:
+    """<dW_k, W_k> of the function sum <v, g> of first derivatives g, for every parameter.
+
+    Args:
+        gradients: first derivatives with their graph; ``None`` where there is none.
+        vectors: as many tensors v, held fixed.
+        parameters: the tensors W_k.
+        scales: 0-dimensional leaves of the graph that stand for a part of the dependence on a tensor.
+
+    Returns:
+        float64, on the CPU, shape ``(num_scales,)``; zero where the function does not depend on W_k.
+
+    Raises:
+        NonFiniteError: naming the parameters for which the result is not finite.
+    """
+    scales = scales or {}
+    pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g is not None and v is not None and g.requires_grad]
+    if not pairs:
+        return torch.zeros(len(parameters), dtype=torch.float64)
+    weights = [p.value for p in parameters]
+    with math_attention():  # activation checkpointing runs parts of the model again, now
+        found = torch.autograd.grad(
+            [g for g, _ in pairs], [*weights, *scales.values()], [v for _, v in pairs], allow_unused=True
+        )
+    of_scale = dict(zip(scales, found[len(weights) :], strict=True))
+    products = []
+    for weight, derivative in zip(weights, found, strict=False):
+        product = torch.zeros((), dtype=torch.float64, device=weight.device)
+        if derivative is not None:
+            product = inner_product(as_real(derivative).double(), as_real(weight.detach()))
+        extra = of_scale.get(weight)
+        products.append(product if extra is None else product + extra)
+    values = torch.stack([product.cpu() for product in products])
+    finite = torch.isfinite(values)
+    if not finite.all():
+        bad = [p.name for p, fine in zip(parameters, finite.tolist(), strict=True) if not fine]
+        raise NonFiniteError(
+            f"the derivative of the gradients with respect to the scale of {', '.join(map(repr, bad[:3]))} is not finite, "
+            "though the gradients are; an operation without a second derivative there (a norm or root at zero, say)?"
+        )
+    return values

@@ -1,0 +1,133 @@
+"""Exact derivatives from sub-batches that are run apart, each with its own graph."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, weighted_sums
+from initopt.engines.contraction import along_weights
+from initopt.engines.scaled_ops import ScaledOps
+from initopt.modes import math_attention
+from initopt.problem import Batch, Problem
+from initopt.randomness import seeded
+
+__all__ = ["GraphEngine", "PlainEngine", "RecomputeEngine"]
+
+
+class _SeparateEngine(Engine):
+    @classmethod
+    def refusal(cls, problem: Problem) -> str | None:
+        if problem.batch_norm == "batch":
+            return 'it runs sub-batches apart, and batch_norm="batch" couples them'
+        return None
+
+    def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
+        return self._evaluation(batch) if differentiate else _Plain(self.problem, batch)
+
+    @abstractmethod
+    def _evaluation(self, batch: Batch) -> Evaluation: ...
+
+
+class GraphEngine(_SeparateEngine):
+    r"""Keep the graphs of all sub-batch gradients for one double backward: the fastest.
+
+    With :math:`v_d` held fixed, :math:`d\varphi = \sum_d \langle v_d, dg_d \rangle`, so that one walk back through the
+    graphs of the gradients, with :math:`v_d` coming in, gives all derivatives. Needs the memory of these graphs.
+    """
+
+    name = "graph"
+
+    def _evaluation(self, batch: Batch) -> Evaluation:
+        return _Graph(self.problem, batch)
+
+
+class RecomputeEngine(_SeparateEngine):
+    """Sub-batch gradients first; then each sub-batch once more for its Hessian-vector product.
+
+    Holds the D gradients and at no time more than one graph, so the memory is that of a training step on one sub-batch.
+    """
+
+    name = "recompute"
+
+    def _evaluation(self, batch: Batch) -> Evaluation:
+        return _Recompute(self.problem, batch)
+
+
+class PlainEngine(_SeparateEngine):
+    """As :class:`RecomputeEngine`, by plain double backward with no operation replaced: the slow truth.
+
+    What the other engines are held against, and what to try if one of them is suspected.
+    """
+
+    name = "plain"
+
+    def _evaluation(self, batch: Batch) -> Evaluation:
+        return _Plain(self.problem, batch)
+
+
+class _Separate(Evaluation):
+    """Gradients of every sub-batch, and their Gram matrix."""
+
+    def __init__(self, problem: Problem, batch: Batch) -> None:
+        self._problem = problem
+        self._batch = batch
+        found = [self._first(d) for d in range(len(batch.windows))]
+        self._gradients = [gradients for _, gradients in found]
+        self.gram = gram_matrix(self._gradients)
+        check_gram(self.gram, [loss for loss, _ in found], self._gradients, problem.grad_params)
+
+    def _gradient(
+        self, d: int, create_graph: bool, backward: AbstractContextManager[None] | None = None
+    ) -> tuple[Tensor, Gradients]:
+        with math_attention(), seeded(*self._batch.seed, d):
+            loss = self._problem.subbatch_loss(self._batch, d)
+            parameters = [p.value for p in self._problem.grad_params]
+            with backward or nullcontext():
+                gradients = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
+            return loss.detach(), gradients
+
+    def _first(self, d: int) -> tuple[Tensor, Gradients]:
+        return self._gradient(d, create_graph=False)
+
+
+class _Graph(_Separate):
+    def __init__(self, problem: Problem, batch: Batch) -> None:
+        self._ops = ScaledOps(problem.scale_params)
+        super().__init__(problem, batch)
+
+    def _first(self, d: int) -> tuple[Tensor, Gradients]:
+        with self._ops.replacing():
+            return self._gradient(d, create_graph=True)
+
+    def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
+        vectors = weighted_sums(self._gradients, gram_derivative)
+        return self._ops.along_weights(_joined(self._gradients), _joined(vectors))
+
+
+class _Recompute(_Separate):
+    def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
+        total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64)
+        for d, vector in enumerate(weighted_sums(self._gradients, gram_derivative)):
+            total += self._along(d, vector)
+        return total
+
+    def _along(self, d: int, vector: Gradients) -> Tensor:
+        ops = ScaledOps(self._problem.scale_params)
+        with ops.replacing():
+            _, gradients = self._gradient(d, create_graph=True, backward=ops.values_unwanted())
+        return ops.along_weights(gradients, vector)
+
+
+class _Plain(_Recompute):
+    def _along(self, d: int, vector: Gradients) -> Tensor:
+        _, gradients = self._gradient(d, create_graph=True)
+        return along_weights(gradients, vector, self._problem.scale_params)
+
+
+def _joined(gradients: Sequence[Gradients]) -> list[Tensor | None]:
+    return [g for sub in gradients for g in sub]
