@@ -17,10 +17,10 @@ from initopt.preserve import preserved
 from initopt.problem import Problem
 
 GRAM_TOLERANCE: defaultdict[str, float] = defaultdict(lambda: 1e-11)
-DERIVATIVE_TOLERANCE: defaultdict[str, float] = defaultdict(lambda: 1e-9)
+DERIVATIVE_TOLERANCE: defaultdict[str, float] = defaultdict(lambda: 1e-9, differences=1e-5)
 """Relative to the largest entry, by engine; engines that are less than exact say how much less here."""
 
-WITHOUT_DOUBLE_BACKWARD: set[str] = set()
+WITHOUT_DOUBLE_BACKWARD: set[str] = {"differences"}
 """The engines that need no second derivative from torch, and where a gradient is the gradient of nothing, see none."""
 
 CASES = [(name, mode) for name, entry in ENTRIES.items() for mode in entry.modes]

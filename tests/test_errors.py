@@ -35,7 +35,10 @@ both = pytest.mark.parametrize("run", [nio, initopt.measure], ids=["nio", "measu
         ({"overlap": -0.1}, r"got -0.1"),
         ({"split": "random"}, "unknown split 'random'; known are 'cyclic', 'published'"),
         ({"batch_norm": "none"}, "unknown batch_norm 'none'; known are 'subbatch', 'batch'"),
-        ({"engine": "warp"}, "unknown engine 'warp'; known are 'auto', 'exact', 'graph', 'recompute', 'coupled', 'plain'"),
+        (
+            {"engine": "warp"},
+            "unknown engine 'warp'; known are 'auto', 'exact', 'graph', 'recompute', 'coupled', 'plain', 'differences'",
+        ),
         ({"engine": "coupled"}, "engine 'coupled' cannot be used here: .*engine=\"auto\""),
         ({"engine": "recompute", "batch_norm": "batch"}, 'batch_norm="batch" couples them'),
         ({"steps": 0}, "steps must be an integer of 1 or more; got 0"),

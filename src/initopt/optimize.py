@@ -85,6 +85,9 @@ def optimize(
         NonFiniteError: if a loss or gradient is not finite; the message names step and parameter.
         ZeroGradientError: if all gradients of a batch are zero.
 
+    Warns:
+        UserWarning: if an engine chosen by itself has to go over to another one, with the operator that is the reason.
+
     >>> import torch, initopt
     >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
@@ -188,6 +191,7 @@ def optimize(
         after=after,
         seconds=time.perf_counter() - begun,
         engine=engine.name,
+        engine_reason=engine.reason,
         weights=weights,
         versions={"initopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )

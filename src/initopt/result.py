@@ -63,7 +63,8 @@ class Result:
         before: measurement with the original weights, or ``None`` if none was asked for.
         after: measurement with the new weights, on the same batches.
         seconds: wall-clock time of the whole run, measurements and loading included.
-        engine: name of the engine that computed the gradients.
+        engine: name of the engine that computed the derivatives.
+        engine_reason: why this engine and no other.
         weights: the new values of the trainable parameters, on the CPU.
         versions: of initopt, torch and Python.
     """
@@ -76,6 +77,7 @@ class Result:
     after: Measurement | None
     seconds: float
     engine: str
+    engine_reason: str
     weights: dict[str, Tensor] = field(repr=False)
     versions: dict[str, str] = field(repr=False)
 
@@ -147,6 +149,7 @@ class Result:
             "options": plain(self.options),
             "seconds": self.seconds,
             "engine": self.engine,
+            "engine_reason": self.engine_reason,
             "versions": self.versions,
             "measurements": {name: measurement.to_dict() for name, measurement in self._measurements().items()},
             "scales": self.scales,
@@ -190,6 +193,7 @@ class Result:
             after=found.get("after"),
             seconds=record["seconds"],
             engine=record["engine"],
+            engine_reason=record["engine_reason"],
             weights={name: weights[name] for name in record["tensors"]},
             versions=record["versions"],
         )

@@ -47,9 +47,14 @@ class Engine(ABC):
     """A way to get Gram matrices and their derivatives out of a model.
 
     An engine knows the model and autograd, and nothing of objectives.
+
+    Attributes:
+        name: its name.
+        reason: why this engine and no other, as a clause.
     """
 
     name: ClassVar[str]
+    reason = "chosen by name"
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

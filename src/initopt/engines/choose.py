@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from initopt.engines.base import Engine
 from initopt.engines.coupled import CoupledEngine
+from initopt.engines.differences import DifferencesEngine
+from initopt.engines.falling_back import FallingBackEngine
 from initopt.engines.separate import GraphEngine, PlainEngine, RecomputeEngine
 from initopt.problem import Problem
 
 __all__ = ["ENGINES", "check_engine", "create_engine"]
 
-ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (GraphEngine, RecomputeEngine, CoupledEngine, PlainEngine)
-}
+_EXACT: tuple[type[Engine], ...] = (GraphEngine, RecomputeEngine, CoupledEngine, PlainEngine)
+
+_ALL: tuple[type[Engine], ...] = (*_EXACT, DifferencesEngine)
+
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in _ALL}
 """Every engine by name, in the order of preference."""
 
 _CHOICES = ("auto", "exact", *ENGINES)
@@ -31,7 +35,8 @@ def create_engine(engine: str, problem: Problem) -> Engine:
     """Make an engine.
 
     Args:
-        engine: a key of :data:`ENGINES`, or ``"exact"`` or ``"auto"`` for the first that can work on the problem.
+        engine: a key of :data:`ENGINES`; ``"exact"`` for the first exact one that can work on the problem; ``"auto"`` for
+            the same, which goes over to ``"differences"`` with a warning if an operation has no second derivative.
         problem: what it is to work on.
 
     Raises:
@@ -43,4 +48,5 @@ def create_engine(engine: str, problem: Problem) -> Engine:
         if reason is not None:
             raise ValueError(f'engine {engine!r} cannot be used here: {reason}; engine="auto" chooses one that can')
         return ENGINES[engine](problem)
-    return next(candidate(problem) for candidate in ENGINES.values() if candidate.refusal(problem) is None)
+    exact = next(candidate for candidate in _EXACT if candidate.refusal(problem) is None)
+    return FallingBackEngine(problem, exact, allow_differences=engine == "auto")

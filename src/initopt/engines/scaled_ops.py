@@ -263,7 +263,7 @@ class _Replacing(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.autograd.grad:
             return self._grad(*args, **kwargs)
-        if func in _CALLS:
+        if func in _CALLS and "out" not in kwargs and torch.is_grad_enabled():
             call = _CALLS[func](*args, **kwargs)
             if call is not None and self._replaceable(call):
                 x, weight, bias, operation = call

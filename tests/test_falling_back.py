@@ -1,0 +1,160 @@
+"""An engine chosen by itself goes over to another one where it must, and says so; one chosen by name does not."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import initopt
+from initopt.engines.falling_back import missing_derivative
+from initopt.engines.separate import GraphEngine
+from tests.helpers import make_batches, make_model
+
+
+class Bag(nn.Module):
+    """A network over an embedding bag, which has no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(11, 6, mode="mean")
+        self.head = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.bag(tokens))
+
+
+def bag() -> nn.Module:
+    torch.manual_seed(0)
+    return Bag().double()
+
+
+def bag_batches() -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    return [(torch.randint(11, (16, 5)), torch.randint(3, (16,))) for _ in range(6)]
+
+
+def quick(model: nn.Module, batches: Any, **options: Any) -> initopt.Result:
+    return initopt.nio(model, batches, **{"steps": 4, "measure_steps": 0, "lr": 0.05, **options})
+
+
+def test_auto_goes_over_to_differences_and_names_the_operator() -> None:
+    with pytest.warns(UserWarning, match="_embedding_bag_backward has no second derivative") as caught:
+        result = quick(bag(), bag_batches())
+    assert len(caught) == 1
+    assert result.engine == "differences"
+    assert result.engine_reason == "_embedding_bag_backward has no second derivative"
+    assert result.scales == quick(bag(), bag_batches(), engine="differences").scales
+
+
+def test_exact_stays_exact_and_says_what_to_try() -> None:
+    model = bag()
+    before = model.bag.weight.clone()
+    with pytest.raises(NotImplementedError, match="_embedding_bag_backward") as caught:
+        quick(model, bag_batches(), engine="exact")
+    assert any('engine="auto" or "differences" does without' in note for note in caught.value.__notes__)
+    assert torch.equal(model.bag.weight, before)
+
+
+def test_differences_agree_with_the_exact_engine_over_a_run() -> None:
+    exact = quick(make_model().double(), _double(make_batches()))
+    near = quick(make_model().double(), _double(make_batches()), engine="differences")
+    assert exact.engine == "graph"
+    assert _that_matter(near.scales) == pytest.approx(_that_matter(exact.scales), rel=1e-6)
+
+
+def _that_matter(scales: dict[str, float]) -> dict[str, float]:
+    """All but that of a bias before a batch norm: its derivative is rounding error, of which Adam makes whole steps."""
+    return {name.removeprefix("_orig_mod."): scale for name, scale in scales.items() if not name.endswith("0.bias")}
+
+
+def _double(batches: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    return [(inputs.double(), targets) for inputs, targets in batches]
+
+
+def test_a_run_out_of_memory_goes_over_to_recompute(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = quick(make_model(), make_batches(), engine="recompute")
+
+    def out_of_memory(self: GraphEngine, batch: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate too much")
+
+    monkeypatch.setattr(GraphEngine, "_evaluation", out_of_memory)
+    with pytest.warns(UserWarning, match="did not fit into memory, so they are recomputed"):
+        result = quick(make_model(), make_batches())
+    assert result.engine == "recompute"
+    assert result.scales == expected.scales
+    with pytest.raises(torch.OutOfMemoryError):
+        quick(make_model(), make_batches(), engine="graph")
+
+
+@pytest.mark.parametrize(
+    ("message", "operator"),
+    [
+        ("derivative for aten::_scaled_dot_product_flash_attention_for_cpu_backward is not implemented",
+         "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
+        ("torch.compile with aot_autograd does not currently support double backward", "torch.compile"),
+        ("Double backwards is not supported for CuDNN RNNs due to limitations in the CuDNN API", "CuDNN RNNs"),
+        ("trying to differentiate twice a function that was marked with @once_differentiable", "@once_differentiable"),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)  # fmt: skip
+def test_what_torch_says_of_a_missing_derivative(message: str, operator: str | None) -> None:
+    assert missing_derivative(RuntimeError(message)) == operator
+
+
+class Attention(nn.Module):
+    """Attention that insists on the fused kernel, as a model may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value)]
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            mixed = nn.functional.scaled_dot_product_attention(*parts)
+        return self.out(mixed.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_fused_attention_of_the_model_s_own_choice() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(16, 5, 8), torch.randint(3, (16,))) for _ in range(6)]
+    with pytest.warns(UserWarning, match="scaled_dot_product_flash_attention.* has no second derivative"):
+        result = quick(Attention(), batches)
+    assert result.engine == "differences"
+
+
+def test_recurrence_is_exact_on_a_cpu() -> None:
+    torch.manual_seed(0)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 6, num_layers=2, batch_first=True, dropout=0.2)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    batches = [(torch.randn(16, 5, 4), torch.randint(3, (16,))) for _ in range(6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert quick(Recurrent(), batches).engine == "graph"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_a_compiled_model() -> None:
+    model = make_model()
+    expected = quick(make_model(), make_batches(), engine="differences")
+    compiled = torch.compile(model)
+    with pytest.warns(UserWarning, match=r"torch\.compile has no second derivative"):
+        result = quick(compiled, make_batches())
+    assert result.engine == "differences"
+    assert _that_matter(result.scales) == pytest.approx(_that_matter(expected.scales), rel=1e-2)
+    assert torch.equal(model[0].weight, compiled._orig_mod[0].weight)
