@@ -1,8 +1,30 @@
+import math
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from initopt.zoo import plain_mlp
+from initopt.zoo import cifar_resnet, plain_mlp, small_gpt, small_vit, wide_resnet
+
+PARAMETERS = {
+    "plain_mlp": (plain_mlp, 38_090),
+    "resnet20": (lambda: cifar_resnet(20), 269_722),
+    "resnet32": (lambda: cifar_resnet(32), 464_154),
+    "resnet56": (lambda: cifar_resnet(56), 853_018),
+    "resnet110": (lambda: cifar_resnet(110), 1_727_962),
+    "resnet56 without norm": (lambda: cifar_resnet(56, norm="none"), 850_986),
+    "wrn-16-4": (lambda: wide_resnet(16, 4), 2_748_890),
+    "wrn-28-10": (wide_resnet, 36_479_194),
+    "vit": (small_vit, 2_693_578),
+    "gpt": (small_gpt, 818_048),
+}
+"""The numbers of the papers, where these give them: 0.27 M, 0.46 M, 0.85 M, 1.7 M; 36.5 M."""
+
+SMALL_IMAGE_NETWORKS = {
+    "resnet": lambda norm: cifar_resnet(8, norm=norm, num_classes=7),
+    "wide resnet": lambda norm: wide_resnet(10, 1, norm=norm, num_classes=7),
+}
 
 
 def linear_layers(model):
@@ -34,3 +56,86 @@ def test_output_hardly_depends_on_the_input_of_a_deep_one():
 def test_refuses(name):
     with pytest.raises(ValueError, match=f"{name} must be an integer of 1 or more; got 0"):
         plain_mlp(**{name: 0})
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters(name):
+    build, expected = PARAMETERS[name]
+    assert sum(parameter.numel() for parameter in build().parameters()) == expected
+
+
+@pytest.mark.parametrize("name", SMALL_IMAGE_NETWORKS)
+def test_norms_and_biases(name):
+    kinds = {}
+    for norm in ("batch", "none"):
+        model = SMALL_IMAGE_NETWORKS[name](norm)
+        convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+        assert all((layer.bias is None) == (norm == "batch") for layer in convolutions)
+        kinds[norm] = {type(module) for module in model.modules()}
+        assert model(torch.randn(2, 3, 16, 16)).shape == (2, 7)
+    assert nn.BatchNorm2d in kinds["batch"] - kinds["none"]
+
+
+def test_depth_of_a_resnet_counts_layers_with_weights():
+    model = cifar_resnet(32)
+    assert sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()) == 32
+
+
+def test_shortcuts_of_a_resnet_have_no_parameters():
+    """A block whose branch is zero takes every second pixel, and puts it between channels of zeros."""
+    block = cifar_resnet(8, norm="none")[4]
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.rand(2, 16, 6, 6)
+    assert torch.equal(block(x), F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8)))
+
+
+def test_a_vision_transformer_sees_every_patch_and_its_place():
+    torch.manual_seed(0)
+    model = small_vit(8, 4, depth=1, width=12, heads=2, num_classes=3)
+    image = torch.randn(1, 3, 8, 8)
+    elsewhere = image.roll(4, dims=-1)
+    assert not torch.allclose(model(image), model(elsewhere))
+    for row, column in ((0, 0), (7, 7)):
+        changed = image.clone()
+        changed[..., row, column] += 1
+        assert not torch.allclose(model(image), model(changed))
+
+
+def test_a_language_model_sees_the_past_alone():
+    torch.manual_seed(0)
+    model = small_gpt(11, 8, depth=2, width=12, heads=2)
+    tokens = torch.arange(8)[None]
+    changed = tokens.clone()
+    changed[0, 4] = 10
+    before, after = model(tokens), model(changed)
+    assert before.shape == (1, 8, 11)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_a_language_model_is_no_better_than_chance_at_first():
+    torch.manual_seed(0)
+    tokens = torch.randint(65, (4, 32))
+    logits = small_gpt(depth=2)(tokens)
+    assert F.cross_entropy(logits.movedim(-1, 1), tokens.roll(1)).item() == pytest.approx(math.log(65), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: cifar_resnet(21), r"depth must be 6 n \+ 2.*got 21"),
+        (lambda: cifar_resnet(2), "depth must be an integer of 8 or more; got 2"),
+        (lambda: cifar_resnet(20, norm="layer"), "unknown norm 'layer'; known are 'batch', 'none'"),
+        (lambda: wide_resnet(20), r"depth must be 6 n \+ 4.*got 20"),
+        (lambda: wide_resnet(16, 0), "width must be an integer of 1 or more; got 0"),
+        (lambda: wide_resnet(16, 1, norm="x"), "unknown norm 'x'"),
+        (lambda: small_vit(30, 4), "image_size must be a multiple of patch_size; got 30 and 4"),
+        (lambda: small_vit(width=10), "width must be a multiple of heads; got width 10 and 3 heads"),
+        (lambda: small_gpt(width=10), "width must be a multiple of heads; got width 10 and 4 heads"),
+        (lambda: small_gpt(context=0), "context must be an integer of 1 or more; got 0"),
+    ],
+)
+def test_refuses_what_cannot_be_built(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
