@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -191,6 +192,7 @@ def test_how_many_samples_a_loss_function_sees(mode: str) -> None:
     ("loss_fn", "message"),
     [
         (F.cross_entropy, r"takes \(output, target\)"),
+        (functools.partial(functools.partial(F.cross_entropy), label_smoothing=0.1), r"cross_entropy takes \(output"),
         (nn.CrossEntropyLoss, "is the class CrossEntropyLoss"),
         ("cross_entropy", "got str"),
     ],
@@ -198,3 +200,59 @@ def test_how_many_samples_a_loss_function_sees(mode: str) -> None:
 def test_what_is_no_loss_function(loss_fn: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         as_loss(loss_fn)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_integer_targets_of_any_width(dtype: torch.dtype, mode: str) -> None:
+    inputs, targets = classes()
+    assert torch.equal(gram(make(), (inputs, targets.to(dtype)), None, mode), gram(make(), (inputs, targets), None, mode))
+
+
+@pytest.mark.parametrize("shape", [(12, 5, 5), (12, 5, 5, 5)])
+def test_logits_in_which_both_layouts_fit_are_refused(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(6, 5 ** (len(shape) - 1)), nn.Unflatten(1, shape[1:]))
+    batch = (classes()[0], torch.randint(5, (12, *shape[2:])))
+    with pytest.raises(initopt.LossError, match=r"could be along the second or the last.*loss_fn of \(model, batch\)"):
+        gram(model, batch, None, "subbatch")
+    assert gram(make(3), (classes()[0][:9], torch.randint(3, (9,))), None, "subbatch").isfinite().all()  # 3 logits of 3
+
+
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Flatten(0)], ids=["(B, 1)", "(B,)"])
+@pytest.mark.parametrize("shape", [(12,), (12, 1)])
+def test_a_single_logit_wants_another_loss(end: nn.Module, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(make(1), end)
+    with pytest.raises(initopt.LossError, match=r"one logit a sample.*BCEWithLogitsLoss.*floating-point targets"):
+        gram(model, (classes()[0], torch.randint(2, shape)), None, "subbatch")
+
+
+def test_one_hot_targets_and_other_shapes_say_what_to_do() -> None:
+    inputs, targets = classes()
+    with pytest.raises(initopt.LossError, match=r"one-hot targets, give targets\.argmax\(1\), or targets\.float"):
+        gram(make(), (inputs, F.one_hot(targets, 4)), None, "subbatch")
+    with pytest.raises(initopt.LossError, match=r"logits of shape \(5, 4\) and targets of shape \(5, 2\)"):
+        gram(make(), (inputs, targets.unsqueeze(1).expand(12, 2)), None, "subbatch")
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        lambda output, target: F.mse_loss(output, target),
+        lambda a, y: F.mse_loss(a, y),
+        lambda batch: batch[0].sum(),
+        functools.partial(lambda weight, pred, target: (pred - target) * weight, 2.0),
+    ],
+)
+def test_a_loss_function_of_another_form_is_told_how_it_is_called(loss_fn: Any) -> None:
+    with pytest.raises((TypeError, AttributeError)) as caught:
+        gram(make(), classes(), loss_fn, "subbatch")
+    assert any("loss_fn is called with (model, batch)" in note for note in caught.value.__notes__)
+
+
+def test_a_loss_function_of_the_right_form_is_not() -> None:
+    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError) as caught:
+        gram(make(), classes(), loss_fn, "subbatch")
+    assert not any("called with" in note for note in caught.value.__notes__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,12 +37,13 @@ def as_loss(loss_fn: LossFunction | None) -> Loss:
     """The :class:`Loss` for what the user gave.
 
     Args:
-        loss_fn: ``None`` for cross-entropy of an ``(inputs, targets)`` batch with integer targets, or the ``.loss`` of
-            the model's output for a dict batch; an ``nn.Module`` criterion; or a function of ``(model, batch)`` that
+        loss_fn: ``None`` for cross-entropy of an ``(inputs, targets)`` batch with integer targets of any width, the
+            classes along the second or the last dimension of the logits, or the ``.loss`` of the model's output for a
+            dict batch; an ``nn.Module`` criterion; or a function of ``(model, batch)`` that
             returns a scalar mean or a vector with one loss per sample.
 
     Raises:
-        TypeError: for anything else, and for functions that take ``(output, target)``.
+        TypeError: for anything else, and for the functions of torch that take ``(output, target)``.
     """
     if loss_fn is None:
         return _DefaultLoss()
@@ -52,8 +55,11 @@ def as_loss(loss_fn: LossFunction | None) -> Loss:
         raise TypeError(
             f"loss_fn must be None, a criterion (nn.Module) or a function of (model, batch); got {type(loss_fn).__name__}"
         )
-    if getattr(loss_fn, "__module__", None) == F.__name__:
-        name = getattr(loss_fn, "__name__", "loss")
+    function = loss_fn
+    while isinstance(function, functools.partial):
+        function = function.func
+    if getattr(function, "__module__", None) == F.__name__:
+        name = getattr(function, "__name__", "loss")
         raise TypeError(
             f"torch.nn.functional.{name} takes (output, target), but a loss function is called with (model, batch); "
             f"pass the criterion module, or lambda model, batch: F.{name}(model(batch[0]), batch[1])"
@@ -90,6 +96,9 @@ def _mean_loss(value: Any, size: int, source: str) -> Tensor:
     return value.mean()
 
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
 class _PairLoss(Loss):
     """A loss of the model's output on the inputs, and the targets."""
 
@@ -115,7 +124,7 @@ class _PairLoss(Loss):
                     "(model, batch) that returns one loss per sample"
                 )
         return [
-            _mean_loss(self._of_output(take(output, window), take(targets, window)), len(window), self.source)
+            _mean_loss(self._of_output(take(output, window, size), take(targets, window, size)), len(window), self.source)
             for window in windows
         ]
 
@@ -147,9 +156,31 @@ class _CrossEntropyLoss(_PairLoss):
                 f"{self.source} needs a model that returns logits; it returned {type(output).__name__}. "
                 "Pass loss_fn as a function of (model, batch)"
             )
-        if logits.shape[:1] + logits.shape[2:] != targets.shape and logits.shape[:-1] == targets.shape:
-            logits = logits.movedim(-1, 1)  # classes last, as sequence models have them
-        return F.cross_entropy(logits, targets)
+        return F.cross_entropy(self._classes_second(logits, targets), targets.long())
+
+    def _classes_second(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The logits with the classes along the second dimension; sequence models mostly have them along the last."""
+        second = logits.ndim >= 2 and logits.shape[:1] + logits.shape[2:] == targets.shape
+        last = logits.ndim >= 2 and logits.shape[:-1] == targets.shape
+        shapes = f"logits of shape {tuple(logits.shape)} and targets of shape {tuple(targets.shape)}"
+        if second and last and logits.ndim > 2:
+            raise LossError(
+                f"with {shapes}, the classes could be along the second or the last dimension; pass a loss_fn of "
+                "(model, batch) that says which, such as "
+                "lambda model, batch: F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten()) for the last"
+            )
+        if logits.ndim < 2 or logits.shape[1 if second else -1] == 1:
+            raise LossError(
+                f"{self.source} needs a logit for each class, and got {shapes}: one logit a sample; for two classes, pass "
+                "nn.BCEWithLogitsLoss(), with floating-point targets of the shape of the logits"
+            )
+        if not second and not last:
+            one_hot = "; for one-hot targets, give targets.argmax(1), or targets.float() and nn.CrossEntropyLoss()"
+            raise LossError(
+                f"{self.source} needs logits with one dimension more than the targets, the classes, and got {shapes}"
+                + (one_hot if logits.shape == targets.shape else "")
+            )
+        return logits if second else logits.movedim(-1, 1)
 
 
 class _OutputLoss(Loss):
@@ -185,13 +216,31 @@ class _DefaultLoss(Loss):
         if isinstance(batch, Mapping):
             return _OutputLoss()
         _, targets = _pair(batch, "the default loss (cross-entropy, as no loss_fn was given)")
-        if not isinstance(targets, Tensor) or targets.dtype not in (torch.int64, torch.uint8):
+        if not isinstance(targets, Tensor) or targets.dtype not in _INTEGERS:
             found = str(targets.dtype) if isinstance(targets, Tensor) else type(targets).__name__
             raise LossError(
-                f"no loss_fn was given, and the targets are no integer class labels (torch.int64) but {found}; "
+                f"no loss_fn was given, and the targets are no integer class labels (torch.int64, say) but {found}; "
                 "pass a criterion, such as nn.MSELoss(), or a function of (model, batch)"
             )
         return _CrossEntropyLoss()
+
+
+_OUTPUTS = {"out", "output", "outputs", "pred", "preds", "prediction", "predictions", "logits", "input", "y_pred", "y_hat"}
+_TARGETS = {"target", "targets", "label", "labels", "y", "y_true"}
+
+
+def _takes_output(function: Callable[..., Any]) -> bool:
+    """Whether a function's signature shows that it is not meant to be called with a model and a batch."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return False
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return True
+    names = list(signature.parameters)
+    return len(names) > 1 and (names[0] in _OUTPUTS or names[1] in _TARGETS)
 
 
 class _FunctionLoss(Loss):
@@ -199,11 +248,19 @@ class _FunctionLoss(Loss):
         self._function = function
         self.source = f"loss_fn {getattr(function, '__name__', type(function).__name__)}"
 
+    def _call(self, model: nn.Module, batch: Any) -> Any:
+        try:
+            return self._function(model, batch)
+        except Exception as error:
+            if _takes_output(self._function):
+                error.add_note("(loss_fn is called with (model, batch) and returns the loss)")
+            raise
+
     def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
-        return _mean_loss(self._function(model, batch), size, self.source)
+        return _mean_loss(self._call(model, batch), size, self.source)
 
     def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
-        values = self._function(model, batch)
+        values = self._call(model, batch)
         if isinstance(values, Tensor) and values.ndim == 0:
             raise LossError(_needs_samples(self.source))
         _mean_loss(values, size, self.source)
