@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,28 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     _sync(path.parent)
 
 
+_WRITTEN = {
+    "result.json": {"result.json", "weights.safetensors", "grams.safetensors", "plot.png", "config.yaml"},
+    ".initopt-demo": {".initopt-demo", "results.json", "demo.png"},
+}
+"""What initopt writes into a folder, by the file that marks it as ours. Subfolders are those of results."""
+
+
 def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None:
     """Have ``write`` fill a folder, and put it in place only once it is complete.
 
-    A folder that is there already is replaced if it is empty or holds the file ``marker``, which says that it is ours.
+    A folder that is there already is replaced if it is empty or holds nothing but what initopt wrote; at the end of a
+    link, it is the folder that the link leads to.
+
+    Args:
+        path: where the folder goes.
+        write: is given the path of a temporary folder beside it.
+        marker: the file that marks the folder, see :func:`check_replaceable`.
 
     Raises:
         FileExistsError: if something else is there.
     """
+    path = path.resolve()
     check_replaceable(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -54,26 +68,75 @@ def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None
         for file in temporary.iterdir():
             _share(file, 0o777 if file.is_dir() else 0o666)
             _sync(file)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        _put_in_place(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+def _put_in_place(new: Path, path: Path) -> None:
+    """Rename a folder to ``path``; one that is there is gone afterwards, or still there if that fails."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    try:
+        os.replace(path, aside)
+    except BaseException:
+        aside.rmdir()
+        raise
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    shutil.rmtree(aside)
+
+
 def check_replaceable(path: Path, marker: str) -> None:
     """Refuse a folder that :func:`write_folder` would not replace.
 
+    Args:
+        path: the folder.
+        marker: the file that says that the folder is ours, and of which kind; if it is JSON, by its ``"format"``.
+
     Raises:
-        FileExistsError: if something is there that is neither an empty folder nor one with the file ``marker``.
+        FileExistsError: if something is there that is neither an empty folder nor one that initopt wrote, or if it holds
+            files of others; the message names them.
     """
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / marker).is_file())):
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir() or not _is_ours(path / marker):
         raise FileExistsError(f"{path} exists and was not written by initopt; choose another folder or remove it first")
+    foreign = sorted(_foreign(path, marker))
+    if foreign:
+        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+        raise FileExistsError(
+            f"{path} is not replaced, since it holds files that initopt did not write: {', '.join(foreign[:5])}{more}; "
+            "move them elsewhere or choose another folder"
+        )
+
+
+def _is_ours(marker: Path) -> bool:
+    if marker.suffix != ".json":
+        return marker.is_file()
+    try:
+        record = read_json(marker)
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and str(record.get("format")).startswith("initopt ")
+
+
+def _foreign(folder: Path, marker: str) -> Iterator[str]:
+    """The files of others in a folder of ours."""
+    for item in folder.iterdir():
+        if item.is_dir() and not item.is_symlink() and _is_ours(item / "result.json"):
+            if marker == "result.json":  # a result holds no other
+                yield item.name
+            else:
+                yield from (f"{item.name}/{name}" for name in _foreign(item, "result.json"))
+        elif item.name not in _WRITTEN[marker]:
+            yield item.name
 
 
 def _share(path: Path, mode: int) -> None:
