@@ -37,7 +37,7 @@ both = pytest.mark.parametrize("run", [nio, initopt.measure], ids=["nio", "measu
         ({"batch_norm": "none"}, "unknown batch_norm 'none'; known are 'subbatch', 'batch'"),
         (
             {"engine": "warp"},
-            "unknown engine 'warp'; known are 'auto', 'exact', 'graph', 'recompute', 'coupled', 'plain', 'differences'",
+            "unknown engine 'warp'; known are 'auto', 'exact', 'graph', 'recompute', 'groups', 'coupled', 'plain', 'differences'",
         ),
         ({"engine": "coupled"}, "engine 'coupled' cannot be used here: .*engine=\"auto\""),
         ({"engine": "recompute", "batch_norm": "batch"}, 'batch_norm="batch" couples them'),

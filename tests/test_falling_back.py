@@ -91,6 +91,30 @@ def test_a_run_out_of_memory_goes_over_to_recompute(monkeypatch: pytest.MonkeyPa
         quick(make_model(), make_batches(), engine="graph")
 
 
+def test_many_sub_batches_are_run_together() -> None:
+    together = quick(make_model().double(), _double(make_batches()), num_subbatches=8)
+    apart = quick(make_model().double(), _double(make_batches()), num_subbatches=8, engine="plain")
+    assert together.engine == "groups"
+    assert _that_matter(together.scales) == pytest.approx(_that_matter(apart.scales), rel=1e-9)
+
+
+def test_many_sub_batches_of_a_model_beyond_that_are_run_apart() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Bilinear(8, 8, 3)).double()
+    model.forward = lambda x: model[2](model[1](model[0](x)), model[0](x))  # type: ignore[method-assign]
+    result = quick(model, _double(make_batches()), num_subbatches=8)
+    assert result.engine == "graph"
+    assert "'2.weight' is used in bilinear" in result.engine_reason
+
+
+def test_a_fault_of_the_model_is_not_hidden_by_going_over() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        raise KeyError("the user's own mistake")
+
+    with pytest.raises(KeyError, match="own mistake"):
+        initopt.measure(make_model(), make_batches(), loss, num_subbatches=8)
+
+
 @pytest.mark.parametrize(
     ("message", "operator"),
     [

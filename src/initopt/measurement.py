@@ -117,7 +117,9 @@ def _ratio_jackknife(noise: Tensor, signal: Tensor) -> float:
     if count < 2:
         return math.nan
     rest_noise, rest_signal = (noise.sum() - noise) / (count - 1), (signal.sum() - signal) / (count - 1)
-    left_out = torch.tensor([_ratio(*pair) for pair in zip(rest_noise.tolist(), rest_signal.tolist(), strict=True)])
+    left_out = torch.tensor(
+        [_ratio(*pair) for pair in zip(rest_noise.tolist(), rest_signal.tolist(), strict=True)], device="cpu"
+    )
     if torch.isinf(left_out).any():
         return math.inf
     return float(((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt())

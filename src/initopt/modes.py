@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from initopt.caches import CacheGuard
+from initopt.plain_ops import plain_hard_sigmoid
 
 __all__ = ["BufferGuard", "math_attention", "measuring"]
 
@@ -48,7 +52,7 @@ def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
             setting = "track_running_stats" if isinstance(module, _BatchNorm) else "momentum"
             norms.append((module, setting, getattr(module, setting)))
             setattr(module, setting, False if isinstance(module, _BatchNorm) else 0.0)
-        with _plain_weight_norm():
+        with plain_hard_sigmoid(), _plain_weight_norm(), _plain_recurrence(model):
             yield
     finally:
         for module, setting, value in norms:
@@ -65,25 +69,46 @@ def math_attention() -> Iterator[None]:
 
 
 @contextmanager
+def _plain_recurrence(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers without cuDNN, which has no second derivative of them, nor a first one in evaluation mode."""
+    with ExitStack() as stack:
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+_weight_norm_lock = threading.Lock()
+_weight_norm_users = 0
+_weight_norm_kernels: list[Any] = []
+
+
+@contextmanager
 def _plain_weight_norm() -> Iterator[None]:
-    """Weight norm by plain operations.
+    """Weight norm by plain operations, for as long as any thread is in such a block.
 
     The double backward of torch's kernel takes the norms for constants where there is one per row or column, and is
     silently wrong (seen in torch 2.13: off by more than the value itself).
     """
+    global _weight_norm_users
 
     def plain(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
         return v * (g / torch.norm_except_dim(v, 2, dim))
 
     users: list[Any] = [torch, sys.modules[WeightNorm.__module__]]  # the parametrization, and the older hook
-    kernels = [user._weight_norm for user in users]
+    with _weight_norm_lock:
+        if _weight_norm_users == 0:
+            _weight_norm_kernels[:] = [user._weight_norm for user in users]
+            for user in users:
+                user._weight_norm = plain
+        _weight_norm_users += 1
     try:
-        for user in users:
-            user._weight_norm = plain
         yield
     finally:
-        for user, kernel in zip(users, kernels, strict=True):
-            user._weight_norm = kernel
+        with _weight_norm_lock:
+            _weight_norm_users -= 1
+            if _weight_norm_users == 0:
+                for user, kernel in zip(users, _weight_norm_kernels, strict=True):
+                    user._weight_norm = kernel
 
 
 class BufferGuard:
@@ -94,13 +119,15 @@ class BufferGuard:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+        self._buffers = [(module, dict(module._buffers)) for module in model.modules()]
+        self._transient = [(module, set(module._non_persistent_buffers_set)) for module in model.modules()]
         self._values = {
             buffer: buffer.detach().clone() for _, named in self._buffers for buffer in named.values() if buffer is not None
         }
         # What a module holds in the place of a buffer that was written to, and the version of all as they were put there.
         self._present = {buffer: buffer for buffer in self._values}
         self._versions = {buffer: buffer._version for buffer in self._values}
+        self._caches = CacheGuard(model)
 
     def refresh(self) -> None:
         """Give the modules their buffers with the first values, before a forward pass.
@@ -112,13 +139,18 @@ class BufferGuard:
                 fresh = self._values[buffer].clone()
                 self._present[buffer], self._versions[buffer] = fresh, fresh._version
         self._install(self._present)
+        self._caches.put_back()
 
     def put_back(self) -> None:
         """Give the modules their own buffers again, with the first values."""
         with torch.no_grad():
             for buffer, value in self._values.items():
-                buffer.copy_(value)  # all of them: a few kernels write past the version counter
+                if not _overlaps_itself(buffer):  # nothing can have been written to one that does
+                    buffer.copy_(value)  # all others: a few kernels write past the version counter
         self._install({buffer: buffer for buffer in self._values})
+        self._caches.put_back()
+        for module, names in self._transient:
+            module._non_persistent_buffers_set = names
 
     def _install(self, present: dict[Tensor, Tensor]) -> None:
         for module, named in self._buffers:
@@ -127,3 +159,7 @@ class BufferGuard:
             if len(now) != len(wanted) or any(now.get(name) is not buffer for name, buffer in wanted.items()):
                 now.clear()
                 now.update(wanted)
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

@@ -40,6 +40,11 @@ def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"module {name or 'model'!r} is a TorchScript module; pass the module that it was scripted from"
+            )
     holders: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False, remove_duplicate=False):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from initopt.interrupts import shielded, terminable
 from initopt.modes import BufferGuard
 from initopt.randomness import RandomState
 
-__all__ = ["preserved"]
+__all__ = ["Originals", "preserved", "put_values"]
 
 Originals = dict[nn.Parameter, Tensor]
 """Trainable parameters with a copy of their values."""
@@ -28,26 +28,46 @@ def preserved(model: nn.Module) -> Iterator[Originals]:
     Yields:
         the values of the trainable parameters as they were.
     """
-    with terminable(), torch.inference_mode(False), torch.enable_grad():
-        randomness = RandomState.now()
-        buffers = BufferGuard(model)
-        modes = [(module, module.training) for module in model.modules()]
-        gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    with terminable(), torch.inference_mode(False), torch.enable_grad(), _fresh_casts():
+        # A stack of its own for each, so that none is left out should another fail.
+        restoring = ExitStack()
+        restoring.callback(RandomState.now().put_back)
+        for parameter in model.parameters():
+            restoring.callback(_put_back_flags, parameter, parameter.grad, parameter.requires_grad)
+        for module in model.modules():
+            restoring.callback(setattr, module, "training", module.training)
+        restoring.callback(BufferGuard(model).put_back)
         originals = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
         succeeded = False
         try:
             yield originals
             succeeded = True
         finally:
-            with shielded():
+            with shielded(), restoring:
                 if not succeeded:
-                    with torch.no_grad():
-                        for parameter, value in originals.items():
-                            parameter.copy_(value)
-                buffers.put_back()
-                for module, training in modes:
-                    module.training = training
-                for parameter, gradient, requires_grad in gradients:
-                    parameter.grad = gradient
-                    parameter.requires_grad_(requires_grad)
-                randomness.put_back()
+                    put_values(originals)
+
+
+def put_values(values: Mapping[nn.Parameter, Tensor]) -> None:
+    """Copy values into parameters."""
+    with torch.no_grad():
+        for parameter, value in values.items():
+            parameter.copy_(value)
+
+
+def _put_back_flags(parameter: nn.Parameter, gradient: Tensor | None, requires_grad: bool) -> None:
+    parameter.grad = gradient
+    parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _fresh_casts() -> Iterator[None]:
+    """Autocast without its cache of cast weights, which does not notice that weights are written to."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+        torch.clear_autocast_cache()

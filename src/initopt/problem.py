@@ -13,7 +13,7 @@ from initopt.losses import Loss, LossFunction, as_loss
 from initopt.modes import BufferGuard
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
 from initopt.splitting import SPLITS, Windows, split_windows
-from initopt.trees import batch_size, take, to_device
+from initopt.trees import batch_size, map_tensors, take, to_device
 
 __all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Problem", "Split", "check_splitting"]
 
@@ -76,6 +76,7 @@ class Problem:
         """Check everything that can be checked before any work."""
         check_splitting(num_subbatches, overlap, split, batch_norm)
         parameters = trainable_parameters(model)
+        _refuse_unsupported(parameters)
         return cls(
             model=model,
             loss=as_loss(loss_fn),
@@ -109,7 +110,7 @@ class Problem:
         window = batch.windows.indices[d]
         self.buffers.refresh()
         try:
-            return self.loss(self.model, take(batch.data, window), len(window))
+            return self.loss(self.model, take(batch.data, window, batch.windows.batch_size), len(window))
         except ValueError as error:
             if "Expected more than 1 value per channel" in str(error):
                 error.add_note(
@@ -121,7 +122,8 @@ class Problem:
     def window_losses(self, batch: Batch) -> list[Tensor]:
         """Mean losses of all sub-batches, from one forward pass over the whole batch."""
         self.buffers.refresh()
-        return self.loss.windows(self.model, batch.data, batch.windows.indices, batch.windows.batch_size)
+        data = map_tensors(torch.clone, batch.data)  # the model may write into its inputs
+        return self.loss.windows(self.model, data, batch.windows.indices, batch.windows.batch_size)
 
 
 def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm: str) -> None:
@@ -140,6 +142,26 @@ def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm:
         raise ValueError(f"unknown split {split!r}; known are {', '.join(map(repr, SPLITS))}")
     if batch_norm not in BATCH_NORMS:
         raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORMS))}")
+
+
+def _refuse_unsupported(parameters: Sequence[NamedParameter]) -> None:
+    """Refuse models whose gradients or weights are not what they seem."""
+    places: dict[tuple[int, torch.Size], str] = {}
+    for parameter in parameters:
+        value = parameter.value
+        if hasattr(value, "device_mesh"):
+            raise TypeError(
+                f"parameter {parameter.name!r} is sharded over devices (DTensor), which autograd.grad does not gather; run "
+                "initopt before the model is sharded"
+            )
+        if value.numel() == 0:
+            continue
+        other = places.setdefault((value.data_ptr(), value.shape), parameter.name)
+        if other != parameter.name:
+            raise ValueError(
+                f"parameters {other!r} and {parameter.name!r} are different tensors over the same memory, so each would "
+                "scale the other; tie them by assigning the same nn.Parameter to both"
+            )
 
 
 def inner_product(left: Tensor, right: Tensor) -> Tensor:

@@ -63,9 +63,9 @@ def derive_seed(seed: int | None) -> int:
     """The seed itself, or one that follows from torch's present state without advancing it."""
     if seed is not None:
         return seed
-    generator = torch.Generator()
+    generator = torch.Generator("cpu")
     generator.set_state(torch.get_rng_state())
-    return int(torch.randint(2**31, (), generator=generator))
+    return int(torch.randint(2**31, (), generator=generator, device="cpu"))
 
 
 @contextmanager
@@ -79,7 +79,10 @@ def seeded(*parts: int) -> Iterator[None]:
     mixed = int(np.random.SeedSequence(parts).generate_state(1)[0])
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(mixed)
+            # Not torch.manual_seed: it would also leave a seed for accelerators that are not in use yet.
+            torch.default_generator.manual_seed(mixed)
+            if devices:
+                torch.cuda.manual_seed_all(mixed)
             random.seed(mixed)
             np.random.seed(mixed)
             yield

@@ -40,8 +40,10 @@ class ScaleAdam:
         self._betas = betas
         self._eps = eps
         self._clip = scale_grad_clip
-        self._moments = {"objective": torch.zeros(count).double(), "constraint": torch.zeros(count).double()}
-        self._squares = torch.zeros(count, dtype=torch.float64)
+        self._moments = {
+            kind: torch.zeros(count, dtype=torch.float64, device="cpu") for kind in ("objective", "constraint")
+        }
+        self._squares = torch.zeros(count, dtype=torch.float64, device="cpu")
         self._counts = {"objective": 0, "constraint": 0}
 
     def step(self, values: Tensor, along_weights: Tensor, kind: Kind) -> Tensor:
@@ -63,7 +65,7 @@ class ScaleAdam:
 
     def state(self) -> dict[str, Tensor]:
         """All that later steps depend on, as named tensors."""
-        counts = torch.tensor([self._counts["objective"], self._counts["constraint"]])
+        counts = torch.tensor([self._counts["objective"], self._counts["constraint"]], device="cpu")
         return {"squares": self._squares, "counts": counts} | {f"moment.{k}": m for k, m in self._moments.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -33,10 +33,10 @@ class Scales:
     ) -> None:
         self._parameters = parameters
         self._originals = originals
-        self.values = torch.ones(len(parameters), dtype=torch.float64)
+        self.values = torch.ones(len(parameters), dtype=torch.float64, device="cpu")
         minima = [min_bias_scale if p.is_bias else min_scale for p in parameters]
-        self._minimum = torch.tensor(minima, dtype=torch.float64)
-        self._has_direction = torch.tensor([bool(originals[p.value].any()) for p in parameters])
+        self._minimum = torch.tensor(minima, dtype=torch.float64, device="cpu")
+        self._has_direction = torch.tensor([bool(originals[p.value].any()) for p in parameters], device="cpu")
 
     @property
     def active(self) -> Tensor:

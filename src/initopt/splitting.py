@@ -38,16 +38,18 @@ class Windows:
         Where windows overlap, some samples weigh more than others: with weight c_i on sample i, the variance of the
         mean is that of 1 / sum(c_i^2) samples.
         """
-        weight = torch.zeros(self.batch_size, dtype=torch.float64)
+        weight = torch.zeros(self.batch_size, dtype=torch.float64, device="cpu")
         for window in self.indices:
-            weight.index_add_(0, window, torch.full((len(window),), 1 / (len(window) * len(self)), dtype=torch.float64))
+            weight.index_add_(
+                0, window, torch.full((len(window),), 1 / (len(window) * len(self)), dtype=torch.float64, device="cpu")
+            )
         return float(1 / weight.square().sum())
 
 
 def _cyclic(batch_size: int, count: int, overlap: float) -> list[Tensor]:
     length = batch_size // count
     width = min(round((1 + overlap) * length), batch_size)
-    return [(torch.arange(width) + d * length) % batch_size for d in range(count)]
+    return [(torch.arange(width, device="cpu") + d * length) % batch_size for d in range(count)]
 
 
 def _published(batch_size: int, count: int, overlap: float) -> list[Tensor]:
@@ -57,7 +59,7 @@ def _published(batch_size: int, count: int, overlap: float) -> list[Tensor]:
         start = 0 if d == 0 else int((1 - overlap) * length * d)
         stop = batch_size if d == count - 1 else int((1 + overlap) * length * (d + 1))
         bounds.append((start, min(stop, batch_size)))
-    return [torch.arange(start, stop) for start, stop in bounds]
+    return [torch.arange(start, stop, device="cpu") for start, stop in bounds]
 
 
 SPLITS: dict[str, Callable[[int, int, float], list[Tensor]]] = {"cyclic": _cyclic, "published": _published}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,17 +35,29 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     >>> map_tensors(lambda x: x + 1, [torch.zeros(1), "label"])
     [tensor([1.]), 'label']
     """
-    if isinstance(tree, Tensor):
-        return function(tree)
+    return _map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same nest with every leaf replaced; a list of plain values is a leaf."""
     if isinstance(tree, Mapping):
-        mapped = {key: map_tensors(function, value) for key, value in tree.items()}
+        mapped = {key: _map_leaves(function, value) for key, value in tree.items()}
+        if type(tree) is dict:
+            return mapped
         # Named mappings (the batch and output classes of transformers, say) keep their type, for their attributes.
-        return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
+        copied = copy.copy(tree)
+        for key, value in mapped.items():
+            copied[key] = value  # type: ignore[index]
+        return copied
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(function, value) for value in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tensors(function, value) for value in tree)
-    return tree
+        return type(tree)(*(_map_leaves(function, value) for value in tree))
+    if isinstance(tree, (list, tuple)) and not _is_plain(tree):
+        return type(tree)(_map_leaves(function, value) for value in tree)
+    return function(tree)
+
+
+def _is_plain(sequence: list[Any] | tuple[Any, ...]) -> bool:
+    return not any(isinstance(item, (Tensor, Mapping, list, tuple, np.ndarray)) for item in sequence)
 
 
 def batch_size(batch: Any) -> int:
@@ -70,14 +84,39 @@ def batch_size(batch: Any) -> int:
     return next(iter(sizes))
 
 
-def take(tree: Any, indices: Tensor) -> Any:
-    """The samples of a batch at the given indices, along the first dimension of every tensor."""
-    start, stop = int(indices[0]), int(indices[-1]) + 1
-    if stop - start == len(indices):  # a window that does not wrap around is a view, not a copy
-        return map_tensors(lambda tensor: tensor[start:stop], tree)
-    return map_tensors(lambda tensor: tensor.index_select(0, indices.to(tensor.device)), tree)
+def take(tree: Any, indices: Tensor, size: int) -> Any:
+    """A copy of the samples of a batch at the given indices.
+
+    Tensors and arrays are taken along their first dimension, and so are lists of plain values (numbers, strings) as
+    long as the batch. A copy in any case: a model may write into its inputs.
+
+    Args:
+        tree: a batch.
+        indices: of the samples.
+        size: how many samples the batch has.
+
+    >>> take({"x": torch.tensor([1, 2, 3]), "names": ["a", "b", "c"], "mode": "fast"}, torch.tensor([2, 0]), 3)
+    {'x': tensor([3, 1]), 'names': ['c', 'a'], 'mode': 'fast'}
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.index_select(0, indices.to(leaf.device))
+        if isinstance(leaf, np.ndarray) and leaf.ndim > 0 and len(leaf) == size:
+            return leaf[indices.numpy()]
+        if isinstance(leaf, (list, tuple)) and len(leaf) == size:
+            return type(leaf)(leaf[index] for index in indices.tolist())
+        return leaf
+
+    return _map_leaves(of_leaf, tree)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch on another device; tensors already there are not copied."""
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+    """The batch on another device; tensors already there are not copied, unless they were made in inference mode."""
+
+    def move(tensor: Tensor) -> Tensor:
+        # Only copies to an accelerator are ordered with what comes after them.
+        moved = tensor.to(device, non_blocking=device.type == "cuda")
+        return moved.clone() if moved.is_inference() else moved
+
+    return map_tensors(move, batch)

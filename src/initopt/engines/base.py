@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ class Evaluation(ABC):
 
     gram: Tensor
 
-    @abstractmethod
     def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
         """Derivative of a function of the Gram matrix with respect to every scaled tensor, along that tensor.
 
@@ -40,7 +39,19 @@ class Evaluation(ABC):
         Returns:
             <dphi/dW_k, W_k> for every ``problem.scale_params``, float64 on the CPU, shape ``(num_scales,)``; zero where
             phi does not depend on W_k.
+
+        Raises:
+            NonFiniteError: naming the parameters for which the result is not finite.
         """
+        weights = gram_derivative + gram_derivative.T
+        # dphi/dK goes as 1 / |g|^2 and may be beyond the range of the gradients' own precision; v of length 1 never is.
+        squares = ((weights @ self.gram.detach()) * weights).sum(1)
+        length = float(squares.max().clamp_min(0.0).sqrt()) or 1.0
+        return length * self.derivatives_along(weights / length)
+
+    @abstractmethod
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        """<dW_k, W_k> of sum_d <v_d, g_d> with v_d = sum_e weights[d, e] g_e held fixed, for every scaled tensor."""
 
 
 class Engine(ABC):
@@ -64,6 +75,13 @@ class Engine(ABC):
     def refusal(cls, problem: Problem) -> str | None:
         """Why this engine cannot work on a problem, as the end of a sentence; ``None`` if it can."""
 
+    def state(self) -> dict[str, Any]:
+        """What later evaluations depend on beside their batch, as JSON has it."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - most engines have none
+        """Go on from a state: the inverse of :meth:`state`."""
+
     @abstractmethod
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         """Evaluate one batch.
@@ -78,11 +96,12 @@ class Engine(ABC):
         """
 
 
-def _real_rows(gradients: Sequence[Tensor | None]) -> Tensor:
-    """The gradients of one parameter in all sub-batches as the rows of a real float64 matrix."""
-    some = as_real(next(g for g in gradients if g is not None).detach())
-    rows = torch.stack([torch.zeros_like(some) if g is None else as_real(g.detach()) for g in gradients])
-    return rows.reshape(len(gradients), -1).double()
+_ENTRIES = 1 << 22
+"""Entries of the gradients of one parameter that are multiplied at a time, and copied for it."""
+
+_MANY = 16
+"""Sub-batches from which on such a product is taken in single precision, if the gradients are, and only the sum of the
+products in double: the product then is a cost, and its rounding error is far below that of the gradients."""
 
 
 def gram_matrix(gradients: Sequence[Gradients]) -> Tensor:
@@ -94,19 +113,30 @@ def gram_matrix(gradients: Sequence[Gradients]) -> Tensor:
     Returns:
         Shape ``(D, D)``, float64, on the CPU.
     """
-    total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
+    count = len(gradients)
     by_device: dict[torch.device, Tensor] = {}
     for column in zip(*gradients, strict=True):
-        if all(g is None for g in column):
-            continue
         rows = _real_rows(column)
-        by_device[rows.device] = by_device.get(rows.device, 0) + rows @ rows.T
-    return sum((part.cpu() for part in by_device.values()), total)
+        if rows is None:
+            continue
+        total = by_device.setdefault(rows[0].device, rows[0].new_zeros(count, count, dtype=torch.float64))
+        precision = torch.float64 if count <= _MANY else torch.promote_types(rows[0].dtype, torch.float32)
+        step = max(_ENTRIES // count, 1)
+        for start in range(0, len(rows[0]), step):
+            part = torch.stack([row[start : start + step] for row in rows]).to(precision)
+            total += part @ part.T
+    return sum((part.cpu() for part in by_device.values()), torch.zeros(count, count, dtype=torch.float64, device="cpu"))
 
 
-def weighted_sums(gradients: Sequence[Gradients], gram_derivative: Tensor) -> list[list[Tensor | None]]:
-    """v_d = sum_e (dphi/dK[d, e] + dphi/dK[e, d]) g_e for every sub-batch d, a tensor per parameter."""
-    weights = gram_derivative + gram_derivative.T
+def _real_rows(gradients: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """The gradients of one parameter in all sub-batches as real vectors; ``None`` if there is none at all."""
+    rows = [None if g is None else as_real(g.detach()).reshape(-1) for g in gradients]
+    some = next((row for row in rows if row is not None), None)
+    return None if some is None else [torch.zeros_like(some) if row is None else row for row in rows]
+
+
+def weighted_sums(gradients: Sequence[Gradients], weights: Tensor) -> list[list[Tensor | None]]:
+    """v_d = sum_e weights[d, e] g_e for every sub-batch d, a tensor per parameter."""
     sums: list[list[Tensor | None]] = [[] for _ in gradients]
     for column in zip(*gradients, strict=True):
         some = next((g for g in column if g is not None), None)

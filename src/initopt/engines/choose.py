@@ -6,17 +6,23 @@ from initopt.engines.base import Engine
 from initopt.engines.coupled import CoupledEngine
 from initopt.engines.differences import DifferencesEngine
 from initopt.engines.falling_back import FallingBackEngine
+from initopt.engines.groups import GroupsEngine
 from initopt.engines.separate import GraphEngine, PlainEngine, RecomputeEngine
 from initopt.problem import Problem
 
 __all__ = ["ENGINES", "check_engine", "create_engine"]
 
-_EXACT: tuple[type[Engine], ...] = (GraphEngine, RecomputeEngine, CoupledEngine, PlainEngine)
-
-_ALL: tuple[type[Engine], ...] = (*_EXACT, DifferencesEngine)
+_ALL: tuple[type[Engine], ...] = (
+    GraphEngine,
+    RecomputeEngine,
+    GroupsEngine,
+    CoupledEngine,
+    PlainEngine,
+    DifferencesEngine,
+)
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in _ALL}
-"""Every engine by name, in the order of preference."""
+"""Every engine by name."""
 
 _CHOICES = ("auto", "exact", *ENGINES)
 
@@ -35,8 +41,8 @@ def create_engine(engine: str, problem: Problem) -> Engine:
     """Make an engine.
 
     Args:
-        engine: a key of :data:`ENGINES`; ``"exact"`` for the first exact one that can work on the problem; ``"auto"`` for
-            the same, which goes over to ``"differences"`` with a warning if an operation has no second derivative.
+        engine: a key of :data:`ENGINES`; ``"exact"`` for the cheapest exact one that can work on the problem; ``"auto"``
+            for the same, which goes over to ``"differences"`` with a warning if an operation has no second derivative.
         problem: what it is to work on.
 
     Raises:
@@ -48,5 +54,4 @@ def create_engine(engine: str, problem: Problem) -> Engine:
         if reason is not None:
             raise ValueError(f'engine {engine!r} cannot be used here: {reason}; engine="auto" chooses one that can')
         return ENGINES[engine](problem)
-    exact = next(candidate for candidate in _EXACT if candidate.refusal(problem) is None)
-    return FallingBackEngine(problem, exact, allow_differences=engine == "auto")
+    return FallingBackEngine(problem, allow_differences=engine == "auto")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from initopt.engines.base import Gradients
 from initopt.errors import NonFiniteError
@@ -20,7 +21,8 @@ def along_weights(
     gradients: Gradients,
     vectors: Gradients,
     parameters: Sequence[NamedParameter],
-    scales: Mapping[nn.Parameter, Tensor] | None = None,
+    scales: Mapping[Tensor, Tensor] | None = None,
+    leaves: Mapping[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """<dW_k, W_k> of the function sum <v, g> of first derivatives g, for every parameter.
 
@@ -29,6 +31,7 @@ def along_weights(
         vectors: as many tensors v, held fixed.
         parameters: the tensors W_k.
         scales: 0-dimensional leaves of the graph that stand for a part of the dependence on a tensor.
+        leaves: leaves of the graph, of the same values, that stand for another part.
 
     Returns:
         float64, on the CPU, shape ``(num_scales,)``; zero where the function does not depend on W_k.
@@ -36,22 +39,23 @@ def along_weights(
     Raises:
         NonFiniteError: naming the parameters for which the result is not finite.
     """
-    scales = scales or {}
+    scales, leaves = scales or {}, leaves or {}
     pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g is not None and v is not None and g.requires_grad]
     if not pairs:
-        return torch.zeros(len(parameters), dtype=torch.float64)
-    weights = [p.value for p in parameters]
-    with math_attention():  # activation checkpointing runs parts of the model again, now
+        return torch.zeros(len(parameters), dtype=torch.float64, device="cpu")
+    weights = [leaves.get(p.value, p.value) for p in parameters]
+    # Activation checkpointing runs parts of the model again, now.
+    with math_attention(), _without_hooks([p.value for p in parameters]):
         found = torch.autograd.grad(
             [g for g, _ in pairs], [*weights, *scales.values()], [v for _, v in pairs], allow_unused=True
         )
     of_scale = dict(zip(scales, found[len(weights) :], strict=True))
     products = []
-    for weight, derivative in zip(weights, found, strict=False):
+    for parameter, weight, derivative in zip(parameters, weights, found, strict=False):
         product = torch.zeros((), dtype=torch.float64, device=weight.device)
         if derivative is not None:
             product = inner_product(as_real(derivative).double(), as_real(weight.detach()))
-        extra = of_scale.get(weight)
+        extra = of_scale.get(parameter.value)
         products.append(product if extra is None else product + extra)
     values = torch.stack([product.cpu() for product in products])
     finite = torch.isfinite(values)
@@ -62,3 +66,16 @@ def along_weights(
             "though the gradients are; an operation without a second derivative there (a norm or root at zero, say)?"
         )
     return values
+
+
+@contextmanager
+def _without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Gradient hooks act on first derivatives, and have acted; these are second ones."""
+    kept = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    for hooks, _ in kept:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, content in kept:
+            hooks.update(content)

@@ -40,13 +40,15 @@ class _CoupledEvaluation(Evaluation):
         self._ops = ScaledOps(problem.scale_params)
         with math_attention(), seeded(*batch.seed), self._ops.replacing():
             losses = problem.window_losses(batch)
+            # The last pass frees the graph, if it is not differentiated: one with saved-tensor hooks, dropped unfreed, leaks.
+            kept = [differentiate or d + 1 < len(losses) for d in range(len(losses))]
             self._gradients = [
-                torch.autograd.grad(loss, parameters, retain_graph=True, create_graph=differentiate, allow_unused=True)
-                for loss in losses
+                torch.autograd.grad(loss, parameters, retain_graph=keep, create_graph=differentiate, allow_unused=True)
+                for loss, keep in zip(losses, kept, strict=True)
             ]
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, [loss.detach() for loss in losses], self._gradients, problem.grad_params)
 
-    def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
-        vectors = weighted_sums(self._gradients, gram_derivative)
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        vectors = weighted_sums(self._gradients, weights)
         return self._ops.along_weights([g for sub in self._gradients for g in sub], [v for sub in vectors for v in sub])

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,17 @@ class DifferencesEngine(Engine):
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
+        hooked = [p.name for p in problem.grad_params if p.value._backward_hooks]
+        if hooked:
+            return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
         return None
+
+    def state(self) -> dict[str, Any]:
+        return {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.relative_step, self.error_estimate = state["relative_step"], state["error_estimate"]
+        self._batches = state["batches"]
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         return _Differences(self, batch)
@@ -124,10 +135,10 @@ class _Differences(Evaluation):
             known |= dict(zip(missing, found, strict=True))
         return [known[weight] for weight in scaled]
 
-    def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
-        vectors = weighted_sums(self._gradients, gram_derivative)
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        vectors = weighted_sums(self._gradients, weights)
         relative = self._engine.step_for(self, vectors)
-        total = torch.zeros(len(self.problem.scale_params), dtype=torch.float64)
+        total = torch.zeros(len(self.problem.scale_params), dtype=torch.float64, device="cpu")
         for d, vector in enumerate(vectors):
             step = self.absolute_step(vector, relative)
             if step > 0:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from initopt.engines.base import Engine, Evaluation
+from initopt.engines.coupled import CoupledEngine
 from initopt.engines.differences import DifferencesEngine
+from initopt.engines.groups import GroupsEngine
 from initopt.engines.separate import GraphEngine, RecomputeEngine
+from initopt.errors import NonFiniteError, ZeroGradientError
 from initopt.problem import Batch, Problem
 
 __all__ = ["FallingBackEngine", "missing_derivative"]
@@ -37,23 +41,34 @@ def missing_derivative(error: BaseException) -> str | None:
     return None
 
 
-class FallingBackEngine(Engine):
-    """Starts with an exact engine and goes over, for good and with a warning, to one that can do with less.
+_MANY = 8
+"""Sub-batches from which on it is cheaper to run them together: apart, each costs its overhead (docs/benchmarks.md)."""
 
-    - From ``graph`` to ``recompute`` when the accelerator's memory runs out.
-    - From an exact engine to ``differences`` when an operation has no second derivative.
+
+class FallingBackEngine(Engine):
+    """Starts with the cheapest exact engine, and goes over, for good, to one that can do with less.
+
+    - From ``groups``, for 8 sub-batches or more, to ``graph`` on a model beyond it; both are exact.
+    - From ``graph`` to ``recompute`` when the accelerator's memory runs out, with a warning.
+    - From an exact engine to ``differences`` when an operation has no second derivative, with a warning.
 
     Args:
         problem: what to work on.
-        exact: the engine to start with.
         allow_differences: whether inexact derivatives will do.
     """
 
-    def __init__(self, problem: Problem, exact: type[Engine], allow_differences: bool) -> None:
+    def __init__(self, problem: Problem, allow_differences: bool) -> None:
         super().__init__(problem)
-        self._engine: Engine = exact(problem)
         self._allow_differences = allow_differences
-        self.reason = f"exact, and the cheapest for batch_norm={problem.batch_norm!r}"
+        if problem.batch_norm == "batch":
+            self._engine: Engine = CoupledEngine(problem)
+            self.reason = 'exact with batch_norm="batch"'
+        elif problem.num_subbatches >= _MANY:
+            self._engine = GroupsEngine(problem)
+            self.reason = f"exact, and the cheapest for {problem.num_subbatches} sub-batches"
+        else:
+            self._engine = GraphEngine(problem)
+            self.reason = f"exact, and the cheapest for {problem.num_subbatches} sub-batches"
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -65,18 +80,37 @@ class FallingBackEngine(Engine):
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         try:
-            inner = self._engine.evaluate(batch, differentiate)
-        except (RuntimeError, NotImplementedError) as error:
+            return _FallingBack(self, self._engine.evaluate(batch, differentiate), batch)
+        except Exception as error:
             self._fall_back(error)
-            return self.evaluate(batch, differentiate)
-        return _FallingBack(self, inner, batch)
+        # Not within the `except`: the error holds on to what the engine had in memory.
+        return self.evaluate(batch, differentiate)
+
+    def state(self) -> dict[str, Any]:
+        return {"engine": self._engine.name, "reason": self.reason, "inner": self._engine.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        engines = (CoupledEngine, GroupsEngine, GraphEngine, RecomputeEngine, DifferencesEngine)
+        self._engine = next(engine for engine in engines if engine.name == state["engine"])(self.problem)
+        self._engine.load_state(state["inner"])
+        self.reason = state["reason"]
 
     def _fall_back(self, error: Exception) -> None:
         """Go over to the next engine, or raise the error again."""
+        if isinstance(self._engine, GroupsEngine) and not isinstance(error, (NonFiniteError, ZeroGradientError)):
+            # Whatever it was that the model cannot do with all sub-batches at once: if it is the model's own fault, it
+            # will fail again.
+            self._engine = GraphEngine(self.problem)
+            self.reason = f"engine 'groups' cannot be used here: {str(error).partition(chr(10))[0]}"
+            return
         operator = missing_derivative(error)
         if operator is not None and not isinstance(self._engine, DifferencesEngine):
             if not self._allow_differences:
                 error.add_note(f'({operator} has no second derivative; engine="auto" or "differences" does without)')
+                raise error
+            refusal = DifferencesEngine.refusal(self.problem)
+            if refusal is not None:
+                error.add_note(f"({operator} has no second derivative, and engine 'differences' cannot help: {refusal})")
                 raise error
             self._engine = DifferencesEngine(self.problem)
             self.reason = f"{operator} has no second derivative"
@@ -86,6 +120,8 @@ class FallingBackEngine(Engine):
             self.reason = "the graphs of all sub-batches did not fit into memory"
             message = f"{self.reason}, so they are recomputed from here on"
         else:
+            if "incompatible with .grad()" in str(error):
+                error.add_note("(reentrant activation checkpointing; use torch.utils.checkpoint(..., use_reentrant=False))")
             raise error
         warnings.warn(f"initopt: {message} (engine {self.name!r})", stacklevel=2)
 
@@ -100,7 +136,10 @@ class _FallingBack(Evaluation):
     def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
         try:
             return self._inner.scale_derivatives(gram_derivative)
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:
             del self._inner  # and its graphs
             self._engine._fall_back(error)
         return self._engine.evaluate(self._batch, differentiate=True).scale_derivatives(gram_derivative)
+
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        return self._inner.derivatives_along(weights)

@@ -27,7 +27,7 @@ class _SeparateEngine(Engine):
         return None
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
-        return self._evaluation(batch) if differentiate else _Plain(self.problem, batch)
+        return self._evaluation(batch) if differentiate else _GradientsOnly(self.problem, batch)
 
     @abstractmethod
     def _evaluation(self, batch: Batch) -> Evaluation: ...
@@ -95,6 +95,11 @@ class _Separate(Evaluation):
         return self._gradient(d, create_graph=False)
 
 
+class _GradientsOnly(_Separate):
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        raise RuntimeError("the batch was evaluated with differentiate=False")
+
+
 class _Graph(_Separate):
     def __init__(self, problem: Problem, batch: Batch) -> None:
         self._ops = ScaledOps(problem.scale_params)
@@ -104,15 +109,15 @@ class _Graph(_Separate):
         with self._ops.replacing():
             return self._gradient(d, create_graph=True)
 
-    def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
-        vectors = weighted_sums(self._gradients, gram_derivative)
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        vectors = weighted_sums(self._gradients, weights)
         return self._ops.along_weights(_joined(self._gradients), _joined(vectors))
 
 
 class _Recompute(_Separate):
-    def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
-        total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64)
-        for d, vector in enumerate(weighted_sums(self._gradients, gram_derivative)):
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64, device="cpu")
+        for d, vector in enumerate(weighted_sums(self._gradients, weights)):
             total += self._along(d, vector)
         return total
 

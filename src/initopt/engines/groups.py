@@ -1,0 +1,107 @@
+"""Exact derivatives from one forward pass over all sub-batches, at a cost that does not grow with their number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix
+from initopt.engines.grouped_ops import Grouping, NotCoveredError
+from initopt.engines.scaled_ops import ScaledOps
+from initopt.engines.separate import PlainEngine
+from initopt.errors import LossError
+from initopt.modes import math_attention
+from initopt.problem import Batch, Problem
+from initopt.randomness import seeded
+from initopt.splitting import Windows
+from initopt.trees import take
+
+__all__ = ["GroupsEngine"]
+
+
+class GroupsEngine(Engine):
+    """Run all sub-batches at once, and take the weight gradients of each (see :mod:`initopt.engines.grouped_ops`).
+
+    For sub-batches of few samples, down to one: the model runs once on the whole batch, however many there are. Needs the
+    memory of the whole batch's graph and of D gradients.
+
+    It works on models that treat samples apart and use their parameters in operations that it knows: linear layers,
+    convolutions, norms, embeddings, sums and products. The first batch is checked against the gradients of the sub-batches
+    run apart, at the cost of a training step.
+
+    Raises:
+        NotCoveredError: on a model beyond it; the message names the parameter and the operation, or says that the check
+            failed.
+    """
+
+    name = "groups"
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._checked = False
+
+    @classmethod
+    def refusal(cls, problem: Problem) -> str | None:
+        if problem.batch_norm == "batch":
+            return 'it normalizes each sub-batch by its own statistics, and batch_norm is "batch"'
+        return None
+
+    def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
+        if len({len(window) for window in batch.windows.indices}) > 1:
+            raise NotCoveredError(f"the sub-batches of split={self.problem.split!r} have different sizes")
+        evaluation = _Groups(self.problem, batch, differentiate)
+        if not self._checked:
+            self._check(evaluation.gram, batch)
+        return evaluation
+
+    def _check(self, gram: Tensor, batch: Batch) -> None:
+        apart = PlainEngine(self.problem).evaluate(batch, differentiate=False).gram
+        dtypes = [p.value.dtype for p in self.problem.grad_params]
+        tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** (1 / 3)
+        difference = float((gram - apart).abs().max() / apart.abs().max())
+        if not difference <= tolerance:
+            raise NotCoveredError(
+                f"the gradients of sub-batches run together and apart differ by {difference:.1e}: does the model mix "
+                "samples, or draw random numbers?"
+            )
+        self._checked = True
+
+
+class _Groups(Evaluation):
+    def __init__(self, problem: Problem, batch: Batch, differentiate: bool) -> None:
+        self._problem = problem
+        count = len(batch.windows)
+        known = {p.value for p in problem.grad_params}
+        parameters = [*problem.grad_params, *(p for p in problem.scale_params if p.value not in known)]
+        mode = Grouping(parameters, count)
+        self._ops = ScaledOps(problem.scale_params, mode)
+        joined = _joined(batch)
+        with math_attention(), seeded(*batch.seed), self._ops.replacing():
+            losses = _losses(problem, joined)
+            leaves = [mode.leaves[p.value] for p in problem.grad_params]
+            total = torch.stack(losses).sum()
+            self._stacked = torch.autograd.grad(total, leaves, create_graph=differentiate, allow_unused=True)
+        self._gradients: list[Gradients] = [
+            [None if g is None else g.detach()[d] for g in self._stacked] for d in range(count)
+        ]
+        self.gram = gram_matrix(self._gradients)
+        check_gram(self.gram, [loss.detach() for loss in losses], self._gradients, problem.grad_params)
+
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        vectors = [None if g is None else torch.tensordot(weights.to(g), g.detach(), 1) for g in self._stacked]
+        return self._ops.along_weights(self._stacked, vectors)
+
+
+def _losses(problem: Problem, joined: Batch) -> list[Tensor]:
+    try:
+        return problem.window_losses(joined)
+    except LossError as error:
+        raise NotCoveredError("the loss function gives no loss for every sample") from error
+
+
+def _joined(batch: Batch) -> Batch:
+    """The sub-batches one after the other, as a batch whose windows lie side by side."""
+    indices = torch.cat(batch.windows.indices)
+    size = len(batch.windows.indices[0])
+    windows = tuple(torch.arange(d * size, (d + 1) * size, device="cpu") for d in range(len(batch.windows)))
+    return Batch(take(batch.data, indices, batch.windows.batch_size), Windows(windows, len(indices)), batch.seed)

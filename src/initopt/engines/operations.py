@@ -1,0 +1,199 @@
+"""Operations that are linear in an input and in a weight, and the calls of torch that are such operations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["CALLS", "Call", "Operation"]
+
+aten = torch.ops.aten
+
+
+class Operation(ABC):
+    """A map that is linear in its input and in its weight, with its transposes.
+
+    ``groups`` says how many equal groups of samples, along the first dimension, have a weight of their own; the weight, the
+    bias and their gradients then have a first dimension more, of that size.
+    """
+
+    @abstractmethod
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int | None = None) -> Tensor: ...
+
+    @abstractmethod
+    def input_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor: ...
+
+    @abstractmethod
+    def weight_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor: ...
+
+    @abstractmethod
+    def bias_gradient(self, dy: Tensor, groups: int | None = None) -> Tensor: ...
+
+    @abstractmethod
+    def bias_length(self, dy: Tensor) -> int: ...
+
+
+class _Matrix(Operation):
+    """A matrix product over the last dimension."""
+
+    def bias_gradient(self, dy: Tensor, groups: int | None = None) -> Tensor:
+        return dy.flatten(0, -2).sum(0) if groups is None else _rows(dy, groups).sum(1)
+
+    def bias_length(self, dy: Tensor) -> int:
+        return dy.shape[-1]
+
+
+def _rows(tensor: Tensor, groups: int) -> Tensor:
+    return tensor.reshape(groups, -1, tensor.shape[-1])
+
+
+class _Linear(_Matrix):
+    """y = x W^T + b."""
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int | None = None) -> Tensor:
+        if groups is None:
+            return F.linear(x, weight, bias)
+        return _grouped_product(x, weight.transpose(1, 2), bias)
+
+    def input_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor:
+        return dy @ weight if groups is None else _grouped_product(dy, weight, None)
+
+    def weight_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor:
+        if groups is None:
+            return dy.flatten(0, -2).T @ x.flatten(0, -2)
+        return _rows(dy, groups).transpose(1, 2) @ _rows(x, groups)
+
+
+class _Addmm(_Matrix):
+    """y = b + x W, as the Conv1D of GPT-2 has it."""
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int | None = None) -> Tensor:
+        if groups is None:
+            return x @ weight if bias is None else torch.addmm(bias, x, weight)
+        return _grouped_product(x, weight, bias)
+
+    def input_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor:
+        return dy @ weight.T if groups is None else _grouped_product(dy, weight.transpose(1, 2), None)
+
+    def weight_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor:
+        return x.T @ dy if groups is None else _rows(x, groups).transpose(1, 2) @ _rows(dy, groups)
+
+
+def _grouped_product(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+    rows = _rows(x, len(matrices))
+    product = rows @ matrices if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, matrices)
+    return product.reshape(*x.shape[:-1], matrices.shape[-1])
+
+
+class _Convolution(Operation):
+    """Convolutions of any dimension, strided, dilated, grouped or transposed.
+
+    Groups of samples with a weight of their own become groups of channels, which the libraries are as fast at.
+    """
+
+    def __init__(
+        self, dimensions: int, stride: Any, padding: Any, dilation: Any, groups: int, output_padding: Any = None
+    ) -> None:
+        def each(value: Any) -> list[int]:
+            return [value] * dimensions if isinstance(value, int) else [int(v) for v in value] * (dimensions // len(value))
+
+        self._transposed = output_padding is not None
+        self._extra = each(output_padding) if self._transposed else [0] * dimensions
+        self._place = (each(stride), each(padding), each(dilation))
+        self._channel_groups = groups
+
+    def _arguments(self, groups: int | None) -> tuple[Any, ...]:
+        return (*self._place, self._transposed, self._extra, self._channel_groups * (groups or 1))
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int | None = None) -> Tensor:
+        if groups is None:
+            y: Tensor = aten.convolution(x, weight, bias, *self._arguments(None))
+            return y
+        flat_bias = None if bias is None else bias.flatten()
+        return _to_samples(
+            aten.convolution(_to_channels(x, groups), weight.flatten(0, 1), flat_bias, *self._arguments(groups)), groups
+        )
+
+    def _backward(
+        self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None, which: tuple[bool, bool, bool]
+    ) -> tuple[Tensor, ...]:
+        if groups is not None:
+            x, dy, weight = _to_channels(x, groups), _to_channels(dy, groups), weight.flatten(0, 1)
+        gradients: tuple[Tensor, ...] = aten.convolution_backward(dy, x, weight, None, *self._arguments(groups), which)
+        return gradients
+
+    def input_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor:
+        dx = self._backward(x, weight, dy, groups, (True, False, False))[0]
+        return dx if groups is None else _to_samples(dx, groups)
+
+    def weight_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor:
+        if groups is None:
+            return self._backward(x, weight, dy, None, (False, True, False))[1]
+        each = weight.unsqueeze(0).expand(groups, *weight.shape)  # only its shape matters
+        dw = self._backward(x, each, dy, groups, (False, True, False))[1]
+        return dw.reshape(groups, -1, *dw.shape[1:])
+
+    def bias_gradient(self, dy: Tensor, groups: int | None = None) -> Tensor:
+        if groups is None:
+            return dy.sum([0, *range(2, dy.ndim)])
+        return dy.reshape(groups, -1, *dy.shape[1:]).sum([1, *range(3, dy.ndim + 1)])
+
+    def bias_length(self, dy: Tensor) -> int:
+        return dy.shape[1]
+
+
+def _to_channels(x: Tensor, groups: int) -> Tensor:
+    return x.reshape(groups, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+
+def _to_samples(x: Tensor, groups: int) -> Tensor:
+    return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).transpose(0, 1).flatten(0, 1)
+
+
+Call = tuple[Tensor, Tensor, Tensor | None, Operation]
+"""Input, weight, bias and operation of a call that can be replaced."""
+
+
+def _linear_call(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | None:
+    return (input, weight, bias, _Linear()) if input.ndim >= 2 and weight.ndim == 2 else None
+
+
+def _addmm_call(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Call | None:
+    plain = beta == 1 and alpha == 1 and input.ndim == 1
+    return (mat1, mat2, input, _Addmm()) if plain else None
+
+
+def _convolution_call(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Call | None:  # fmt: skip
+    if isinstance(padding, str) or input.ndim != weight.ndim:  # "same" padding; an input without batch dimension
+        return None
+    return input, weight, bias, _Convolution(weight.ndim - 2, stride, padding, dilation, groups)
+
+
+def _transposed_call(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
+    groups: int = 1, dilation: Any = 1,
+) -> Call | None:  # fmt: skip
+    if input.ndim != weight.ndim:
+        return None
+    return input, weight, bias, _Convolution(weight.ndim - 2, stride, padding, dilation, groups, output_padding)
+
+
+CALLS: dict[Callable[..., Any], Callable[..., Call | None]] = {
+    F.linear: _linear_call,
+    torch.addmm: _addmm_call,
+    torch.conv1d: _convolution_call,
+    torch.conv2d: _convolution_call,
+    torch.conv3d: _convolution_call,
+    torch.conv_transpose1d: _transposed_call,
+    torch.conv_transpose2d: _transposed_call,
+    torch.conv_transpose3d: _transposed_call,
+}
+"""What a call of a function is, with its arguments; ``None`` if it cannot be replaced."""
