@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow benchmark lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/initopt demo
@@ -14,6 +14,13 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# Goes on where it was stopped.
+benchmark: $(VENV)/.installed
+	$(BIN)/python benchmarks/engines.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/plot.py
+	$(BIN)/python benchmarks/report.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,0 +1,112 @@
+"""What is timed: a plain training step, a NIO step by every engine, and one the published way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from cases import Case
+from networks import NETWORKS, build
+from published import published_step
+from torch import nn
+from torch.nn import functional as F
+
+from initopt import objectives
+from initopt.engines import ENGINES, Engine
+from initopt.modes import measuring
+from initopt.preserve import preserved
+from initopt.problem import Problem
+
+__all__ = ["OBJECTIVE", "PUBLISHED", "TRAINING", "Contender", "contender", "contender_names", "model_and_batch"]
+
+TRAINING = "training step"
+PUBLISHED = "published"
+OBJECTIVE = "cosine+norm"
+
+Step = Callable[[], Any]
+Contender = Callable[[], AbstractContextManager[Step]]
+"""Brings the model into the state for its steps, and out of it again."""
+
+
+def make_problem(model: nn.Module, case: Case, num_subbatches: int | None = None) -> Problem:
+    return Problem.create(
+        model,
+        None,
+        num_subbatches=num_subbatches or case.num_subbatches,
+        overlap=case.overlap,
+        split="cyclic",
+        batch_norm=case.batch_norm,  # type: ignore[arg-type]
+        grad_params=None,
+        scale_params=None,
+        seed=0,
+    )
+
+
+def contender_names(case: Case) -> list[str]:
+    """The training step, every engine that does not refuse, and the published way where it computes the same thing.
+
+    The published way normalizes by the statistics of the whole batch.
+    """
+    problem = make_problem(nn.Linear(1, 1), case)
+    engines = [name for name, engine in ENGINES.items() if engine.refusal(problem) is None]
+    differs = case.batch_norm == "subbatch" and NETWORKS[case.network].coupled
+    return [TRAINING, *engines, *([] if differs else [PUBLISHED])]
+
+
+def contender(name: str, case: Case, model: nn.Module, data: Any, *, num_subbatches: int | None = None) -> Contender:
+    """A contender of a name.
+
+    Args:
+        name: one of ``contender_names(case)``.
+        case: what is measured.
+        model: its network.
+        data: a batch for it, on its device.
+        num_subbatches: in the place of the case's, to warm up with.
+    """
+    if name == TRAINING:
+        return lambda: _training(model, data)
+    problem = make_problem(model, case, num_subbatches)
+    objective = objectives.get(OBJECTIVE)
+    if name == PUBLISHED:
+        return lambda: _measured(model, lambda: published_step(problem, problem.prepare(data, 0), objective))
+    engine = ENGINES[name](problem)
+    return lambda: _measured(model, lambda: _engine_step(engine, data, objective))
+
+
+def _engine_step(engine: Engine, data: Any, objective: objectives.Objective) -> torch.Tensor:
+    evaluation = engine.evaluate(engine.problem.prepare(data, 0), differentiate=True)
+    gram = evaluation.gram.requires_grad_()
+    (gram_derivative,) = torch.autograd.grad(objective(gram), gram)
+    return evaluation.scale_derivatives(gram_derivative)
+
+
+@contextmanager
+def _measured(model: nn.Module, step: Step) -> Iterator[Step]:
+    with preserved(model), measuring(model):
+        yield step
+
+
+@contextmanager
+def _training(model: nn.Module, data: Any) -> Iterator[Step]:
+    """Forward and backward on the whole batch, by whatever kernels training takes; no optimizer."""
+    inputs, targets = data
+    was_training = model.training
+    model.train()
+
+    def step() -> None:
+        F.cross_entropy(model(inputs).movedim(-1, 1), targets).backward()
+
+    try:
+        yield step
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+
+
+def model_and_batch(case: Case, device: str) -> tuple[nn.Module, Any]:
+    """The network of a case and a batch for it."""
+    model = build(case.network, device)
+    batch = NETWORKS[case.network].batch(case.batch_size)
+    return model, tuple(tensor.to(device) for tensor in batch)

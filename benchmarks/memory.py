@@ -1,0 +1,127 @@
+"""Peak memory of one step above that of a process which holds model and batch.
+
+On a CPU, every figure comes from a process of its own (this file is its command). It builds model and batch, warms up
+on a few samples, hands unused memory back to the system, has the kernel forget the high-water mark of the resident
+memory, takes one step and reads the mark. On an accelerator it is the allocator's own count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import Case
+from contenders import Contender, contender, contender_names, model_and_batch
+
+__all__ = ["MALLOC", "accelerator_memory", "process_memory"]
+
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Settings of glibc's allocator in the measuring processes: what is freed goes back to the system at once.
+
+By default it keeps much of what was freed, by rules that depend on the order of sizes, and the mark tells of these rules.
+"""
+
+_WARM_UP_SAMPLES = 4
+
+
+def process_memory(case: Case, name: str, threads: int, timeout: float = 600) -> dict[str, Any]:
+    """Memory of a contender on a CPU, in bytes, from a process of its own.
+
+    Returns:
+        ``before``, the resident memory before the step, ``peak``, its high-water mark, and ``method``; or ``skipped``.
+    """
+    arguments = ["--case", json.dumps(dataclasses.asdict(case)), "--contender", name, "--threads", str(threads)]
+    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"skipped": f"took more than {timeout:.0f} s"}
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"the process ended with {done.returncode}: out of memory?"]
+        return {"skipped": last[0][:200]}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def accelerator_memory(contender: Contender) -> dict[str, Any]:
+    """Memory of a contender on a CUDA device, in bytes, allocated before the step and at its peak."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    try:
+        with contender() as step:
+            step()
+    except torch.OutOfMemoryError:
+        return {"skipped": "out of memory"}
+    return {"before": before, "peak": torch.cuda.max_memory_allocated(), "method": "torch.cuda.max_memory_allocated"}
+
+
+def measure_here(case: Case, name: str) -> dict[str, Any]:
+    """Memory of a contender in this process, which has done nothing else yet."""
+    model, data = model_and_batch(case, "cpu")
+    few = min(_WARM_UP_SAMPLES, case.batch_size)
+    for warm_up in dict.fromkeys([contender_names(case)[0], name]):
+        with contender(warm_up, case, model, tuple(tensor[:few] for tensor in data), num_subbatches=2)() as step:
+            step()
+    # A new one: an engine that checks or searches at its first step does so in this one, too, and needs no more for it.
+    measured = contender(name, case, model, data)
+    gc.collect()
+    _give_back()
+    forgets = _forget_high_water()
+    before = _status("VmRSS") if forgets else _high_water()
+    with measured() as step:
+        step()
+    peak = _status("VmHWM") if forgets else _high_water()
+    return {"before": before, "peak": peak, "method": "VmHWM, reset" if forgets else "ru_maxrss"}
+
+
+def _give_back() -> None:
+    """Free memory that the allocator holds back goes to the system, where the C library can do so."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _forget_high_water() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def _high_water() -> int:
+    """A mark that never falls, and begins where the process was that started this one."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the peak memory of one step; started by engines.py.")
+    parser.add_argument("--case", required=True)
+    parser.add_argument("--contender", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(json.dumps(measure_here(Case(**json.loads(options.case)), options.contender)))
+
+
+if __name__ == "__main__":
+    main()

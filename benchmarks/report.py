@@ -1,0 +1,128 @@
+"""docs/benchmarks.md from the JSON files, so that the page says what was measured.
+
+    python benchmarks/report.py
+
+A file that is missing leaves its part of the page out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accuracy import accuracy_table
+from contenders import PUBLISHED, TRAINING
+from results import ratios
+from tables import case_title, contenders_of, left_out, memory_table, time_table
+
+from initopt.storage import read_json, write_file
+
+__all__ = ["main", "page"]
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+INTRODUCTION = """\
+# Benchmarks
+
+<!-- Written by benchmarks/report.py from the JSON files in benchmarks/results; do not edit. -->
+
+What a step of NIO costs, in units of a **plain training step**: forward and backward of the same network on the same
+batch, in training mode, without an optimizer. A NIO step here is what an [engine](gradcosine.md#engines) does in one:
+the Gram matrix of the D sub-batch gradients, and the derivative of the objective `cosine+norm` along every tensor.
+`published` is the way of the code published with the paper, made anew ([published.py](../benchmarks/published.py)): one
+forward pass over the whole batch, D backward passes through it, and a double backward through all of them. Batches are
+64 samples, float32, random weights and data; sub-batches do not overlap unless it says so (an overlap of r makes
+engines r times dearer).
+
+Contenders run by turns, A B C A B C, after a warm-up. Times are **median [least..largest]** of their runs over the
+median of the training step. Memory is the peak during one step above the process that rests with model and batch, and
+in parentheses in units of the training step's. On a CPU it comes from a fresh process for each figure, in which glibc
+gives freed memory back at once (by its own rules it keeps some, and what a process shows is then larger); on a GPU it
+is what PyTorch's allocator counts. A dash: not measured, for the reason below; an empty cell: the engine does not do
+that. `differences` searches its step length anew every 50 batches, which is not in its time.
+
+All raw numbers: [benchmarks/results](../benchmarks/results). To repeat: `make benchmark`.
+"""
+
+
+def page(folder: Path) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for name, title, picture in (
+        ("engines-cpu", "CPU", True),
+        ("engines-cuda", "GPU", False),
+        ("imagenet-cuda", "GPU, ImageNet size", False),
+    ):
+        path = folder / f"{name}.json"
+        if path.exists():
+            parts.append(section(read_json(path), title, name, picture))
+    path = folder / "accuracy.json"
+    if path.exists():
+        parts.append(accuracy_table(read_json(path)))
+    return "\n".join(parts)
+
+
+def section(results: dict[str, Any], title: str, name: str, picture: bool) -> str:
+    """Tables of one results file."""
+    cases = list(results["cases"].values())
+    machine = results["machine"]
+    device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    threads = f", threads: {machine['threads']}" if machine["device"] == "cpu" else ""
+    parts = [
+        f"## {title}",
+        f"{device}{threads}, PyTorch {machine['torch']} ([{name}.json](../benchmarks/results/{name}.json)).",
+    ]
+    at_four = [case for case in cases if case["num_subbatches"] == 4]
+    parts += [f"### D = 4\n\n{summary(at_four)}"]
+    if picture:
+        parts.append("![Time and memory of a step at D = 4, over networks](assets/benchmark-networks.png)")
+    parts += ["Time:", time_table(at_four, "network", case_title)]
+    parts += ["Memory:", memory_table(at_four, "network", case_title)]
+    for network in dict.fromkeys(case["network"] for case in cases):
+        own = [case for case in cases if case["network"] == network and not case["overlap"]]
+        counts = sorted({case["num_subbatches"] for case in own})
+        if len(counts) < 3:
+            continue
+        own.sort(key=lambda case: case["num_subbatches"])
+        parts.append(f"### {case_title(own[0])}: from D = {counts[0]} to D = {counts[-1]}")
+        if picture and network == "resnet56":
+            parts.append("![Time and memory of a step against D, ResNet-56](assets/benchmark-resnet56.png)")
+        parts += ["Time:", time_table(own, "D", lambda case: str(case["num_subbatches"]))]
+        if any("memory" in case["contenders"][TRAINING] for case in own):
+            parts += ["Memory:", memory_table(own, "D", lambda case: str(case["num_subbatches"]))]
+    missing = left_out(cases)
+    if missing:
+        parts += ["Not measured:", missing]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(cases: list[dict[str, Any]]) -> str:
+    """A sentence about the first case: every contender's median."""
+    if not cases:
+        return ""
+    contenders = cases[0]["contenders"]
+    unit = contenders[TRAINING].get("seconds")
+    medians = {
+        name: ratios(contenders[name]["seconds"], unit)[0]
+        for name in contenders_of(cases[:1])
+        if unit and contenders[name].get("seconds")
+    }
+    told = ", ".join(f"`{name}` {median:.2g}" for name, median in medians.items() if name != PUBLISHED)
+    published = f"; the published way {medians[PUBLISHED]:.2g}" if PUBLISHED in medians else ""
+    return f"On {case_title(cases[0])}, a step takes, in training steps: {told}{published}."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=PAGE)
+    options = parser.parse_args(arguments)
+    write_file(options.out, lambda temporary: temporary.write_text(page(options.results), encoding="utf-8"))
+    print(f"page: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
