@@ -7,7 +7,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +128,17 @@ def optimize(
             for name, generator in generators.items():
                 generator.set_state(generator_states[name])
 
-        def problem_with(overlap: float) -> Problem:
-            return Problem.create(
-                model,
-                loss_fn,
-                num_subbatches=chosen.num_subbatches,
-                overlap=overlap,
-                split=chosen.split,
-                batch_norm=chosen.batch_norm,
-                grad_params=chosen.grad_params,
-                scale_params=chosen.scale_params,
-                seed=seed,
-            )
-
-        problem = problem_with(chosen.overlap)
+        problem = Problem.create(
+            model,
+            loss_fn,
+            num_subbatches=chosen.num_subbatches,
+            overlap=chosen.overlap,
+            split=chosen.split,
+            batch_norm=chosen.batch_norm,
+            grad_params=chosen.grad_params,
+            scale_params=chosen.scale_params,
+            seed=seed,
+        )
         engine = create_engine(chosen.engine, problem)
         run = chosen.start(problem, engine, originals)
         history: list[StepRecord] = []
@@ -179,7 +176,9 @@ def optimize(
             before = after = None
             if measure_steps:
                 # Both at the end, on batches that no step has seen: a stream has no others to give at the start.
-                before, after = _measure_both(problem_with(0.0), chosen.engine, originals, stream.held, progress)
+                before, after = _measure_both(
+                    replace(problem, overlap=0.0), chosen.engine, originals, stream.held, progress
+                )
         weights = {name: parameter.detach().to("cpu", copy=True) for parameter, name in names.items()}
         scales = run.scales()
     return Result(

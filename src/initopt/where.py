@@ -1,13 +1,18 @@
-"""Say in an error at which step or batch it happened."""
+"""Say where: at which step or batch an error happened, and which line of the user's a warning is about."""
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from initopt.errors import NonFiniteError, ZeroGradientError
 
-__all__ = ["located"]
+__all__ = ["located", "warn"]
+
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
 
 @contextmanager
@@ -19,4 +24,14 @@ def located(place: str) -> Iterator[None]:
         raise type(error)(f"in {place}: {error}") from error.__cause__
     except Exception as error:
         error.add_note(f"(in {place})")
+        if "modified by an inplace operation" in str(error):
+            error.add_note(_WRITTEN_OVER)
         raise
+
+
+def warn(message: str) -> None:
+    """Warn the user, about the line that called into initopt."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level - 1)
