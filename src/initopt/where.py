@@ -14,6 +14,11 @@ __all__ = ["located", "warn"]
 
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
+_WRITTEN_OVER = (
+    "(the model writes over what its backward pass needs. Models are measured in evaluation mode, but for their norms; if "
+    "this one can be trained as it is, train_mode=True measures it in training mode)"
+)
+
 
 @contextmanager
 def located(place: str) -> Iterator[None]:
