@@ -40,7 +40,7 @@ class _CoupledEvaluation(Evaluation):
         self._ops = ScaledOps(problem.scale_params)
         with math_attention(), seeded(*batch.seed), self._ops.replacing():
             losses = problem.window_losses(batch)
-            # The last pass frees the graph, if it is not differentiated: one with saved-tensor hooks, dropped unfreed, leaks.
+            # The last pass frees the graph, but for one to be differentiated: one with saved-tensor hooks leaks otherwise.
             kept = [differentiate or d + 1 < len(losses) for d in range(len(losses))]
             self._gradients = [
                 torch.autograd.grad(loss, parameters, retain_graph=keep, create_graph=differentiate, allow_unused=True)

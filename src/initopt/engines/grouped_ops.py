@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from initopt.engines.batch_norm import batch_norm
 from initopt.engines.operations import Call
 from initopt.engines.scaled_ops import Replacing, scale_leaves
 from initopt.parameters import NamedParameter
@@ -44,6 +45,10 @@ class Grouping(Replacing):
 
     def replaceable(self, call: Call) -> bool:
         return super().replaceable(call) and len(call[0]) % self.groups == 0
+
+    def batch_norm(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Each group by its own statistics, and with its own weight and bias: see :func:`_batch_norm`."""
+        return _batch_norm(self, *args, **kwargs)
 
     def other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         used = [value for value in _tensors(args, kwargs) if value in self.leaves]
@@ -138,7 +143,7 @@ def _batch_norm(
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {[1, *input.shape[1:]]}")
     # Groups become channels, which have statistics of their own.
     grouped = input.reshape(mode.groups, -1, *input.shape[1:]).transpose(0, 1).flatten(1, 2)
-    y = F.batch_norm(grouped, None, None, None, None, True, momentum, eps)
+    y = batch_norm(grouped, None, None, eps, mode.phase)
     y = y.reshape(y.shape[0], mode.groups, -1, *y.shape[2:]).transpose(0, 1).flatten(0, 1)
     return _affine(mode, y, weight, bias, channels_last=False)
 
@@ -219,7 +224,6 @@ _GROUPED: dict[Any, Callable[..., Any]] = {
     torch.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
-    F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.embedding: _embedding,
     F.prelu: _prelu,

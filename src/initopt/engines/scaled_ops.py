@@ -25,9 +25,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from initopt.engines.base import Gradients
+from initopt.engines.batch_norm import batch_norm
 from initopt.engines.contraction import along_weights
 from initopt.engines.operations import CALLS, Call, Operation
 from initopt.parameters import NamedParameter
@@ -168,7 +170,29 @@ class Replacing(TorchFunctionMode):
             call = CALLS[func](*args, **kwargs)
             if call is not None and self.replaceable(call):
                 return self._replaced(call)
+        if func is F.batch_norm and torch.is_grad_enabled():
+            normalized = self.batch_norm(*args, **kwargs)
+            if normalized is not None:
+                return normalized
         return self.other(func, args, kwargs)
+
+    def batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        """A batch norm whose second derivative is cheap, if this is a plain one on batch statistics."""
+        affine = [t for t in (weight, bias) if t is not None]
+        plain = training and running_mean is None and type(input) in (Tensor, nn.Parameter) and len(input) > 1
+        if not plain or not all(t.dtype == input.dtype for t in affine) or torch._C._functorch.maybe_current_level():
+            return None
+        return batch_norm(input, weight, bias, eps, self.phase)
 
     def other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What becomes of any other call."""

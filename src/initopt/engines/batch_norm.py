@@ -1,0 +1,114 @@
+r"""Batch norm on batch statistics with a second derivative in few passes over the data.
+
+With :math:`\hat x = (x - \mu) s` and :math:`s = 1 / \sqrt{\operatorname{var} + \epsilon}`, the first derivatives are
+
+.. math:: \bar x = \gamma s \, P(\bar y), \quad \bar\gamma = \sum \bar y \hat x, \quad \bar\beta = \sum \bar y, \qquad
+    P(z) = z - \tfrac1n \sum z - \hat x \tfrac1n \sum z \hat x,
+
+and for :math:`u, v_\gamma, v_\beta` coming in for them, with :math:`A = \langle u, \bar x \rangle` in each channel,
+
+.. math::
+    \bar{\bar y} &= \gamma s \, P(u) + v_\gamma \hat x + v_\beta, \\
+    \bar{\bar x} &= s \, P(h) - s \hat x A / n, \quad
+    h = -\tfrac{\gamma s}{n} \left( u \sum \bar y \hat x + \bar y \sum u \hat x \right) + v_\gamma \bar y, \\
+    \bar{\bar \gamma} &= A / \gamma.
+
+P is what the fused kernel of the first derivative computes, so that two calls of it do most of the work. Autograd's own
+formula goes over the data some forty times, which makes it the larger half of a double backward with batch norm on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["batch_norm"]
+
+aten = torch.ops.aten
+
+
+class Phase(Protocol):
+    """Says which of the two derivatives the graph is being walked for."""
+
+    second: bool
+
+
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, phase: Phase) -> Tensor:
+    """Batch norm by the statistics of the batch, over all dimensions but the second."""
+    y: Tensor = _BatchNorm.apply(x, weight, bias, eps, phase)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor] = aten.native_batch_norm_backward(
+        dy, x, weight, None, None, mean, invstd, True, eps, (True, True, True)
+    )
+    return found
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, phase: Phase) -> Tensor:
+        ctx.eps, ctx.phase = eps, phase
+        ctx.has_weight, ctx.has_bias = weight is not None, bias is not None
+        scale = x.new_ones(x.shape[1]) if weight is None else weight
+        y, mean, invstd = aten.native_batch_norm(x, scale, bias, None, None, True, 0.0, eps)
+        ctx.save_for_backward(x, scale, mean, invstd)
+        result: Tensor = y
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, mean, invstd = ctx.saved_tensors
+        if ctx.phase.second:
+            dx, dw, db = _gradients(dy, x, scale, mean, invstd, ctx.eps)
+        else:
+            arguments = (dy, x, scale, mean, invstd, ctx.eps, ctx.phase)
+            dx, dw, db = _BatchNormGradients.apply(*arguments)  # type: ignore[no-untyped-call]
+        return dx, dw if ctx.has_weight else None, db if ctx.has_bias else None, None, None
+
+
+class _BatchNormGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, eps: float, phase: Phase
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.eps, ctx.phase = eps, phase
+        dx, dw, db = _gradients(dy, x, weight, mean, invstd, eps)
+        ctx.save_for_backward(dy, x, weight, mean, invstd, dw.detach().clone(), db.detach().clone())
+        return dx, dw, db
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor, vw: Tensor, vb: Tensor) -> tuple[Tensor | None, ...]:
+        dy, x, weight, mean, invstd, sum_dyx, sum_dy = ctx.saved_tensors
+        if not ctx.phase.second:
+            return (*_differentiable(dy, x, weight, ctx.eps, (u, vw, vb)), None, None, None, None)
+        count = x.numel() // x.shape[1]
+        shape = [1, -1, *([1] * (x.ndim - 2))]
+        p, sum_ux, sum_u = _gradients(u, x, weight, mean, invstd, ctx.eps)
+        others = [0, *range(2, x.ndim)]
+        bracket = (u * dy).sum(others) - (sum_u * sum_dy + sum_ux * sum_dyx) / count
+        gain = weight * invstd
+        slope = vw * invstd
+        ddy = torch.addcmul(p, x, slope.view(shape)).add_((vb - slope * mean).view(shape))
+        h = (u * (-gain * sum_dyx / count).view(shape)).addcmul_(dy, (vw - gain * sum_ux / count).view(shape))
+        ddx = _gradients(h, x, torch.ones_like(weight), mean, invstd, ctx.eps)[0]
+        pull = gain * bracket * invstd**2 / count
+        ddx = ddx.addcmul_(x, (-pull).view(shape)).add_((pull * mean).view(shape))
+        return ddy, ddx, invstd * bracket, None, None, None, None
+
+
+def _differentiable(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, vectors: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, ...]:
+    """The same by autograd, for a loss that contains gradients itself and is differentiated twice more."""
+    with torch.enable_grad():
+        x, dy, weight = (t if t.requires_grad else t.detach().requires_grad_() for t in (x, dy, weight))
+        bias = torch.zeros_like(weight, requires_grad=True)
+        y = torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+        first = torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True)
+        return torch.autograd.grad(first, (dy, x, weight), vectors, create_graph=True)
