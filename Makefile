@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ZOO := .venv-zoo
 
-.PHONY: demo test test-slow benchmark lint format clean
+.PHONY: demo test test-slow test-zoo benchmark lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/initopt demo
@@ -14,6 +15,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# In an environment of its own, of 5.5 GB: torchvision, which timm needs, goes with the CUDA builds of torch.
+test-zoo: $(ZOO)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m sweeps.zoo
 
 # Goes on where it was stopped.
 benchmark: $(VENV)/.installed
@@ -44,5 +49,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(ZOO)/.installed: pyproject.toml constraints-zoo.txt
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --constraint constraints-zoo.txt \
+	  --editable . torchvision timm transformers
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(ZOO) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Sweeps over many models, larger than what the tests run."""

@@ -1,0 +1,1 @@
+"""Measure and improve small variants of the architectures of timm and transformers, and compare with the truth."""
