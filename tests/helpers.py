@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -26,3 +28,8 @@ def make_batches(count: int = 12, size: int = 16, seed: int = 1) -> list[Batch]:
 def values(model: nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters and buffers."""
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def with_the_tests() -> dict[str, str]:
+    """The environment of a process that can import the tests, too, from the repository's root."""
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [".", os.environ.get("PYTHONPATH")])))

@@ -223,7 +223,7 @@ class TestRun:
         assert cli("run --config one/config.yaml --out two")[0] == 0
         one, two = initopt.Result.load("one"), initopt.Result.load("two")
         assert one.options["betas"] == [0.8, 0.9]
-        assert one.options["max_grad_norm"] == "inf"
+        assert one.options["max_grad_norm"] == float("inf")
         assert one.scales == two.scales
         assert one.history[-1].grad_cosine == two.history[-1].grad_cosine
 

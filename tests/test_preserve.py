@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import initopt
 from initopt.interrupts import Terminated, shielded
 from initopt.randomness import RandomState
-from tests.helpers import Batch, make_batches, make_model, values
+from tests.helpers import Batch, make_batches, make_model, values, with_the_tests
 
 
 def random_draws() -> tuple[float, float, float]:
@@ -204,7 +204,7 @@ def test_a_process_that_is_terminated_exits_with_143() -> None:
         "stop = lambda record: os.kill(os.getpid(), signal.SIGTERM)\n"
         "initopt.nio(make_model(), make_batches(), steps=5, measure_steps=0, callbacks=[stop])\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ, PYTHONPATH=".")).returncode == 143
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=with_the_tests()).returncode == 143
 
 
 def test_ctrl_c_waits_for_a_shielded_block() -> None:

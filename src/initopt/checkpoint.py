@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from initopt.errors import MismatchError
+from initopt.identity import differences
 from initopt.randomness import RandomState
 from initopt.result import StepRecord
-from initopt.storage import plain, write_file
+from initopt.storage import plain, unplain, write_file
+from initopt.tensorfile import load_tensors, save_tensors
 
 __all__ = ["Checkpoint", "loader_generators"]
 
-_FORMAT = "initopt checkpoint 1"
+_FORMAT = "initopt checkpoint 2"
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,26 @@ class Checkpoint:
     """What a run needs to go on.
 
     Attributes:
-        method: name of the method.
-        options: its options as JSON has them, without ``steps``, which may grow.
+        identity: what makes it this run and no other, see :func:`initopt.identity.identify`.
+        first_batch: fingerprint of the first batch.
         seed: base of the seeds for what the model draws.
         seconds: wall-clock time so far.
         history: the records of the steps that are done.
         start: the original weights by parameter name.
         state: the method's state.
+        engine: the engine's state.
         randomness: the random state when the run began, from which the loader is played again.
         generators: the states of the loader's own generators at that time.
     """
 
-    method: str
-    options: dict[str, Any]
+    identity: dict[str, Any]
+    first_batch: str
     seed: int
     seconds: float
     history: list[StepRecord]
     start: dict[str, Tensor]
     state: dict[str, Tensor]
+    engine: dict[str, Any]
     randomness: RandomState
     generators: dict[str, Tensor]
 
@@ -53,23 +55,20 @@ class Checkpoint:
         """Write the file, whole or not at all."""
         random_tensors, random_values = self.randomness.to_plain()
         groups = {"start": self.start, "state": self.state, "random": random_tensors, "generator": self.generators}
-        tensors = {
-            f"{group}/{name}": value.detach().cpu().contiguous()
-            for group, members in groups.items()
-            for name, value in members.items()
-        }
+        tensors = {f"{group}/{name}": value for group, members in groups.items() for name, value in members.items()}
         record = {
             "format": _FORMAT,
-            "method": self.method,
-            "options": self.options,
+            "identity": self.identity,
+            "first_batch": self.first_batch,
             "seed": self.seed,
             "seconds": self.seconds,
             "history": self.history,
+            "engine": self.engine,
             "random": random_values,
         }
         # Python's JSON writes a float with all its digits, so nothing of the history is lost.
         metadata = {"initopt": json.dumps(plain(record), allow_nan=False)}
-        write_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_file(path, lambda temporary: save_tensors(tensors, temporary, metadata))
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -79,9 +78,8 @@ class Checkpoint:
             ValueError: if it is no checkpoint of this format.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {}).get("initopt", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            tensors, metadata = load_tensors(path)
+            record = json.loads(metadata.get("initopt", "{}"))
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is truncated or no checkpoint ({error})") from None
         if record.get("format") != _FORMAT:
@@ -91,40 +89,37 @@ class Checkpoint:
             group, _, rest = name.partition("/")
             groups[group][rest] = value
         return cls(
-            method=record["method"],
-            options=record["options"],
+            identity=record["identity"],
+            first_batch=record["first_batch"],
             seed=record["seed"],
             seconds=record["seconds"],
-            history=[StepRecord(**step) for step in record["history"]],
+            history=[StepRecord(**unplain(step)) for step in record["history"]],
             start=groups["start"],
             state=groups["state"],
+            engine=unplain(record["engine"]),
             randomness=RandomState.from_plain(groups["random"], record["random"]),
             generators=groups["generator"],
         )
 
-    def refuse_unless_same(self, method: str, options: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> None:
-        """Raise a MismatchError that says what differs, unless a run with these options and tensors can go on from here."""
-        lines = [f"method was {self.method!r} and is {method!r}"] if method != self.method else []
-        lines += [
-            f"{name} was {self.options.get(name)!r} and is {options.get(name)!r}"
-            for name in sorted({*self.options, *options})
-            if self.options.get(name) != options.get(name)
-        ]
-        stored = {name: value.shape for name, value in self.start.items()}
-        lines += [
-            f"parameter {name!r} was {_shape(stored.get(name))} and is {_shape(shapes.get(name))}"
-            for name in {**stored, **shapes}
-            if stored.get(name) != shapes.get(name)
-        ]
+    def refuse_unless_same(self, identity: dict[str, Any]) -> None:
+        """Raise a MismatchError that says what differs, unless a run of this identity can go on from here."""
+        lines = differences(self.identity, identity)
         if lines:
-            raise MismatchError(
-                "the checkpoint belongs to another run; remove it to start anew, or choose another path:\n  "
-                + "\n  ".join(lines[:10])
-            )
+            raise _another_run(lines)
+
+    def refuse_unless_first(self, first_batch: str) -> None:
+        """Raise a MismatchError unless this is the fingerprint of the first batch."""
+        if first_batch != self.first_batch:
+            raise _another_run(["the first batch is another one"])
 
 
-def _shape(shape: torch.Size | None) -> str:
-    return "absent" if shape is None else str(list(shape))
+def _another_run(lines: list[str]) -> MismatchError:
+    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+    return MismatchError(
+        "the checkpoint belongs to another run; remove it to start anew, or choose another path:\n  "
+        + "\n  ".join(lines[:10])
+        + more
+    )
 
 
 def loader_generators(batches: Any) -> dict[str, torch.Generator]:

@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import operator
+from numbers import Real
+from typing import Any, SupportsIndex
 
-__all__ = ["check_integer", "check_number"]
+__all__ = ["check_integer", "check_number", "plain_numbers"]
 
 
-def check_integer(name: str, value: Any, minimum: int) -> None:
-    """Raise a ValueError unless ``value`` is an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+def plain_numbers(value: Any) -> Any:
+    """Numbers of NumPy and the like as Python's own, also in a pair; everything else as it is.
+
+    >>> import numpy as np
+    >>> plain_numbers((np.int64(3), np.float32(0.5), "x"))
+    (3, 0.5, 'x')
+    """
+    if type(value) in (list, tuple):
+        return type(value)(plain_numbers(item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return operator.index(value) if isinstance(value, SupportsIndex) else float(value)
+
+
+def check_integer(name: str, value: Any, minimum: int) -> int:
+    """The value as an ``int``; a ValueError unless it is an integer of at least ``minimum``."""
+    number = plain_numbers(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
         raise ValueError(f"{name} must be an integer of {minimum} or more; got {value!r}")
+    return number
 
 
 def check_number(
-    name: str, value: Any, *, above: float | None = None, minimum: float | None = None, below: float = math.inf
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float = math.inf,
+    maximum: float | None = None,
+    finite: bool = False,
 ) -> None:
     """Raise a ValueError unless ``value`` is a number in the given range (``above`` and ``below`` are exclusive)."""
-    bounds = [f"above {above:g}"] if above is not None else []
+    bounds = ["finite"] if finite else []
+    bounds += [f"above {above:g}"] if above is not None else []
     bounds += [f"{minimum:g} or more"] if minimum is not None else []
     bounds += [f"below {below:g}"] if below != math.inf else []
+    bounds += [f"{maximum:g} or less"] if maximum is not None else []
+    value = plain_numbers(value)
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     fits = fits and (above is None or value > above) and (minimum is None or value >= minimum)
-    if not fits or (below != math.inf and value >= below):
-        raise ValueError(f"{name} must be a number {' and '.join(bounds)}; got {value!r}")
+    fits = fits and (below == math.inf or value < below) and (maximum is None or value <= maximum)
+    if not fits or (finite and math.isinf(value)):
+        raise ValueError(f"{name} must be a number{' ' if bounds else ''}{' and '.join(bounds)}; got {value!r}")

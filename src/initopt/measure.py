@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from initopt.checks import check_integer
+from initopt.checks import check_integer, check_number, plain_numbers
 from initopt.engines import Engine, create_engine
 from initopt.engines.choose import check_engine
 from initopt.errors import LoaderError
@@ -20,8 +19,8 @@ from initopt.preserve import preserved
 from initopt.problem import BatchNorm, Problem, Split
 from initopt.progress import Progress, reporter
 from initopt.randomness import derive_seed
-from initopt.stream import BatchStream, check_batches
-from initopt.where import located
+from initopt.stream import BatchStream, check_batches, length_of
+from initopt.where import located, warn
 
 __all__ = ["measure", "measure_batches"]
 
@@ -39,6 +38,7 @@ def measure(
     grad_params: ParameterFilter | None = None,
     engine: str = "auto",
     train_mode: bool = False,
+    seed: int | None = None,
     progress: Progress = None,
 ) -> Measurement:
     r"""Measure how well the gradients of different samples agree, without changing the model.
@@ -65,6 +65,7 @@ def measure(
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included. By default, everything that only adds noise
             is off. What the model draws at random is the same each time it sees the same sub-batch, in either case.
+        seed: base of the seeds for what the model itself draws; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
 
     Returns:
@@ -84,11 +85,13 @@ def measure(
     True
     """
     if steps is not None:
-        check_integer("steps", steps, 1)
+        steps = check_integer("steps", steps, 1)
+    num_subbatches, overlap = plain_numbers(num_subbatches), plain_numbers(overlap)
+    check_number("overlap", overlap)
     check_engine(engine)
     check_batches(batches)
     trainable_parameters(model)
-    seed = derive_seed(None)
+    seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
     with preserved(model):
         problem = Problem.create(
             model,
@@ -102,15 +105,14 @@ def measure(
             seed=seed,
         )
         chosen = create_engine(engine, problem)
-        total = steps if steps is not None else len(batches) if isinstance(batches, Sized) else None
+        total = length_of(batches) if steps is None else steps
         stream = BatchStream(batches, steps) if steps is not None else None
         with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
             found = measure_batches(chosen, batches if stream is None else stream, report)
     if stream is not None and stream.cycled:
-        warnings.warn(
+        warn(
             f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
-            "are too small",
-            stacklevel=2,
+            "are too small"
         )
     return found
 

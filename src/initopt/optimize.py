@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import os
-import platform
-import time
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from initopt._version import __version__
-from initopt.checkpoint import Checkpoint, loader_generators
 from initopt.checks import check_integer
-from initopt.engines import create_engine
 from initopt.losses import LossFunction, as_loss
-from initopt.measure import measure_batches
-from initopt.measurement import Measurement
 from initopt.methods import Method, create_method
-from initopt.modes import measuring
 from initopt.objectives import Objective
 from initopt.parameters import ParameterFilter, trainable_parameters
-from initopt.preserve import Originals, preserved
-from initopt.problem import BatchNorm, Problem, Split
-from initopt.progress import Progress, reporter
-from initopt.randomness import RandomState, derive_seed
-from initopt.result import Result, StepRecord
-from initopt.storage import plain
-from initopt.stream import BatchStream, check_batches
-from initopt.where import located
+from initopt.preserve import preserved
+from initopt.problem import BatchNorm, Split
+from initopt.progress import Progress
+from initopt.result import Result
+from initopt.run import Callback, Run, Settings
+from initopt.stream import check_batches
 
 __all__ = ["nio", "optimize"]
-
-Callback = Callable[[StepRecord], object]
-"""Is called with the record of each step when the step is done."""
 
 
 def optimize(
@@ -49,7 +33,7 @@ def optimize(
     measure_steps: int = 10,
     seed: int | None = None,
     progress: Progress = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Callback | Iterable[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
     **options: Any,
@@ -64,13 +48,15 @@ def optimize(
         method: a name in :data:`initopt.methods.METHODS`, or a :class:`initopt.methods.Method` with its options.
         measure_steps: how many batches to hold back from the steps and measure on, with the original and with the new
             weights: those after the last one that a step takes. They are kept in memory meanwhile. 0 measures nothing.
+            Steps never take one of these batches; but if a loader that shuffles anew in each pass is cycled, its later
+            passes bring their samples in other batches.
         seed: base of the seeds for what the model itself draws (dropout in ``train_mode``, sampling layers); follows from
             torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
-        callbacks: functions that are called with the :class:`initopt.StepRecord` of each step.
-        checkpoint: a file into which the state is written; a call that finds it goes on from there, with the loader
-            played again from its start, and ends in the same scales as an unbroken run. It stays when the run is done,
-            and a later call with more ``steps`` goes on.
+        callbacks: a function, or several, that is called with the :class:`initopt.StepRecord` of each step.
+        checkpoint: a file into which the state is written, the first time before the first step; a call that finds it goes
+            on from there, with the loader played again from its start, and ends in the same scales as an unbroken run. It
+            stays when the run is done, and a later call with more ``steps`` goes on.
         checkpoint_every: steps between two checkpoints; the end always makes one.
         **options: the options of the method.
 
@@ -81,7 +67,8 @@ def optimize(
         ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
         LoaderError: if the batches run out.
         LossError: if the loss function returns no loss.
-        MismatchError: if the checkpoint belongs to another run.
+        MismatchError: if the checkpoint belongs to another run: other options, parameters, loss, selected tensors,
+            buffers, frozen parameters or first batch. The message says which.
         NonFiniteError: if a loss or gradient is not finite; the message names step and parameter.
         ZeroGradientError: if all gradients of a batch are zero.
 
@@ -97,142 +84,34 @@ def optimize(
     ['0.weight', '0.bias', '2.weight', '2.bias']
     """
     chosen = create_method(method, options)
-    check_integer("measure_steps", measure_steps, 0)
-    check_integer("checkpoint_every", checkpoint_every, 1)
-    if seed is not None:
-        check_integer("seed", seed, 0)
-    callbacks = tuple(callbacks)
-    for callback in callbacks:
-        if not callable(callback):
-            raise TypeError(f"a callback is a function of a step record; got {type(callback).__name__}")
+    settings = Settings(
+        measure_steps=check_integer("measure_steps", measure_steps, 0),
+        seed=None if seed is None else check_integer("seed", seed, 0),
+        progress=progress,
+        callbacks=_functions(callbacks),
+        checkpoint=None if checkpoint is None else _file(checkpoint),
+        checkpoint_every=check_integer("checkpoint_every", checkpoint_every, 1),
+    )
     check_batches(batches)
     as_loss(loss_fn)
-    names = {p.value: p.name for p in trainable_parameters(model)}
-    path = None if checkpoint is None else Path(checkpoint).absolute()
-    shown_options = plain({field.name: getattr(chosen, field.name) for field in fields(chosen)})
-    kept_options = {name: value for name, value in shown_options.items() if name != "steps"}
-
-    begun = time.perf_counter()
+    trainable_parameters(model)
     with preserved(model) as originals:
-        previous = Checkpoint.read(path) if path is not None and path.exists() else None
-        generators = loader_generators(batches)
-        randomness = RandomState.now()
-        generator_states = {name: generator.get_state() for name, generator in generators.items()}
-        seed = derive_seed(seed)
-        if previous is not None:
-            shapes = {names[parameter]: value.shape for parameter, value in originals.items()}
-            previous.refuse_unless_same(chosen.name, kept_options, shapes)
-            originals = _resume_weights(previous, originals, names, chosen.steps, path)
-            seed, randomness, generator_states = previous.seed, previous.randomness, previous.generators
-            randomness.put_back()
-            for name, generator in generators.items():
-                generator.set_state(generator_states[name])
-
-        problem = Problem.create(
-            model,
-            loss_fn,
-            num_subbatches=chosen.num_subbatches,
-            overlap=chosen.overlap,
-            split=chosen.split,
-            batch_norm=chosen.batch_norm,
-            grad_params=chosen.grad_params,
-            scale_params=chosen.scale_params,
-            seed=seed,
-        )
-        engine = create_engine(chosen.engine, problem)
-        run = chosen.start(problem, engine, originals)
-        history: list[StepRecord] = []
-        if previous is not None:
-            history = list(previous.history)
-            run.load_state(previous.state)
-            begun -= previous.seconds
-
-        def save() -> None:
-            if path is not None:
-                start = {names[parameter]: value for parameter, value in originals.items()}
-                seconds = time.perf_counter() - begun
-                Checkpoint(
-                    chosen.name, kept_options, seed, seconds, history, start, run.state(), randomness, generator_states
-                ).write(path)
-
-        per_step = chosen.batches_per_step
-        stream = BatchStream(batches, chosen.steps * per_step, measure_steps, skip=len(history) * per_step)
-        with measuring(model, chosen.train_mode):
-            with reporter(progress, chosen.name, chosen.steps, len(history)) as report:
-                taken: list[Any] = []
-                for data in stream:
-                    taken.append(data)
-                    if len(taken) < per_step:
-                        continue
-                    with located(f"step {len(history)}"):
-                        record, gram = run.step(len(history), taken)
-                    taken = []
-                    history.append(record)
-                    if len(history) % checkpoint_every == 0 or len(history) == chosen.steps:
-                        save()
-                    report(gram)
-                    for callback in callbacks:
-                        callback(record)
-            before = after = None
-            if measure_steps:
-                # Both at the end, on batches that no step has seen: a stream has no others to give at the start.
-                before, after = _measure_both(
-                    replace(problem, overlap=0.0), chosen.engine, originals, stream.held, progress
-                )
-        weights = {name: parameter.detach().to("cpu", copy=True) for parameter, name in names.items()}
-        scales = run.scales()
-    return Result(
-        method=chosen.name,
-        options=shown_options | {"measure_steps": measure_steps, "seed": seed},
-        history=history,
-        scales=scales,
-        before=before,
-        after=after,
-        seconds=time.perf_counter() - begun,
-        engine=engine.name,
-        engine_reason=engine.reason,
-        weights=weights,
-        versions={"initopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    )
+        return Run(model, batches, loss_fn, chosen, settings, originals).result()
 
 
-def _resume_weights(
-    previous: Checkpoint, originals: Originals, names: dict[nn.Parameter, str], steps: int, path: Path | None
-) -> Originals:
-    """The original weights of a run that is resumed, in the place of the model's own."""
-    stored = {p: previous.start[names[p]].to(device=value.device, dtype=value.dtype) for p, value in originals.items()}
-    same = all(torch.equal(stored[parameter], value) for parameter, value in originals.items())
-    if len(previous.history) > steps:
-        raise ValueError(f"the checkpoint {path} is at step {len(previous.history)}, beyond steps={steps}; remove it")
-    if not same and len(previous.history) == steps:
-        raise ValueError(
-            f"the checkpoint {path} holds a finished run that began from other weights than the model has; remove it, or "
-            "choose another path for each run"
-        )
-    if not same:
-        warnings.warn(
-            f"going on from the checkpoint {path}, which began from other weights than the model has: those are replaced",
-            stacklevel=3,
-        )
-    return stored
+def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
+    several = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    for callback in several:
+        if not callable(callback):
+            raise TypeError(f"a callback is a function of a step record; got {type(callback).__name__}")
+    return several
 
 
-def _measure_both(
-    problem: Problem, engine_name: str, originals: Originals, held: list[Any], progress: Progress
-) -> tuple[Measurement, Measurement]:
-    """Measure with the original and with the present weights on the same batches; the present ones stay."""
-    engine = create_engine(engine_name, problem)
-    with reporter(progress, "measuring", 2 * len(held)) as report, torch.no_grad():
-        optimized = {parameter: parameter.detach().clone() for parameter in originals}
-        for parameter, value in originals.items():
-            parameter.copy_(value)
-        with torch.enable_grad():
-            before = measure_batches(engine, held, report)
-        for parameter, value in optimized.items():
-            parameter.copy_(value)
-        with torch.enable_grad():
-            after = measure_batches(engine, held, report)
-    return before, after
+def _file(checkpoint: str | os.PathLike[str]) -> Path:
+    path = Path(checkpoint).expanduser().absolute()
+    if path.is_dir():
+        raise ValueError(f"checkpoint={str(checkpoint)!r} is a folder; give the path of a file")
+    return path
 
 
 def nio(
@@ -261,7 +140,7 @@ def nio(
     measure_steps: int = 10,
     seed: int | None = None,
     progress: Progress = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Callback | Iterable[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
 ) -> Result:
@@ -299,7 +178,7 @@ def nio(
         measure_steps: how many batches to hold back and measure on, before and after; see :func:`initopt.optimize`.
         seed: base of the seeds for what the model itself draws.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
-        callbacks: functions that are called with the record of each step.
+        callbacks: a function, or several, that is called with the record of each step.
         checkpoint: a file to which the state is written and from which a killed run goes on.
         checkpoint_every: steps between two checkpoints.
 

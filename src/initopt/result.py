@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from initopt.errors import MismatchError
 from initopt.measurement import Measurement
-from initopt.storage import plain, read_json, write_folder, write_json
+from initopt.storage import plain, read_json, unplain, write_folder, write_json
+from initopt.tensorfile import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["Result", "StepRecord"]
+
+_T = TypeVar("_T")
 
 _FORMAT = "initopt result 1"
 _RECORD = "result.json"
@@ -84,17 +86,20 @@ class Result:
     def apply(self, model: nn.Module) -> None:
         """Copy the weights into a model of the same architecture.
 
+        What ``torch.compile`` and ``DataParallel`` put in front of the names makes no difference.
+
         Raises:
             MismatchError: if names, shapes or dtypes differ; the message says which, and the model is left alone.
         """
-        own = {name: p for name, p in model.named_parameters() if p.requires_grad or name in self.weights}
+        weights, parameters = _bare(self.weights), _bare(dict(model.named_parameters()))
+        own = {name: p for name, p in parameters.items() if p.requires_grad or name in weights}
         _refuse_differences(
-            {name: _kind(value) for name, value in self.weights.items()},
+            {name: _kind(value) for name, value in weights.items()},
             {name: _kind(value) for name, value in own.items()},
             ("the stored weights", f"the {type(model).__name__}"),
         )
         with torch.no_grad():
-            for name, value in self.weights.items():
+            for name, value in weights.items():
                 own[name].copy_(value)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -123,20 +128,21 @@ class Result:
         """Write the result into a folder, whole or not at all: the weights as safetensors, the rest as JSON.
 
         Args:
-            folder: is made, or replaced if it is empty or holds an earlier result.
+            folder: is made, or replaced if it is empty or holds an earlier result and nothing else; ``~`` is the user's
+                home.
 
         Raises:
-            FileExistsError: if the folder holds anything else.
+            FileExistsError: if the folder holds anything else; the message names it.
         """
 
         def write(into: Path) -> None:
-            save_file({name: value.contiguous() for name, value in self.weights.items()}, into / _WEIGHTS)
+            save_tensors(self.weights, into / _WEIGHTS)
             grams = {name: m.gram for name, m in self._measurements().items()}
             if grams:
-                save_file(grams, into / _GRAMS)
+                save_tensors(grams, into / _GRAMS)
             write_json(into / _RECORD, self._record())
 
-        write_folder(Path(folder).absolute(), write, marker=_RECORD)
+        write_folder(Path(folder).expanduser(), write, marker=_RECORD)
 
     def _measurements(self) -> dict[str, Measurement]:
         both = {"before": self.before, "after": self.after}
@@ -164,14 +170,16 @@ class Result:
         ``options`` comes back as JSON has it: a function is its name.
 
         Args:
-            folder: the folder.
+            folder: the folder, or the ``result.json`` in it.
             model: if given, the weights are copied into it, as by :meth:`apply`.
 
         Raises:
             ValueError: if the folder holds no whole result.
             MismatchError: if its files, or the weights and the model, do not fit each other.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
+        if folder.name == _RECORD and not folder.is_dir():
+            folder = folder.parent
         record = read_json(folder / _RECORD)
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise ValueError(f"{folder / _RECORD} is no {_FORMAT!r} file; was it written by another version?")
@@ -186,8 +194,8 @@ class Result:
         found = {name: Measurement.from_dict(names[name], grams[name]) for name in names}
         result = cls(
             method=record["method"],
-            options=record["options"],
-            history=[StepRecord(**_numbers(step)) for step in record["history"]],
+            options=unplain(record["options"]),
+            history=[StepRecord(**unplain(step)) for step in record["history"]],
             scales={name: float(scale) for name, scale in record["scales"].items()},
             before=found.get("before"),
             after=found.get("after"),
@@ -202,8 +210,12 @@ class Result:
         return result
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: float(value) if isinstance(value, str) else value for name, value in values.items()}
+def _bare(named: Mapping[str, _T]) -> dict[str, _T]:
+    """Without what wrappers put into names: ``_orig_mod.`` anywhere, and ``module.`` in front of all."""
+    bare = {".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in named.items()}
+    if all(name.startswith("module.") for name in bare):
+        bare = {name.removeprefix("module."): value for name, value in bare.items()}
+    return bare
 
 
 def _kind(tensor: Tensor) -> str:
@@ -212,7 +224,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return load_tensors(path)[0]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: the result folder is not whole") from None
     except SafetensorError as error:

@@ -12,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_replaceable", "plain", "read_json", "write_file", "write_folder", "write_json"]
+__all__ = ["check_replaceable", "plain", "read_json", "unplain", "write_file", "write_folder", "write_json"]
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -173,6 +173,19 @@ def plain(value: Any) -> Any:
     if callable(value):
         return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return str(value)
+
+
+def unplain(value: Any) -> Any:
+    """A value from JSON with the numbers that are not finite as such again.
+
+    >>> unplain({"bound": "inf", "betas": [0.9, "nan"], "name": "info"})
+    {'bound': inf, 'betas': [0.9, nan], 'name': 'info'}
+    """
+    if isinstance(value, dict):
+        return {key: unplain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unplain(item) for item in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
 
 
 def write_json(path: Path, value: Any) -> None:

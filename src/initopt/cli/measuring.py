@@ -21,7 +21,7 @@ _OWN_OPTIONS = {"device", "threads", "seed", "json"}
 def _add_options(parser: ArgumentParser, method: str) -> None:
     group = parser.add_argument_group("how to measure")
     group.add_function_arguments(
-        initopt.measure, as_group=False, skip={"model", "batches", "loss_fn", "progress"}, fail_untyped=False
+        initopt.measure, as_group=False, skip={"model", "batches", "loss_fn", "seed", "progress"}, fail_untyped=False
     )
     add_common_options(parser)
     group = parser.add_argument_group("output")

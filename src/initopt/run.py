@@ -1,0 +1,245 @@
+"""One run of a method on one model: begun or resumed, its steps, its measurements."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initopt._version import __version__
+from initopt.checkpoint import Checkpoint, loader_generators
+from initopt.engines import create_engine
+from initopt.identity import fingerprint, identify
+from initopt.losses import LossFunction
+from initopt.measure import measure_batches
+from initopt.measurement import Measurement
+from initopt.methods import Method
+from initopt.modes import measuring
+from initopt.parameters import trainable_parameters
+from initopt.preserve import Originals, put_values
+from initopt.problem import Problem
+from initopt.progress import Progress, reporter
+from initopt.randomness import RandomState, derive_seed
+from initopt.result import Result, StepRecord
+from initopt.storage import plain, unplain
+from initopt.stream import BatchStream
+from initopt.where import located, warn
+
+__all__ = ["Callback", "Run", "Settings"]
+
+Callback = Callable[[StepRecord], object]
+"""Is called with the record of each step when the step is done."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all methods; see :func:`initopt.optimize`."""
+
+    measure_steps: int
+    seed: int | None
+    progress: Progress
+    callbacks: tuple[Callback, ...]
+    checkpoint: Path | None
+    checkpoint_every: int
+
+
+class Run:
+    """A run within :func:`initopt.preserve.preserved`.
+
+    Args:
+        model: the model.
+        batches: the user's batches.
+        loss_fn: the user's loss.
+        method: what to run.
+        settings: and how.
+        originals: the trainable parameters with a copy of their values; a run that is resumed has its own.
+
+    Raises:
+        MismatchError: if the checkpoint is that of another run.
+        ValueError: if it is no checkpoint, or is beyond the end of this run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss_fn: LossFunction | None,
+        method: Method,
+        settings: Settings,
+        originals: Originals,
+    ) -> None:
+        self._begun = time.perf_counter()
+        self._model, self._method, self._settings = model, method, settings
+        self._originals = originals
+        self._names = {p.value: p.name for p in trainable_parameters(model)}
+        previous = self._previous = _read(settings.checkpoint)
+        generators = loader_generators(batches)
+        self._randomness = RandomState.now()
+        self._generators = {name: generator.get_state() for name, generator in generators.items()}
+        self._seed = derive_seed(settings.seed) if previous is None else previous.seed
+        self._problem = Problem.create(
+            model,
+            loss_fn,
+            num_subbatches=method.num_subbatches,
+            overlap=method.overlap,
+            split=method.split,
+            batch_norm=method.batch_norm,
+            grad_params=method.grad_params,
+            scale_params=method.scale_params,
+            seed=self._seed,
+        )
+        others = {"measure_steps": settings.measure_steps, "seed": settings.seed}
+        self._identity: dict[str, Any] = {}
+        if settings.checkpoint is not None:
+            self._identity = identify(method, loss_fn, self._problem, others, generators)
+        if previous is not None:
+            previous.refuse_unless_same(self._identity)
+            self._originals = self._stored_weights(previous)
+            self._randomness, self._generators = previous.randomness, previous.generators
+            self._randomness.put_back()
+            for name, generator in generators.items():
+                generator.set_state(self._generators[name])
+        self._engine = create_engine(method.engine, self._problem)
+        self._at_work = method.start(self._problem, self._engine, self._originals)
+        self._history: list[StepRecord] = []
+        if previous is not None:
+            self._history = list(previous.history)
+            self._begun -= previous.seconds
+            self._engine.load_state(previous.engine)
+            self._at_work.load_state(previous.state)
+        self._first_batch = ""
+        self._stream = BatchStream(
+            batches,
+            method.steps * method.batches_per_step,
+            settings.measure_steps,
+            skip=len(self._history) * method.batches_per_step,
+            on_first=None if settings.checkpoint is None else self._meet_first_batch,
+        )
+
+    def result(self) -> Result:
+        """Do all of it."""
+        with measuring(self._model, self._method.train_mode):
+            self._take_steps()
+            before, after = self._measure()
+        options = {field.name: getattr(self._method, field.name) for field in fields(self._method)}
+        options |= {"measure_steps": self._settings.measure_steps, "seed": self._seed}
+        return Result(
+            method=self._method.name,
+            options=unplain(plain(options)),  # functions by their name
+            history=self._history,
+            scales=self._at_work.scales(),
+            before=before,
+            after=after,
+            seconds=self._seconds(),
+            engine=self._engine.name,
+            engine_reason=self._engine.reason,
+            weights={name: parameter.detach().to("cpu", copy=True) for parameter, name in self._names.items()},
+            versions={"initopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        )
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._begun
+
+    def _stored_weights(self, previous: Checkpoint) -> Originals:
+        """The original weights of the run that is resumed, in the place of the model's own."""
+        path, done, steps = self._settings.checkpoint, len(previous.history), self._method.steps
+        stored = {p: previous.start[self._names[p]].to(value.device) for p, value in self._originals.items()}
+        same = all(torch.equal(stored[parameter], value) for parameter, value in self._originals.items())
+        if done > steps:
+            raise ValueError(f"the checkpoint {path} is at step {done}, beyond steps={steps}; remove it")
+        if not same and done == steps:
+            raise ValueError(
+                f"the checkpoint {path} holds a finished run that began from other weights than the model has; remove it, "
+                "or choose another path for each run"
+            )
+        if not same:
+            warn(
+                f"going on from the checkpoint {path}, which began from other weights than the model has and replaces them"
+            )
+        return stored
+
+    def _meet_first_batch(self, batch: Any) -> None:
+        self._first_batch = fingerprint(batch)
+        if self._previous is not None:
+            self._previous.refuse_unless_first(self._first_batch)
+        else:
+            self._save()  # all checks are done; a path that cannot be written is found out now
+
+    def _save(self) -> None:
+        if self._settings.checkpoint is None:
+            return
+        Checkpoint(
+            identity=self._identity,
+            first_batch=self._first_batch,
+            seed=self._seed,
+            seconds=self._seconds(),
+            history=self._history,
+            start={self._names[parameter]: value for parameter, value in self._originals.items()},
+            state=self._at_work.state(),
+            engine=self._engine.state(),
+            randomness=self._randomness,
+            generators=self._generators,
+        ).write(self._settings.checkpoint)
+
+    def _take_steps(self) -> None:
+        steps, per_step = self._method.steps, self._method.batches_per_step
+        with reporter(self._settings.progress, self._method.name, steps, len(self._history)) as report:
+            taken: list[Any] = []
+            for data in self._stream:
+                taken.append(data)
+                if len(taken) == per_step:
+                    gram = self._take_step(taken)
+                    taken = []
+                    report(gram)
+                    for callback in self._settings.callbacks:
+                        callback(self._history[-1])
+
+    def _take_step(self, batches: list[Any]) -> Tensor:
+        number = len(self._history)
+        with located(f"step {number}"):
+            record, gram = self._at_work.step(number, batches)
+        self._history.append(record)
+        if len(self._history) % self._settings.checkpoint_every == 0 or len(self._history) == self._method.steps:
+            self._save()
+        return gram
+
+    def _measure(self) -> tuple[Measurement | None, Measurement | None]:
+        """Measure with the original and with the new weights on the batches held back.
+
+        Both at the end: a stream has no other batches to give at the start.
+        """
+        if self._settings.measure_steps == 0:
+            return None, None
+        engine = create_engine(self._method.engine, replace(self._problem, overlap=0.0))
+        engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
+        held = self._stream.held
+        with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
+            with _weights_as(self._originals):
+                before = measure_batches(engine, held, report)
+            return before, measure_batches(engine, held, report)
+
+
+def _read(path: Path | None) -> Checkpoint | None:
+    """The checkpoint, if there is one of a run that has made a step."""
+    if path is None or not path.exists():
+        return None
+    previous = Checkpoint.read(path)
+    return previous if previous.history else None
+
+
+@contextmanager
+def _weights_as(values: Originals) -> Iterator[None]:
+    """Other values in the parameters, until the block ends."""
+    present = {parameter: parameter.detach().clone() for parameter in values}
+    put_values(values)
+    try:
+        yield
+    finally:
+        put_values(present)
