@@ -43,8 +43,9 @@ NETWORK_BATCH_SIZE = 16
 INTRODUCTION = """\
 Relative error of the Gram matrix and of the derivatives (largest error over largest entry) against plain double
 backward in float64, on the architectures of the tests' gallery, which are small and odd, and on networks of the zoo
-with {samples} samples in 4 sub-batches ([accuracy.json](../benchmarks/results/accuracy.json)). Where a network has
-kinks (ReLU), differences see what double backward leaves out: a difference of definition, not of rounding."""
+with {samples} samples in 4 sub-batches ([accuracy.json](../benchmarks/results/accuracy.json)). `differences` take
+longer steps in float32, to keep above the rounding, and those cross kinks (ReLU), whose curvature double backward
+leaves out; the short steps of float64 hardly meet one. A dash: the engine cannot do that network."""
 
 
 @dataclass(frozen=True)

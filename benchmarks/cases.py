@@ -44,14 +44,15 @@ def both_modes(network: str, batch_size: int = 64) -> tuple[Case, ...]:
     return tuple(Case(network, batch_norm=mode, batch_size=batch_size) for mode in ("subbatch", "batch"))
 
 
-_EVERYWHERE = (
-    *against_d("resnet56"),
-    Case("resnet56", overlap=0.2),
+_AT_FOUR = (
+    Case("resnet56"),
     *both_modes("resnet56-bn"),
-    Case("resnet110"),
     Case("vit"),
     Case("gpt"),
+    Case("resnet110"),
+    Case("resnet56", overlap=0.2, memory=False),
 )
+_OTHERS = tuple(case for case in against_d("resnet56") if case not in _AT_FOUR)
 
 SUITES: dict[str, tuple[Case, ...]] = {
     "smoke": (
@@ -60,8 +61,8 @@ SUITES: dict[str, tuple[Case, ...]] = {
         Case("tiny-vit", batch_size=8, overlap=0.25),
         Case("tiny-gpt", batch_size=8),
     ),
-    "cpu": (*_EVERYWHERE, Case("wrn-16-4"), *against_d("mlp", memory=False)),
-    "cuda": (*_EVERYWHERE, Case("vit", 64), *both_modes("wrn-28-10-bn")),
+    "cpu": (*_AT_FOUR, Case("wrn-16-4"), *against_d("mlp", memory=False), *_OTHERS),
+    "cuda": (*_AT_FOUR, *both_modes("wrn-28-10-bn"), *_OTHERS),
     "imagenet-smoke": (Case("resnet50-bn", 2, batch_size=4, memory=False), Case("vit-b-16", 2, batch_size=2, memory=False)),
     "imagenet": (*both_modes("resnet50-bn"), Case("vit-b-16")),
 }

@@ -18,7 +18,7 @@ LONGEST = 60.0
 LONG = 20.0
 """Seconds; what takes longer is measured twice only."""
 
-SHORT = 5.0
+SHORT = 2.0
 """Seconds; what takes less is warmed up twice."""
 
 ENOUGH = 3.0
