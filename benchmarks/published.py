@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from initopt.modes import math_attention
 from initopt.objectives import Objective
 from initopt.problem import Batch, Problem
 
@@ -37,7 +37,7 @@ def published_step(problem: Problem, batch: Batch, objective: Objective) -> tupl
     """
     parameters = [p.value for p in problem.grad_params]
     scaled = [p.value for p in problem.scale_params]
-    with math_attention():  # the fused kernels have no second derivative
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         losses = losses_of_samples(problem.model, *batch.data)
         rows = []
         for window in batch.windows.indices:

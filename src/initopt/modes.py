@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from initopt.caches import CacheGuard
-from initopt.plain_ops import plain_hard_sigmoid
+from initopt.plain_ops import plain_hard_sigmoid, plain_recurrence, plain_weight_norm
 
-__all__ = ["BufferGuard", "math_attention", "measuring"]
+__all__ = ["BufferGuard", "measuring"]
 
 
 @contextmanager
@@ -52,7 +47,7 @@ def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
             setting = "track_running_stats" if isinstance(module, _BatchNorm) else "momentum"
             norms.append((module, setting, getattr(module, setting)))
             setattr(module, setting, False if isinstance(module, _BatchNorm) else 0.0)
-        with plain_hard_sigmoid(), _plain_weight_norm(), _plain_recurrence(model):
+        with _differentiable(model):
             yield
     finally:
         for module, setting, value in norms:
@@ -62,53 +57,14 @@ def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def math_attention() -> Iterator[None]:
-    """Scaled dot-product attention by plain operations: the fused kernels have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-@contextmanager
-def _plain_recurrence(model: nn.Module) -> Iterator[None]:
-    """Recurrent layers without cuDNN, which has no second derivative of them, nor a first one in evaluation mode."""
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Operations of the model that lack a second derivative by others."""
     with ExitStack() as stack:
+        stack.enter_context(plain_hard_sigmoid())
+        stack.enter_context(plain_weight_norm())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(plain_recurrence())
         yield
-
-
-_weight_norm_lock = threading.Lock()
-_weight_norm_users = 0
-_weight_norm_kernels: list[Any] = []
-
-
-@contextmanager
-def _plain_weight_norm() -> Iterator[None]:
-    """Weight norm by plain operations, for as long as any thread is in such a block.
-
-    The double backward of torch's kernel takes the norms for constants where there is one per row or column, and is
-    silently wrong (seen in torch 2.13: off by more than the value itself).
-    """
-    global _weight_norm_users
-
-    def plain(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-        return v * (g / torch.norm_except_dim(v, 2, dim))
-
-    users: list[Any] = [torch, sys.modules[WeightNorm.__module__]]  # the parametrization, and the older hook
-    with _weight_norm_lock:
-        if _weight_norm_users == 0:
-            _weight_norm_kernels[:] = [user._weight_norm for user in users]
-            for user in users:
-                user._weight_norm = plain
-        _weight_norm_users += 1
-    try:
-        yield
-    finally:
-        with _weight_norm_lock:
-            _weight_norm_users -= 1
-            if _weight_norm_users == 0:
-                for user, kernel in zip(users, _weight_norm_kernels, strict=True):
-                    user._weight_norm = kernel
 
 
 class BufferGuard:

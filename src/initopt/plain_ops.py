@@ -1,49 +1,92 @@
-"""Operations whose kernel has no second derivative, by others that have one."""
+"""Operations whose kernel has no second derivative, or a wrong one, by others that have one.
+
+What is changed here is changed for the whole process, so each change is made by the first thread that needs it and undone
+by the last.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["plain_hard_sigmoid"]
+__all__ = ["plain_attention", "plain_hard_sigmoid", "plain_recurrence", "plain_weight_norm"]
 
-_lock = threading.Lock()
-_users = 0
-_kernels: dict[str, Any] = {}
+
+class _Shared:
+    """A change of the whole process that lasts as long as any thread is in a block of it."""
+
+    def __init__(self, change: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._change = change
+        self._lock = threading.Lock()
+        self._users = 0
+        self._undo = ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                self._undo.enter_context(self._change())
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._undo.close()
+
+
+@contextmanager
+def _replaced(owners: list[Any], name: str, function: Callable[..., Any]) -> Iterator[None]:
+    originals = [getattr(owner, name) for owner in owners]
+    for owner in owners:
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        for owner, original in zip(owners, originals, strict=True):
+            setattr(owner, name, original)
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
     return F.relu6(x + 3) / 6
 
 
-def _hard_sigmoid_(x: Tensor) -> Tensor:
-    return x.copy_(_hard_sigmoid(x))
-
-
 @contextmanager
-def plain_hard_sigmoid() -> Iterator[None]:
-    """``F.hardsigmoid`` by plain operations, for as long as any thread is in such a block.
-
-    Mobile networks are full of it, and torch (2.15) has no second derivative of its kernel.
-    """
-    global _users
-    with _lock:
-        if _users == 0:
-            for name, plain in (("hardsigmoid", _hard_sigmoid), ("hardsigmoid_", _hard_sigmoid_)):
-                _kernels[name] = getattr(torch._C._nn, name)
-                setattr(torch._C._nn, name, plain)
-        _users += 1
-    try:
+def _hard_sigmoids() -> Iterator[None]:
+    kernels = [torch._C._nn]
+    with (
+        _replaced(kernels, "hardsigmoid", _hard_sigmoid),
+        _replaced(kernels, "hardsigmoid_", lambda x: x.copy_(_hard_sigmoid(x))),
+    ):
         yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                for name, kernel in _kernels.items():
-                    setattr(torch._C._nn, name, kernel)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+plain_hard_sigmoid = _Shared(_hard_sigmoids)
+"""``F.hardsigmoid``: mobile networks are full of it, and torch (2.13) has no second derivative of its kernel."""
+
+plain_weight_norm = _Shared(
+    # The parametrization, and the older hook.
+    lambda: _replaced([torch, sys.modules[WeightNorm.__module__]], "_weight_norm", _weight_norm)
+)
+"""Weight norm: the double backward of torch's kernel takes the norms for constants where there is one per row or column,
+and is silently wrong (seen in torch 2.13: off by more than the value itself)."""
+
+plain_attention = _Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+"""Scaled dot-product attention: the fused kernels have no second derivative."""
+
+plain_recurrence = _Shared(lambda: torch.backends.cudnn.flags(enabled=False))
+"""Recurrent layers: cuDNN has no second derivative of them, nor a first one in evaluation mode."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from initopt.engines.base import Gradients
 from initopt.errors import NonFiniteError
-from initopt.modes import math_attention
 from initopt.parameters import NamedParameter
+from initopt.plain_ops import plain_attention
 from initopt.problem import as_real, inner_product
 
 __all__ = ["along_weights"]
@@ -45,7 +45,7 @@ def along_weights(
         return torch.zeros(len(parameters), dtype=torch.float64, device="cpu")
     weights = [leaves.get(p.value, p.value) for p in parameters]
     # Activation checkpointing runs parts of the model again, now.
-    with math_attention(), _without_hooks([p.value for p in parameters]):
+    with plain_attention(), _without_hooks([p.value for p in parameters]):
         found = torch.autograd.grad(
             [g for g, _ in pairs], [*weights, *scales.values()], [v for _, v in pairs], allow_unused=True
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from initopt.engines.base import Engine, Evaluation, check_gram, gram_matrix, weighted_sums
 from initopt.engines.scaled_ops import ScaledOps
-from initopt.modes import math_attention
+from initopt.plain_ops import plain_attention
 from initopt.problem import Batch, Problem
 from initopt.randomness import seeded
 
@@ -38,7 +38,7 @@ class _CoupledEvaluation(Evaluation):
         self._problem = problem
         parameters = [p.value for p in problem.grad_params]
         self._ops = ScaledOps(problem.scale_params)
-        with math_attention(), seeded(*batch.seed), self._ops.replacing():
+        with plain_attention(), seeded(*batch.seed), self._ops.replacing():
             losses = problem.window_losses(batch)
             # The last pass frees the graph, but for one to be differentiated: one with saved-tensor hooks leaks otherwise.
             kept = [differentiate or d + 1 < len(losses) for d in range(len(losses))]

@@ -10,7 +10,7 @@ from initopt.engines.grouped_ops import Grouping, NotCoveredError
 from initopt.engines.scaled_ops import ScaledOps
 from initopt.engines.separate import PlainEngine
 from initopt.errors import LossError
-from initopt.modes import math_attention
+from initopt.plain_ops import plain_attention
 from initopt.problem import Batch, Problem
 from initopt.randomness import seeded
 from initopt.splitting import Windows
@@ -76,7 +76,7 @@ class _Groups(Evaluation):
         mode = Grouping(parameters, count)
         self._ops = ScaledOps(problem.scale_params, mode)
         joined = _joined(batch)
-        with math_attention(), seeded(*batch.seed), self._ops.replacing():
+        with plain_attention(), seeded(*batch.seed), self._ops.replacing():
             losses = _losses(problem, joined)
             leaves = [mode.leaves[p.value] for p in problem.grad_params]
             total = torch.stack(losses).sum()

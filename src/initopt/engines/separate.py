@@ -12,7 +12,7 @@ from torch import Tensor
 from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, weighted_sums
 from initopt.engines.contraction import along_weights
 from initopt.engines.scaled_ops import ScaledOps
-from initopt.modes import math_attention
+from initopt.plain_ops import plain_attention
 from initopt.problem import Batch, Problem
 from initopt.randomness import seeded
 
@@ -84,7 +84,7 @@ class _Separate(Evaluation):
     def _gradient(
         self, d: int, create_graph: bool, backward: AbstractContextManager[None] | None = None
     ) -> tuple[Tensor, Gradients]:
-        with math_attention(), seeded(*self._batch.seed, d):
+        with plain_attention(), seeded(*self._batch.seed, d):
             loss = self._problem.subbatch_loss(self._batch, d)
             parameters = [p.value for p in self._problem.grad_params]
             with backward or nullcontext():
