@@ -112,7 +112,7 @@ def over_networks(cases: list[dict[str, Any]]) -> Figure:
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
         _bare(axes)
-    titles = [case_title(case).replace(", ", ",\n") for case in cases]
+    titles = [case_title(case).replace(", ", ",\n").replace(" of the ", "\nof the ") for case in cases]
     figure.axes[1].set_xticks(range(len(cases)), titles, fontsize=8)
     handles = [figure.axes[0].bar(0, 0, color=styles(names)[n][0], hatch="//" if n == PUBLISHED else None) for n in names]
     figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 4), frameon=False)
