@@ -32,19 +32,22 @@ class Grouping(Replacing):
     Args:
         parameters: all whose gradients or scales are asked for.
         groups: how many groups there are.
+        batch: how many samples they have together. A tensor is taken to have them along its first dimension if that is
+            a multiple of it.
     """
 
-    def __init__(self, parameters: Sequence[NamedParameter], groups: int) -> None:
+    def __init__(self, parameters: Sequence[NamedParameter], groups: int, batch: int) -> None:
         leaves: dict[Tensor, Tensor] = {
             p.value: p.value.detach().unsqueeze(0).expand(groups, *p.value.shape).requires_grad_() for p in parameters
         }
         scales = scale_leaves(parameters)  # also of those without a scale, for their groups
         super().__init__(scales, leaves, groups)
         self.groups = groups
+        self.batch = batch
         self._names: dict[Tensor, str] = {p.value: p.name for p in parameters}
 
     def replaceable(self, call: Call) -> bool:
-        return super().replaceable(call) and len(call[0]) % self.groups == 0
+        return super().replaceable(call) and _has_samples(self, call[0])
 
     def batch_norm(self, *args: Any, **kwargs: Any) -> Tensor | None:
         """Each group by its own statistics, and with its own weight and bias: see :func:`_batch_norm`."""
@@ -100,15 +103,15 @@ def _affine(mode: Grouping, y: Tensor, weight: Tensor | None, bias: Tensor | Non
     return y if shift is None else y + shift
 
 
-def _divides(mode: Grouping, x: Tensor) -> bool:
-    return x.ndim > 0 and len(x) % mode.groups == 0
+def _has_samples(mode: Grouping, x: Tensor) -> bool:
+    return x.ndim > 0 and len(x) % mode.batch == 0
 
 
 def _layer_norm(
     mode: Grouping, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5, cudnn_enable: bool = True,
 ) -> Tensor | None:  # fmt: skip
-    if not _divides(mode, input) or input.ndim == len(normalized_shape):
+    if not _has_samples(mode, input) or input.ndim == len(normalized_shape):
         return None
     return _affine(mode, F.layer_norm(input, normalized_shape, None, None, eps), weight, bias, channels_last=True)
 
@@ -116,7 +119,7 @@ def _layer_norm(
 def _rms_norm(
     mode: Grouping, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor | None:
-    if not _divides(mode, input) or input.ndim == len(normalized_shape):
+    if not _has_samples(mode, input) or input.ndim == len(normalized_shape):
         return None
     return _affine(mode, F.rms_norm(input, normalized_shape, None, eps), weight, None, channels_last=True)
 
@@ -125,7 +128,7 @@ def _group_norm(
     mode: Grouping, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5, cudnn_enabled: bool = True,
 ) -> Tensor | None:  # fmt: skip
-    if not _divides(mode, input):
+    if not _has_samples(mode, input):
         return None
     return _affine(mode, F.group_norm(input, num_groups, None, None, eps), weight, bias, channels_last=False)
 
@@ -134,7 +137,7 @@ def _batch_norm(
     mode: Grouping, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor | None:  # fmt: skip
-    if not _divides(mode, input):
+    if not _has_samples(mode, input):
         return None
     if not training:
         y = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
@@ -153,7 +156,7 @@ def _instance_norm(
     weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:  # fmt: skip
-    if not _divides(mode, input):
+    if not _has_samples(mode, input):
         return None
     y = F.instance_norm(input, running_mean, running_var, None, None, use_input_stats, momentum, eps)
     return _affine(mode, y, weight, bias, channels_last=False)
@@ -164,18 +167,22 @@ def _embedding(
     norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> Tensor | None:  # fmt: skip
     leaf = mode.leaves.get(weight)
-    if leaf is None or max_norm is not None or scale_grad_by_freq or sparse or not _divides(mode, input):
+    if leaf is None or max_norm is not None or scale_grad_by_freq or sparse or input.ndim == 0:
         return None
-    offsets = torch.arange(mode.groups, device=input.device) * len(weight)
-    rows = input.reshape(mode.groups, -1) + offsets.unsqueeze(1)
-    found = F.embedding(rows.reshape(input.shape), leaf.flatten(0, 1))
+    if _has_samples(mode, input):
+        offsets = torch.arange(mode.groups, device=input.device) * len(weight)
+        rows = input.reshape(mode.groups, -1) + offsets.unsqueeze(1)
+        found = F.embedding(rows.reshape(input.shape), leaf.flatten(0, 1))
+    else:  # positions, say, which are the same for all samples: of shape (T,) or (1, T)
+        shared = input[0] if len(input) == 1 else input
+        found = leaf[:, shared].unsqueeze(1).expand(-1, mode.batch // mode.groups, *shared.shape, -1).flatten(0, 1)
     if padding_idx is not None and padding_idx != -1:  # its row has no gradient
         found = torch.where((input == padding_idx % len(weight)).unsqueeze(-1), found.detach(), found)
     return found
 
 
 def _prelu(mode: Grouping, input: Tensor, weight: Tensor) -> Tensor | None:
-    if not _divides(mode, input):
+    if not _has_samples(mode, input):
         return None
     slope = mode.leaf_rows(weight, len(input), max(input.ndim, 2), channels_last=False)
     assert slope is not None
@@ -187,7 +194,7 @@ def _expand(mode: Grouping, input: Tensor, *sizes: Any) -> Tensor | None:
     shape = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
     if input not in mode.leaves or input.ndim < 2 or len(input) != 1 or len(shape) != input.ndim:
         return None
-    if shape[0] <= 0 or shape[0] % mode.groups:
+    if shape[0] <= 0 or shape[0] % mode.batch:
         return None
     rows = mode.leaf_rows(input, shape[0], input.ndim + 1, channels_last=True)
     assert rows is not None
@@ -200,7 +207,7 @@ def _elementwise(function: Any) -> Callable[..., Tensor | None]:
         if left == right or options:
             return None
         parameter, x = (input, other) if left else (other, input)
-        if not isinstance(x, Tensor) or x.ndim == 0 or not _divides(mode, x):
+        if not isinstance(x, Tensor) or x.ndim == 0 or not _has_samples(mode, x):
             return None
         shape = parameter
         if parameter.ndim == x.ndim and len(parameter) == 1:  # (1, ...) beside (batch, ...)

@@ -73,9 +73,9 @@ class _Groups(Evaluation):
         count = len(batch.windows)
         known = {p.value for p in problem.grad_params}
         parameters = [*problem.grad_params, *(p for p in problem.scale_params if p.value not in known)]
-        mode = Grouping(parameters, count)
-        self._ops = ScaledOps(problem.scale_params, mode)
         joined = _joined(batch)
+        mode = Grouping(parameters, count, joined.windows.batch_size)
+        self._ops = ScaledOps(problem.scale_params, mode)
         with plain_attention(), seeded(*batch.seed), self._ops.replacing():
             losses = _losses(problem, joined)
             leaves = [mode.leaves[p.value] for p in problem.grad_params]
