@@ -42,7 +42,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        # Copies: what the library gives is a map of the file, and breaks when somebody writes over it.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
     for name in json.loads(metadata.pop(_COMPLEX, "[]")):
         tensors[name] = torch.view_as_complex(tensors[name])
     return tensors, metadata
