@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-__all__ = ["NamedParameter", "ParameterFilter", "select", "trainable_parameters"]
+__all__ = ["NamedParameter", "ParameterFilter", "is_bias", "select", "trainable_parameters"]
 
 ParameterFilter = Callable[[str, nn.Parameter, nn.Module], bool]
 """A function of (qualified name, parameter, the module that holds it) that says whether a parameter is meant."""
@@ -24,11 +25,22 @@ class NamedParameter:
 
     @property
     def is_bias(self) -> bool:
-        """Whether the last part of the name that says so says "bias" and not "weight"."""
-        for part in reversed(self.name.split(".")):
-            if "weight" in part or "bias" in part:
-                return "weight" not in part
-        return False
+        """Whether it is a bias by its name."""
+        return is_bias(self.name)
+
+
+def is_bias(name: str) -> bool:
+    """Whether a qualified name is that of a bias.
+
+    Only the tensor's own name counts, not those of the modules around it; that of a parametrized tensor is the one that it
+    has in its module.
+
+    >>> [is_bias(name) for name in ("lstm.bias_hh_l0", "bias_mlp.0", "fc.parametrizations.bias.original0")]
+    [True, False, True]
+    """
+    around, parametrized, inner = name.rpartition("parametrizations.")
+    own = inner.partition(".")[0] if parametrized and (not around or around.endswith(".")) else name.rpartition(".")[2]
+    return "bias" in own and "weight" not in own
 
 
 def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
@@ -81,13 +93,14 @@ def select(parameters: list[NamedParameter], keep: ParameterFilter | None, argum
     """The parameters for which a filter is true; a tied parameter is kept if it is kept under any of its names.
 
     Raises:
-        TypeError: if the filter is not callable.
+        TypeError: if the filter is no function of three arguments.
         ValueError: if nothing is left; the message names some of the parameters there are.
     """
     if keep is None:
         return parameters
     if not callable(keep):
         raise TypeError(f"{argument} must be a function of (name, parameter, module); got {type(keep).__name__}")
+    _check_arity(keep, argument)
     kept = [p for p in parameters if any(keep(name, p.value, module) for name, module in p.holders)]
     if not kept:
         names = ", ".join(p.name for p in parameters[:5]) + (", ..." if len(parameters) > 5 else "")
@@ -95,6 +108,14 @@ def select(parameters: list[NamedParameter], keep: ParameterFilter | None, argum
     return kept
 
 
-def devices(parameters: list[NamedParameter]) -> list[torch.device]:
-    """The devices on which the parameters are, each once, the first parameter's first."""
-    return list(dict.fromkeys(p.value.device for p in parameters))
+def _check_arity(keep: ParameterFilter, argument: str) -> None:
+    try:
+        signature = inspect.signature(keep)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise TypeError(
+            f"{argument} must be a function of (name, parameter, module); got one of the form {signature}"
+        ) from None

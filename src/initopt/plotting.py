@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from initopt.measurement import Measurement
+from initopt.parameters import is_bias as is_bias_name
 from initopt.result import Result, StepRecord
 
 __all__ = ["plot_result"]
@@ -99,7 +100,7 @@ def _plot_scales(axes: Axes, scales: dict[str, float]) -> None:
     _tidy(axes, "scale of each tensor, in network order")
     names, values = list(scales), np.array(list(scales.values()))
     positions = np.arange(len(names))
-    is_bias = np.array(["bias" in name.rpartition(".")[2] for name in names], dtype=bool)
+    is_bias = np.array([is_bias_name(name) for name in names], dtype=bool)
     axes.axhline(1, color="0.6", linewidth=0.8)
     axes.vlines(positions, 1, values, color="0.8", linewidth=1)
     for chosen, marker, label in ((~is_bias, "o", "weight"), (is_bias, "^", "bias")):
