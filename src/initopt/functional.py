@@ -22,6 +22,7 @@ __all__ = [
     "grad_sqnorms",
     "grad_variance",
     "noise_scale",
+    "noise_to_signal",
     "noise_trace",
     "signal_sqnorm",
 ]
@@ -187,5 +188,14 @@ def noise_scale(gram: Tensor, small_batch: float, big_batch: float | None = None
     tensor(8.)
     """
     noise = noise_trace(gram, small_batch, big_batch).mean()
-    signal = signal_sqnorm(gram, small_batch, big_batch).mean()
-    return torch.where(signal > 0, noise.clamp_min(0.0) / signal.clamp_min(torch.finfo(signal.dtype).tiny), torch.inf)
+    return noise_to_signal(noise, signal_sqnorm(gram, small_batch, big_batch).mean())
+
+
+def noise_to_signal(noise: Tensor, signal: Tensor) -> Tensor:
+    """The ratio of two estimates: none below zero, infinite without a signal, and nan where one of them is.
+
+    >>> noise_to_signal(torch.tensor([6.0, -6.0, 6.0]), torch.tensor([2.0, 2.0, -2.0]))
+    tensor([3., 0., inf])
+    """
+    ratio = noise.clamp_min(0.0) / signal.clamp_min(torch.finfo(signal.dtype).tiny)
+    return torch.where(signal <= 0, torch.inf, ratio)

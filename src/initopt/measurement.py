@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ class Measurement:
         grad_variance: population variance of the sub-batch gradients, summed over parameters.
         noise_scale: gradient noise scale in samples (:func:`initopt.functional.noise_scale`, the estimator of arXiv
             1812.06162, appendix A.1, with numerator and denominator averaged over batches first); ``inf`` where the data
-            show no signal above the noise.
+            show no signal above the noise, ``nan`` where each sub-batch is the whole batch.
         sem: standard error of the mean of each figure over the batches; that of the noise scale by the jackknife (``inf``
             if it is infinite without one of them). ``nan`` for a single batch.
         num_batches: how many batches were measured.
@@ -57,13 +58,13 @@ class Measurement:
             "grad_norm": functional.grad_norm(gram),
             "grad_variance": functional.grad_variance(gram),
         }
-        noise = torch.stack([functional.noise_trace(k, b, c) for k, b, c in zip(grams, small, big, strict=True)])
-        signal = torch.stack([functional.signal_sqnorm(k, b, c) for k, b, c in zip(grams, small, big, strict=True)])
+        noise = _estimates(functional.noise_trace, gram, small, big)
+        signal = _estimates(functional.signal_sqnorm, gram, small, big)
         sem = {name: _sem(values) for name, values in samples.items()}
         sem["noise_scale"] = _ratio_jackknife(noise, signal)
         return cls(
             **{name: float(values.mean()) for name, values in samples.items()},
-            noise_scale=_ratio(float(noise.mean()), float(signal.mean())),
+            noise_scale=float(functional.noise_to_signal(noise.mean(), signal.mean())),
             sem=sem,
             num_batches=len(grams),
             gram=gram,
@@ -107,8 +108,14 @@ def _sem(values: Tensor) -> float:
     return math.nan if len(values) < 2 else float(values.std(correction=1)) / math.sqrt(len(values))
 
 
-def _ratio(noise: float, signal: float) -> float:
-    return max(noise, 0.0) / signal if signal > 0 else math.inf
+def _estimates(
+    estimator: Callable[[Tensor, float, float], Tensor], gram: Tensor, small: list[float], big: list[float]
+) -> Tensor:
+    """One estimate per batch; nan where the sub-batches are the whole batch, which tell no noise from signal."""
+    nan = torch.full((), math.nan, dtype=gram.dtype, device="cpu")
+    return torch.stack(
+        [estimator(k, b, c) if b < c * (1 - 1e-9) else nan for k, b, c in zip(gram, small, big, strict=True)]
+    )
 
 
 def _ratio_jackknife(noise: Tensor, signal: Tensor) -> float:
@@ -116,10 +123,7 @@ def _ratio_jackknife(noise: Tensor, signal: Tensor) -> float:
     count = len(noise)
     if count < 2:
         return math.nan
-    rest_noise, rest_signal = (noise.sum() - noise) / (count - 1), (signal.sum() - signal) / (count - 1)
-    left_out = torch.tensor(
-        [_ratio(*pair) for pair in zip(rest_noise.tolist(), rest_signal.tolist(), strict=True)], device="cpu"
-    )
+    left_out = functional.noise_to_signal((noise.sum() - noise) / (count - 1), (signal.sum() - signal) / (count - 1))
     if torch.isinf(left_out).any():
         return math.inf
     return float(((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt())
