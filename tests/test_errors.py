@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -33,11 +35,13 @@ both = pytest.mark.parametrize("run", [nio, initopt.measure], ids=["nio", "measu
         ({"num_subbatches": 17}, "16 samples cannot be split into num_subbatches=17.*num_subbatches <= 16"),
         ({"overlap": 1.0}, r"overlap .* must be in \[0, 1\); got 1.0"),
         ({"overlap": -0.1}, r"got -0.1"),
+        ({"overlap": "0.2"}, "overlap must be a number; got '0.2'"),
+        ({"overlap": None}, "overlap must be a number; got None"),
         ({"split": "random"}, "unknown split 'random'; known are 'cyclic', 'published'"),
         ({"batch_norm": "none"}, "unknown batch_norm 'none'; known are 'subbatch', 'batch'"),
         (
             {"engine": "warp"},
-            "unknown engine 'warp'; known are 'auto', 'exact', 'graph', 'recompute', 'groups', 'coupled', 'plain', 'differences'",
+            "unknown engine 'warp'; known are 'auto', 'exact', 'graph', 'recompute', 'groups', 'coupled', 'plain', 'diff",
         ),
         ({"engine": "coupled"}, "engine 'coupled' cannot be used here: .*engine=\"auto\""),
         ({"engine": "recompute", "batch_norm": "batch"}, 'batch_norm="batch" couples them'),
@@ -58,6 +62,11 @@ def test_bad_options(run: Run, options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"lr": float("inf")}, "lr must be a finite number above 0; got inf"),
+        ({"eps": float("inf")}, "eps must be a finite number above 0; got inf"),
+        ({"norm_weight": float("inf")}, "norm_weight must be a finite number 0 or more; got inf"),
+        ({"min_scale": 1.5}, "min_scale must be a number 0 or more and 1 or less; got 1.5"),
+        ({"min_bias_scale": 2}, "min_bias_scale must be a number 0 or more and 1 or less; got 2"),
         ({"lr": 0}, "lr must be a number above 0; got 0"),
         ({"lr": -1.0}, "lr must be a number above 0; got -1.0"),
         ({"lr": float("nan")}, "got nan"),
@@ -94,6 +103,10 @@ def test_unknown_method_option_and_preset() -> None:
         initopt.optimize(model, batches, method="nio", learning_rate=0.1)
     with pytest.raises(TypeError, match="give the options to NIO"):
         initopt.optimize(model, batches, method=NIO(), lr=0.1)
+    with pytest.raises(TypeError, match=r"method is the class NIO; pass an instance, NIO\(\), or its name"):
+        initopt.optimize(model, batches, method=NIO)
+    with pytest.raises(TypeError, match="must be the name of a method or a Method; got int"):
+        initopt.optimize(model, batches, method=3)
     with pytest.raises(ValueError, match="unknown preset 'best'; known are 'published'"):
         initopt.presets.get("best")
 
@@ -223,6 +236,47 @@ def test_single_samples_through_batch_norm_say_what_to_do(run: Run) -> None:
 def test_callbacks_are_functions() -> None:
     with pytest.raises(TypeError, match="a callback is a function of a step record; got str"):
         nio(make_model(), make_batches(), callbacks=["print"])
+
+
+def test_a_single_callback_will_do() -> None:
+    steps = []
+    nio(make_model(), make_batches(), callbacks=lambda record: steps.append(record.step))
+    assert steps == [0, 1, 2]
+
+
+def test_numbers_of_numpy_are_options_like_any() -> None:
+    options = {"steps": 2, "num_subbatches": 2, "lr": 0.5, "betas": (0.5, 0.75), "measure_steps": 1, "seed": 3}
+    theirs = {"steps": np.int64(2), "num_subbatches": np.int8(2), "lr": np.float32(0.5)}
+    theirs |= {"betas": (np.float64(0.5), np.float32(0.75)), "measure_steps": np.int64(1), "seed": np.uint32(3)}
+    mine, result = nio(make_model(), make_batches(), **options), nio(make_model(), make_batches(), **theirs)
+    assert result.scales == mine.scales
+    assert result.options == mine.options
+    assert {name: type(value) for name, value in result.options.items()} == {n: type(v) for n, v in mine.options.items()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "found"),
+    [
+        (lambda gram: 1.0, "float"),
+        (lambda gram: None, "NoneType"),
+        (lambda gram: gram.diagonal(), r"a tensor of shape \(4,\)"),
+        (lambda gram: gram.detach().sum(), "a tensor without a graph"),
+    ],
+)
+def test_an_objective_that_is_none(objective: Any, found: str) -> None:
+    with pytest.raises(TypeError, match=f"the objective must return a scalar tensor.*; it returned {found}"):
+        nio(make_model(), make_batches(), objective=objective)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_objective_that_is_not_finite(value: float) -> None:
+    def objective(gram: torch.Tensor) -> torch.Tensor:
+        return gram.sum() * value
+
+    with pytest.raises(initopt.NonFiniteError, match="in step 0: the objective to be minimized is -?(nan|inf)"):
+        nio(make_model(), make_batches(), objective=objective)
+    constrained = nio(make_model(), make_batches(), objective=objective, max_grad_norm=1e-6)
+    assert not math.isfinite(constrained.history[0].objective)
 
 
 def test_a_batch_that_becomes_too_small_names_the_step() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from initopt.errors import LoaderError
-from initopt.stream import BatchStream, check_batches
+from initopt.stream import BatchStream, check_batches, length_of
 
 
 class Endless:
@@ -89,3 +91,45 @@ def test_what_cannot_be_iterated_over_is_refused() -> None:
         check_batches(3)
     with pytest.raises(TypeError, match="Put a single batch into a list"):
         check_batches({"x": 1})
+    with pytest.raises(
+        TypeError, match=r"tuple of 2 tensors, which is one batch; put it into a list: \[\(inputs, targets\)\]"
+    ):
+        check_batches((torch.ones(4, 2), torch.ones(4)))
+    with pytest.raises(TypeError, match=r"dataset of single samples \(TensorDataset\); wrap it in a .*DataLoader"):
+        check_batches(TensorDataset(torch.ones(4, 2)))
+
+
+class Once:
+    """Looks as if it could be iterated over again, and cannot."""
+
+    def __init__(self) -> None:
+        self.iterator = iter(range(5))
+
+    def __iter__(self) -> Iterator[int]:
+        return self.iterator
+
+
+def test_one_that_gives_nothing_again_is_refused() -> None:
+    with pytest.raises(LoaderError, match=r"gave 5 batch\(es\) the first time and none when it was iterated over again"):
+        list(BatchStream(Once(), count=8, held_back=2))
+    assert list(BatchStream(Once(), count=3, held_back=2)) == [0, 1, 2]
+
+
+class Streamed(IterableDataset):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(torch.ones(6, 2))
+
+
+def test_lengths() -> None:
+    assert length_of([1, 2]) == 2
+    assert length_of(DataLoader(TensorDataset(torch.ones(6, 2)), batch_size=4)) == 2
+    assert length_of(iter([1])) is None
+    assert length_of(DataLoader(Streamed(), batch_size=4)) is None
+    check_batches(DataLoader(Streamed(), batch_size=4))
+
+
+def test_the_first_batch_is_shown_before_any_is_handed_out() -> None:
+    seen: list[int] = []
+    stream = BatchStream([0, 1, 2], count=5, skip=4, on_first=seen.append)
+    assert list(stream) == [1]
+    assert seen == [0]

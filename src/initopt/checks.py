@@ -43,8 +43,7 @@ def check_number(
     finite: bool = False,
 ) -> None:
     """Raise a ValueError unless ``value`` is a number in the given range (``above`` and ``below`` are exclusive)."""
-    bounds = ["finite"] if finite else []
-    bounds += [f"above {above:g}"] if above is not None else []
+    bounds = [f"above {above:g}"] if above is not None else []
     bounds += [f"{minimum:g} or more"] if minimum is not None else []
     bounds += [f"below {below:g}"] if below != math.inf else []
     bounds += [f"{maximum:g} or less"] if maximum is not None else []
@@ -52,5 +51,7 @@ def check_number(
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     fits = fits and (above is None or value > above) and (minimum is None or value >= minimum)
     fits = fits and (below == math.inf or value < below) and (maximum is None or value <= maximum)
-    if not fits or (finite and math.isinf(value)):
-        raise ValueError(f"{name} must be a number{' ' if bounds else ''}{' and '.join(bounds)}; got {value!r}")
+    endless = finite and fits and math.isinf(value)
+    if not fits or endless:
+        kind = "finite number" if endless else "number"
+        raise ValueError(f"{name} must be a {' '.join([kind, ' and '.join(bounds)]).strip()}; got {value!r}")

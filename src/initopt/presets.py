@@ -1,7 +1,7 @@
 """Sets of keyword arguments.
 
-:data:`published` makes :func:`initopt.nio` and :func:`initopt.measure` do what the published code of the NIO paper does;
-for ``measure``, pass only the arguments that it has (:data:`published_measure`).
+:data:`published` makes :func:`initopt.nio` do what the published code of the NIO paper does, and
+:data:`published_measure`, the part of it that :func:`initopt.measure` has, makes that measure as it does.
 """
 
 from __future__ import annotations

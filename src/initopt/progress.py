@@ -31,7 +31,9 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
         total: how many batches there will be, if known.
         done: how many of them are done already.
     """
-    if not (sys.stderr.isatty() if progress is None else progress):
+    # There is no standard error in a windowed program.
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    if not (terminal if progress is None else progress):
         yield lambda gram: None
         return
     columns = (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from initopt.checks import plain_numbers
 from initopt.engines import Engine
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
@@ -37,6 +38,10 @@ class Method(ABC):
     scale_params: ParameterFilter | None
     engine: str
     train_mode: bool
+
+    def __post_init__(self) -> None:
+        for option in fields(self):  # so that they can be stored: numbers of NumPy as Python's own
+            object.__setattr__(self, option.name, plain_numbers(getattr(self, option.name)))
 
     @abstractmethod
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:

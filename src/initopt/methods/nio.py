@@ -13,6 +13,7 @@ from initopt import functional, objectives
 from initopt.checks import check_integer, check_number
 from initopt.engines import Engine
 from initopt.engines.choose import check_engine
+from initopt.errors import NonFiniteError
 from initopt.methods.base import Method, MethodRun
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
@@ -58,12 +59,18 @@ class NIO(Method):
     train_mode: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_integer("steps", self.steps, 1)
+        check_number("overlap", self.overlap)
         check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
         objectives.get(self.objective)
-        check_number("norm_weight", self.norm_weight, minimum=0)
+        check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
+        for name in ("lr", "eps"):
+            check_number(name, getattr(self, name), above=0, finite=True)
+        for name in ("min_scale", "min_bias_scale"):  # every scale begins at 1
+            check_number(name, getattr(self, name), minimum=0, maximum=1)
         check_engine(self.engine)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
@@ -87,7 +94,9 @@ class _NIORun(MethodRun):
         norm = functional.grad_norm(gram)
         constrained = bool(norm > self._max_grad_norm)
         kind: Kind = "constraint" if constrained else "objective"
-        minimized = {"objective": self._objective(gram), "constraint": norm}
+        minimized = {"objective": self._objective_of(gram), "constraint": norm}
+        if not torch.isfinite(minimized[kind]):
+            raise NonFiniteError(f"the {kind} to be minimized is {minimized[kind].item()}")
         (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
         along_weights = evaluation.scale_derivatives(gram_derivative)
         self._scales.move(self._optimizer.step(self._scales.values, along_weights, kind))
@@ -102,6 +111,21 @@ class _NIORun(MethodRun):
             seconds=time.perf_counter() - start,
         )
         return record, gram
+
+    def _objective_of(self, gram: Tensor) -> Tensor:
+        value: Any = self._objective(gram)
+        if not isinstance(value, Tensor):
+            found = f"{type(value).__name__}"
+        elif value.ndim > 0:
+            found = f"a tensor of shape {tuple(value.shape)}"
+        elif not value.requires_grad:
+            found = "a tensor without a graph"
+        else:
+            return value
+        raise TypeError(
+            "the objective must return a scalar tensor, computed from the Gram matrix by differentiable operations; it "
+            f"returned {found}"
+        )
 
     def scales(self) -> dict[str, float]:
         return self._scales.named()
