@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,3 +161,48 @@ def test_the_picture_shows_bound_constrained_steps_and_every_scale(tmp_path: Pat
 def test_the_picture_of_a_run_without_measurements_says_so() -> None:
     figure = initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0).plot()
     assert any("not measured" in text.get_text() for text in figure.axes[2].texts)
+
+
+def test_numeric_options_are_numbers_again(result: initopt.Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+    for one in (result, initopt.Result.load(tmp_path / "out")):
+        assert one.options["max_grad_norm"] == math.inf
+        assert one.options["lr"] == 0.01
+
+
+def test_the_path_of_the_record_stands_for_the_folder(result: initopt.Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+    assert initopt.Result.load(tmp_path / "out" / "result.json").scales == result.scales
+
+
+class Prefixed(nn.Module):
+    """Holds a model under the name that a wrapper gives it."""
+
+    def __init__(self, **inner: nn.Module) -> None:
+        super().__init__()
+        for name, module in inner.items():
+            self.add_module(name, module)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = next(self.children())(x)
+        return output
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: model,
+        nn.DataParallel,
+        lambda model: Prefixed(_orig_mod=model),
+        lambda model: Prefixed(module=Prefixed(_orig_mod=model)),
+        lambda model: Prefixed(_orig_mod=Prefixed(module=model)),
+    ],
+)
+def test_names_that_wrappers_give_make_no_difference(result: initopt.Result, wrap: Any) -> None:
+    model = make_model(seed=9)
+    result.apply(wrap(model))
+    assert all(torch.equal(p, result.weights[name]) for name, p in model.named_parameters())
+    wrapped = initopt.nio(wrap(make_model()), make_batches(), steps=2, measure_steps=0)
+    bare = make_model(seed=9)
+    wrapped.apply(bare)
+    assert all(torch.equal(p, w) for p, w in zip(bare.parameters(), wrapped.weights.values(), strict=True))
