@@ -78,6 +78,7 @@ def _checked_folder(out: Path | None) -> Path:
     """The folder, known to be writable before hours of work go into it."""
     if out is None:
         raise ValueError("--out DIR is missing: the folder for the result")
+    out = out.expanduser()
     check_replaceable(out, marker="result.json")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
