@@ -239,6 +239,7 @@ def test_one_hot_targets_and_other_shapes_say_what_to_do() -> None:
     [
         lambda output, target: F.mse_loss(output, target),
         lambda a, y: F.mse_loss(a, y),
+        lambda o, t: F.mse_loss(o, t),
         lambda batch: batch[0].sum(),
         functools.partial(lambda weight, pred, target: (pred - target) * weight, 2.0),
     ],

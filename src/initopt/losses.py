@@ -225,8 +225,21 @@ class _DefaultLoss(Loss):
         return _CrossEntropyLoss()
 
 
-_OUTPUTS = {"out", "output", "outputs", "pred", "preds", "prediction", "predictions", "logits", "input", "y_pred", "y_hat"}
-_TARGETS = {"target", "targets", "label", "labels", "y", "y_true"}
+_OUTPUTS = {
+    "o",
+    "out",
+    "output",
+    "outputs",
+    "pred",
+    "preds",
+    "prediction",
+    "predictions",
+    "logits",
+    "input",
+    "y_pred",
+    "y_hat",
+}
+_TARGETS = {"t", "target", "targets", "label", "labels", "y", "y_true"}
 
 
 def _takes_output(function: Callable[..., Any]) -> bool:
