@@ -154,6 +154,13 @@ def test_two_parameters_over_the_same_memory_are_refused() -> None:
         initopt.measure(model, make_batches())
 
 
+def test_a_model_made_in_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        model = make_model()
+    with pytest.raises(ValueError, match="was made under torch.inference_mode"):
+        initopt.measure(model, make_batches())
+
+
 def test_torchscript_is_refused() -> None:
     with pytest.warns(DeprecationWarning, match="jit"):
         scripted = torch.jit.script(make_model())

@@ -77,6 +77,10 @@ def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
 def _check(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise ValueError(f"parameter {name!r} has no values yet (a lazy module); run the model once on a batch first")
+    if parameter.is_inference():
+        raise ValueError(
+            f"parameter {name!r} was made under torch.inference_mode() and cannot have a gradient; make the model outside of it"
+        )
     if parameter.is_meta:
         raise ValueError(
             f"parameter {name!r} is on the meta device and has no values; move the model with to_empty(device=...) and "

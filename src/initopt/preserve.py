@@ -57,7 +57,8 @@ def put_values(values: Mapping[nn.Parameter, Tensor]) -> None:
 
 def _put_back_flags(parameter: nn.Parameter, gradient: Tensor | None, requires_grad: bool) -> None:
     parameter.grad = gradient
-    parameter.requires_grad_(requires_grad)
+    if parameter.requires_grad != requires_grad:
+        parameter.requires_grad_(requires_grad)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from initopt.engines.groups import GroupsEngine
 from initopt.engines.separate import GraphEngine, RecomputeEngine
 from initopt.errors import NonFiniteError, ZeroGradientError
 from initopt.problem import Batch, Problem
+from initopt.where import warn
 
 __all__ = ["FallingBackEngine", "missing_derivative"]
 
@@ -123,7 +123,7 @@ class FallingBackEngine(Engine):
             if "incompatible with .grad()" in str(error):
                 error.add_note("(reentrant activation checkpointing; use torch.utils.checkpoint(..., use_reentrant=False))")
             raise error
-        warnings.warn(f"initopt: {message} (engine {self.name!r})", stacklevel=2)
+        warn(f"initopt: {message} (engine {self.name!r})")
 
 
 class _FallingBack(Evaluation):
