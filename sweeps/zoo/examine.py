@@ -32,10 +32,13 @@ __all__ = ["LEEWAY", "TOLERANCES", "Finding", "examine"]
 TOLERANCES = {
     "gram": 1e-9,
     "derivatives": 1e-6,
+    "together_gram": 1e-9,
+    "together_derivatives": 1e-6,
     "single_gram": 1e-3,
     "single_derivatives": 5e-2,
 }
-"""Largest error of the Gram matrix and of a scale derivative, in double and in single precision.
+"""Largest error of the Gram matrix and of a scale derivative: in double precision; there with all sub-batches run together,
+which is what ``engine="auto"`` does from 8 on; and in single precision.
 
 In single precision, rounding may put an activation on the other side of a kink (ReLU, a maximum), which is a jump of the
 second derivative, and norms over few values amplify it. So there the error may also be :data:`LEEWAY` times what plain
@@ -53,6 +56,7 @@ class Finding:
     """What came out for one model; :attr:`status` is ``ok``, ``refused``, ``wrong`` or ``error``.
 
     Attributes:
+        not_together: why its sub-batches cannot be run together.
         errors: for each key of :data:`TOLERANCES`, the Gram matrix relative to its largest entry, a derivative relative
             to its own size plus a thousandth of the largest; where one of these is too large in single precision, for
             plain double backward in single precision, too.
@@ -67,6 +71,7 @@ class Finding:
     parameters: int = 0
     tensors: int = 0
     engine: str = ""
+    not_together: str = ""
     reason: str = ""
     warnings: list[str] = field(default_factory=list)
     grad_cosine: float | None = None
@@ -160,8 +165,12 @@ def _compare(case: Case, model: nn.Module, batch: Any, finding: Finding) -> None
             true_gram, true_derivatives = _truth(entry, copy.deepcopy(double), double_batch)
         with _timed(finding, "double"):
             gram, derivatives = _found(entry, double, double_batch)
+        together = _found_together(entry, double, double_batch, finding)
     finding.errors["gram"] = _gram_error(gram, true_gram)
     finding.errors["derivatives"] = _derivative_error(derivatives, true_derivatives)
+    if together is not None:
+        finding.errors["together_gram"] = _gram_error(together[0], true_gram)
+        finding.errors["together_derivatives"] = _derivative_error(together[1], true_derivatives)
     with _timed(finding, "single"):
         gram, derivatives = _found(entry, model, batch)
     finding.errors["single_gram"] = _gram_error(gram, true_gram)
@@ -199,12 +208,21 @@ def _plain_gates() -> Iterator[None]:
         yield
 
 
-def _found(entry: Entry, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
-    """The same by the engine that initopt chooses."""
+def _found_together(entry: Entry, model: nn.Module, batch: Any, finding: Finding) -> tuple[Tensor, dict[str, float]] | None:
+    """The same with all sub-batches at once; ``None`` if the model is beyond that, as ``engine="auto"`` would notice."""
+    try:
+        with _timed(finding, "together"):
+            return _found(entry, model, batch, "groups")
+    except Exception as error:
+        finding.not_together = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return None
+
+
+def _found(entry: Entry, model: nn.Module, batch: Any, engine: str = "auto") -> tuple[Tensor, dict[str, float]]:
+    """The same by an engine."""
     problem = entry.problem(model, "subbatch")
-    engine = create_engine("auto", problem)
     with preserved(model), measuring(model):
-        evaluation = engine.evaluate(problem.prepare(batch, truth.INDEX), differentiate=True)
+        evaluation = create_engine(engine, problem).evaluate(problem.prepare(batch, truth.INDEX), differentiate=True)
         gram = evaluation.gram.detach().clone().requires_grad_()
         slope = torch.autograd.grad(truth.PHI[_OBJECTIVE](gram), gram)[0]
         along = evaluation.scale_derivatives(slope)
@@ -212,7 +230,7 @@ def _found(entry: Entry, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str
 
 
 def _gram_error(found: Tensor, true: Tensor) -> float:
-    return float((found - true).abs().max() / true.abs().max())
+    return float((found - true).detach().abs().max() / true.abs().max())
 
 
 def _derivative_error(found: dict[str, float], true: dict[str, float]) -> float:
@@ -227,7 +245,7 @@ def _beyond(finding: Finding) -> list[str]:
     return [
         f"{key} {finding.errors[key]:.1e}"
         for key, bound in TOLERANCES.items()
-        if not finding.errors[key] <= max(bound, LEEWAY * finding.errors.get(f"plain_{key}", 0))
+        if key in finding.errors and not finding.errors[key] <= max(bound, LEEWAY * finding.errors.get(f"plain_{key}", 0))
     ]
 
 
@@ -240,9 +258,15 @@ def _timed(finding: Finding, key: str) -> Iterator[None]:
 
 @contextmanager
 def _double_precision() -> Iterator[None]:
+    """New tensors, and what models cast to single precision, are of double precision."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        yield
+        with (
+            patch.object(torch, "float32", torch.float64),
+            patch.object(torch, "float", torch.float64),
+            patch.object(Tensor, "float", Tensor.double),
+        ):
+            yield
     finally:
         torch.set_default_dtype(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ _METHOD = """\
 Each model is a small variant as its library initializes it, on noise with random labels. It is measured and does one NIO
 step with `engine="auto"`. Then its constant tensors (zeros, ones) are made to vary, so that no branch is switched off, and
 the Gram matrix and the derivatives of `cosine+norm` with respect to all scales are compared with their definition by plain
-double backward in float64, which shares no code with initopt (`tests/truth.py`).
+double backward in float64, which shares no code with initopt (`tests/truth.py`). What models cast to float32 is cast to
+float64 for that.
 
 - *double*: largest error of a derivative in float64, as a share of its own size plus a thousandth of the largest. Right is
   at most {derivatives:g} (and {gram:g} for the Gram matrix).
-- *single*: the same in float32, against the same truth in float64. Rounding may put an activation on the other side of a
-  kink, and norms over few values magnify it, so that plain double backward in float32 is off, too (that is the number in
-  brackets). Right is at most {single_derivatives:g} (and {single_gram:g}), or {leeway} times what plain double backward is
-  off.
+- *together*: the same with all sub-batches run at once (`engine="groups"`), which `engine="auto"` tries from 8 sub-batches
+  on. Where there is a dash, it finds that the model is beyond that, and goes over to another engine.
+- *single*: as *double*, but in float32, against the same truth in float64. Rounding may put an activation on the other
+  side of a kink, and norms over few values magnify it, so that plain double backward in float32 is off, too (that is the
+  number in brackets). Right is at most {single_derivatives:g} (and {single_gram:g}), or {leeway} times what plain double
+  backward is off.
 - A *refused* model ends in an error message that says why and what to do."""
 
 _COLOURS = {"ok": "green", "refused": "yellow"}
@@ -43,7 +47,7 @@ def summary(models: list[dict[str, Any]]) -> str:
 def show(models: list[dict[str, Any]]) -> None:
     """Print the table."""
     table = Table(title="initopt on the model zoo")
-    for heading in ("family", "model", "tensors", "engine", "double", "single", "step", "all", "outcome"):
+    for heading in ("family", "model", "tensors", "engine", "double", "together", "single", "step", "all", "outcome"):
         table.add_column(heading, justify="left" if heading in ("family", "model", "engine", "outcome") else "right")
     for model in models:
         seconds = model["seconds"]
@@ -53,6 +57,7 @@ def show(models: list[dict[str, Any]]) -> None:
             str(model["tensors"]),
             model["engine"],
             _error(model, "derivatives"),
+            _error(model, "together_derivatives") or "-",
             _error(model, "single_derivatives"),
             f"{seconds.get('nio', 0):.2f} s",
             f"{seconds['all']:.1f} s",
@@ -81,8 +86,8 @@ def markdown(everything: dict[str, Any]) -> str:
         lines += [
             f"## {library}",
             "",
-            "| family | model | made small by | parameters | engine | double | single | |",
-            "| --- | --- | --- | ---: | --- | ---: | ---: | --- |",
+            "| family | model | made small by | parameters | engine | double | together | single | |",
+            "| --- | --- | --- | ---: | --- | ---: | ---: | ---: | --- |",
         ]
         for model in models:
             if model["library"] != library:
@@ -94,10 +99,17 @@ def markdown(everything: dict[str, Any]) -> str:
                 _count(model["parameters"]),
                 model["engine"],
                 _error(model, "derivatives"),
+                _error(model, "together_derivatives") or "-",
                 _single_error(model),
                 " ".join([model["status"], model["message"]]).strip(),
             ]
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines.append("")
+    # Which parameter it is that cannot have a copy for each sub-batch is not told here.
+    beyond = Counter(re.sub(r"'[^']+'", "a parameter", model["not_together"]) for model in models if model["not_together"])
+    if beyond:
+        lines += ["## Why sub-batches cannot be run together", ""]
+        lines += [f"- {count} {'model' if count == 1 else 'models'}: {reason}" for reason, count in beyond.most_common()]
         lines.append("")
     reasons = sorted({warning for model in models for warning in model["warnings"]})
     if reasons:
