@@ -27,9 +27,9 @@ float64 for that.
 - *together*: the same with all sub-batches run at once (`engine="groups"`), which `engine="auto"` tries from 8 sub-batches
   on. Where there is a dash, it finds that the model is beyond that, and goes over to another engine.
 - *single*: as *double*, but in float32, against the same truth in float64. Rounding may put an activation on the other
-  side of a kink, and norms over few values magnify it, so that plain double backward in float32 is off, too (that is the
-  number in brackets). Right is at most {single_derivatives:g} (and {single_gram:g}), or {leeway} times what plain double
-  backward is off.
+  side of a kink, and norms over few values magnify it, so that plain double backward in float32 is off, too (in brackets,
+  the worst on inputs that differ by a rounding). Right is at most {single_derivatives:g} (and {single_gram:g} for the Gram
+  matrix), or {leeway} times what plain double backward is off.
 - A *refused* model ends in an error message that says why and what to do."""
 
 _COLOURS = {"ok": "green", "refused": "yellow"}
@@ -64,6 +64,8 @@ def show(models: list[dict[str, Any]]) -> None:
             f"[{_COLOURS.get(model['status'], 'red')}]{model['status']}[/] {escape(model['message'][:200])}".rstrip(),
         )
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
     console.print(table)
     console.print(f"{summary(models)}; {sum(model['seconds']['all'] for model in models):.0f} s")
 
@@ -86,7 +88,7 @@ def markdown(everything: dict[str, Any]) -> str:
         lines += [
             f"## {library}",
             "",
-            "| family | model | made small by | parameters | engine | double | together | single | |",
+            "| family | model | how | parameters | engine | double | together | single | |",
             "| --- | --- | --- | ---: | --- | ---: | ---: | ---: | --- |",
         ]
         for model in models:
@@ -106,7 +108,11 @@ def markdown(everything: dict[str, Any]) -> str:
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
         lines.append("")
     # Which parameter it is that cannot have a copy for each sub-batch is not told here.
-    beyond = Counter(re.sub(r"'[^']+'", "a parameter", model["not_together"]) for model in models if model["not_together"])
+    beyond = Counter(
+        re.sub(r"'[^']+'", "a parameter", model["not_together"]).removeprefix("NotCoveredError: ")
+        for model in models
+        if model["not_together"]
+    )
     if beyond:
         lines += ["## Why sub-batches cannot be run together", ""]
         lines += [f"- {count} {'model' if count == 1 else 'models'}: {reason}" for reason, count in beyond.most_common()]
