@@ -107,6 +107,37 @@ def test_many_sub_batches_of_a_model_beyond_that_are_run_apart() -> None:
     assert "'2.weight' is used in bilinear" in result.engine_reason
 
 
+def test_without_batch_norm_few_sub_batches_are_run_together_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    result = quick(model, make_batches())
+    assert (result.engine, result.engine_reason) == (
+        "groups",
+        "exact, and the cheapest for 4 sub-batches without batch norm",
+    )
+
+
+def test_positions_of_a_sequence_as_long_as_the_batch() -> None:
+    torch.manual_seed(0)
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(7, 8), nn.Embedding(16, 8)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.tokens(x) + self.positions(torch.arange(x.shape[1]))).tanh().mean(1))
+
+    batches = [(torch.randint(7, (16, 16)), torch.randint(3, (16,))) for _ in range(3)]
+    options = {"overlap": 0.0, "engine": "groups"}
+    together = quick(Sequence().double(), batches, **options)
+    assert together.engine == "groups"
+    torch.manual_seed(0)
+    apart = quick(Sequence().double(), batches, **(options | {"engine": "plain"}))
+    assert list(together.scales) == list(apart.scales)
+
+
 def test_a_fault_of_the_model_is_not_hidden_by_going_over() -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         raise KeyError("the user's own mistake")

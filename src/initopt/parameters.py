@@ -79,7 +79,7 @@ def _check(name: str, parameter: nn.Parameter) -> None:
         raise ValueError(f"parameter {name!r} has no values yet (a lazy module); run the model once on a batch first")
     if parameter.is_inference():
         raise ValueError(
-            f"parameter {name!r} was made under torch.inference_mode() and cannot have a gradient; make the model outside it"
+            f"parameter {name!r} was made under torch.inference_mode() and has no gradient; make the model outside of it"
         )
     if parameter.is_meta:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from initopt.engines.base import Engine, Evaluation
 from initopt.engines.coupled import CoupledEngine
@@ -42,13 +43,15 @@ def missing_derivative(error: BaseException) -> str | None:
 
 
 _MANY = 8
-"""Sub-batches from which on it is cheaper to run them together: apart, each costs its overhead (docs/benchmarks.md)."""
+"""Sub-batches from which on it is cheaper to run them together even with batch norm, which then costs copies: apart, each
+costs its overhead (docs/benchmarks.md)."""
 
 
 class FallingBackEngine(Engine):
     """Starts with the cheapest exact engine, and goes over, for good, to one that can do with less.
 
-    - From ``groups``, for 8 sub-batches or more, to ``graph`` on a model beyond it; both are exact.
+    - From ``groups``, for models without batch norm or 8 sub-batches or more, to ``graph`` on a model beyond it; both are
+      exact.
     - From ``graph`` to ``recompute`` when the accelerator's memory runs out, with a warning.
     - From an exact engine to ``differences`` when an operation has no second derivative, with a warning.
 
@@ -63,12 +66,12 @@ class FallingBackEngine(Engine):
         if problem.batch_norm == "batch":
             self._engine: Engine = CoupledEngine(problem)
             self.reason = 'exact with batch_norm="batch"'
-        elif problem.num_subbatches >= _MANY:
-            self._engine = GroupsEngine(problem)
-            self.reason = f"exact, and the cheapest for {problem.num_subbatches} sub-batches"
         else:
-            self._engine = GraphEngine(problem)
+            normed = any(isinstance(module, _BatchNorm) for module in problem.model.modules())
+            together = not normed or problem.num_subbatches >= _MANY
+            self._engine = GroupsEngine(problem) if together else GraphEngine(problem)
             self.reason = f"exact, and the cheapest for {problem.num_subbatches} sub-batches"
+            self.reason += " with batch norm" if normed else " without batch norm"
 
     @property
     def name(self) -> str:  # type: ignore[override]

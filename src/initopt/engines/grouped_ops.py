@@ -169,7 +169,7 @@ def _embedding(
     leaf = mode.leaves.get(weight)
     if leaf is None or max_norm is not None or scale_grad_by_freq or sparse or input.ndim == 0:
         return None
-    if _has_samples(mode, input):
+    if _has_samples(mode, input) and not _are_positions(input):
         offsets = torch.arange(mode.groups, device=input.device) * len(weight)
         rows = input.reshape(mode.groups, -1) + offsets.unsqueeze(1)
         found = F.embedding(rows.reshape(input.shape), leaf.flatten(0, 1))
@@ -179,6 +179,11 @@ def _embedding(
     if padding_idx is not None and padding_idx != -1:  # its row has no gradient
         found = torch.where((input == padding_idx % len(weight)).unsqueeze(-1), found.detach(), found)
     return found
+
+
+def _are_positions(index: Tensor) -> bool:
+    """Whether these are the positions of a sequence that happens to be as long as the batch."""
+    return index.ndim == 1 and torch.equal(index, torch.arange(len(index), dtype=index.dtype, device=index.device))
 
 
 def _prelu(mode: Grouping, input: Tensor, weight: Tensor) -> Tensor | None:
