@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from initopt.checks import check_integer, check_number, plain_numbers
+from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine, create_engine
 from initopt.engines.choose import check_engine
 from initopt.errors import LoaderError
@@ -87,7 +87,6 @@ def measure(
     if steps is not None:
         steps = check_integer("steps", steps, 1)
     num_subbatches, overlap = plain_numbers(num_subbatches), plain_numbers(overlap)
-    check_number("overlap", overlap)
     check_engine(engine)
     check_batches(batches)
     trainable_parameters(model)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from initopt.checks import check_number
 from initopt.losses import Loss, LossFunction, as_loss
 from initopt.modes import BufferGuard
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
@@ -136,6 +137,7 @@ def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm:
         raise ValueError(
             f"num_subbatches must be an integer of 2 or more, since GradCosine compares pairs; got {num_subbatches!r}"
         )
+    check_number("overlap", overlap)
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap is the share by which sub-batches overlap and must be in [0, 1); got {overlap!r}")
     if split not in SPLITS:

@@ -13,7 +13,7 @@ from initopt.errors import NonFiniteError, ZeroGradientError
 from initopt.parameters import NamedParameter
 from initopt.problem import Batch, Problem, as_real
 
-__all__ = ["Engine", "Evaluation", "Gradients", "check_gram", "gram_matrix", "weighted_sums"]
+__all__ = ["Engine", "Evaluation", "Gradients", "check_gram", "gram_matrix", "joined", "weighted_sums"]
 
 Gradients = Sequence[Tensor | None]
 """Gradient of one sub-batch, a tensor per parameter, ``None`` where the loss does not reach it."""
@@ -148,6 +148,11 @@ def weighted_sums(gradients: Sequence[Gradients], weights: Tensor) -> list[list[
         for vector, row in zip(sums, rows, strict=True):
             vector.append(row)
     return sums
+
+
+def joined(gradients: Sequence[Gradients]) -> list[Tensor | None]:
+    """The gradients of all sub-batches in one list."""
+    return [g for sub in gradients for g in sub]
 
 
 def check_gram(

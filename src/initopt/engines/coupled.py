@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from initopt.engines.base import Engine, Evaluation, check_gram, gram_matrix, weighted_sums
+from initopt.engines.base import Engine, Evaluation, check_gram, gram_matrix, joined, weighted_sums
 from initopt.engines.scaled_ops import ScaledOps
 from initopt.plain_ops import plain_attention
 from initopt.problem import Batch, Problem
@@ -51,4 +51,4 @@ class _CoupledEvaluation(Evaluation):
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         vectors = weighted_sums(self._gradients, weights)
-        return self._ops.along_weights([g for sub in self._gradients for g in sub], [v for sub in vectors for v in sub])
+        return self._ops.along_weights(joined(self._gradients), joined(vectors))

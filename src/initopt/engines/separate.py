@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, weighted_sums
+from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, joined, weighted_sums
 from initopt.engines.contraction import along_weights
 from initopt.engines.scaled_ops import ScaledOps
 from initopt.plain_ops import plain_attention
@@ -111,7 +110,7 @@ class _Graph(_Separate):
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         vectors = weighted_sums(self._gradients, weights)
-        return self._ops.along_weights(_joined(self._gradients), _joined(vectors))
+        return self._ops.along_weights(joined(self._gradients), joined(vectors))
 
 
 class _Recompute(_Separate):
@@ -132,7 +131,3 @@ class _Plain(_Recompute):
     def _along(self, d: int, vector: Gradients) -> Tensor:
         _, gradients = self._gradient(d, create_graph=True)
         return along_weights(gradients, vector, self._problem.scale_params)
-
-
-def _joined(gradients: Sequence[Gradients]) -> list[Tensor | None]:
-    return [g for sub in gradients for g in sub]

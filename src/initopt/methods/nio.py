@@ -61,16 +61,11 @@ class NIO(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("steps", self.steps, 1)
-        check_number("overlap", self.overlap)
         check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
         objectives.get(self.objective)
         check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
-        for name in ("lr", "eps"):
-            check_number(name, getattr(self, name), above=0, finite=True)
-        for name in ("min_scale", "min_bias_scale"):  # every scale begins at 1
-            check_number(name, getattr(self, name), minimum=0, maximum=1)
         check_engine(self.engine)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
