@@ -1,0 +1,1 @@
+"""Train from several initializations, and compare."""
