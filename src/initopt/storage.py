@@ -40,6 +40,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 _WRITTEN = {
     "result.json": {"result.json", "weights.safetensors", "grams.safetensors", "plot.png", "config.yaml"},
     ".initopt-demo": {".initopt-demo", "results.json", "demo.png"},
+    ".initopt-report": {".initopt-report", "report.html", "report.md", "figures"},
 }
 """What initopt writes into a folder, by the file that marks it as ours. Subfolders are those of results."""
 
