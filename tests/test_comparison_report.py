@@ -304,6 +304,19 @@ class TestDocument:
         assert sum("-curves-" in image.name for image in images(few)) == 0
         assert sum("-curves-" in image.name for image in images(many)) == len(STARTS) - 1
 
+    def test_what_is_left_out_of_a_figure_is_said(self):
+        def captions(found):
+            sections = to_document(summarize(found)).sections
+            return " ".join(b.caption for section in sections for b in section.blocks if isinstance(b, Figure))
+
+        level = made(names=("default", "xavier_normal", "nio"), seeds=3)
+        assert "cut off" not in captions(level)
+        assert "arrow" not in captions(level)
+        exploding = made(seeds=3, change=lambda r: diverged(r, 5, peak=1e9) if r.initialization == "nio" else r)
+        assert "Losses of more than 3 times those at the start are cut off" in captions(exploding)
+        far = made(names=("default", "xavier_normal", "trunc_normal", "nio"), seeds=3)
+        assert "An arrow at the edge" in captions(far)
+
     def test_pictures_are_pictures(self, ugly_document):
         for image in images(ugly_document):
             with Image.open(io.BytesIO(image.png)) as found:

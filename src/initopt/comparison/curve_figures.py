@@ -115,7 +115,7 @@ class CurveFigures:
             kind.scale(axes)
             tidy(axes, size=8)
         title = short(entry.name, 20)
-        figure.axes[0].set_title(title, fontsize=9, loc="right", color=styles[entry.name].colour, weight="bold")
+        figure.axes[0].set_title(title, fontsize=9, loc="right", weight="bold")
         ends = ", ".join(
             f"{kind.title} {kind.end_of(entry.name)} and {kind.end_of(network.reference)}" for kind in self._kinds
         )

@@ -33,10 +33,7 @@ class FigureContext:
         return max(self._counts()) > 1
 
     def seeds(self) -> str:
-        """How many seeds there are.
-
-        For captions: each says it.
-        """
+        """How many seeds there are, which every caption says."""
         counts = self._counts()
         return counted(max(counts), "seed") if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} seeds"
 

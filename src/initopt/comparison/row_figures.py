@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -13,8 +14,8 @@ from initopt.comparison.canvas import create_rows, log_if_wide, percent, short, 
 from initopt.comparison.content import Figure, Image
 from initopt.comparison.figure_context import FigureContext
 from initopt.comparison.statistics import Estimate
-from initopt.comparison.style import REFERENCE
-from initopt.comparison.summary import Entry
+from initopt.comparison.style import REFERENCE, Style
+from initopt.comparison.summary import Entry, over_runs
 from initopt.comparison.wording import difference, outcome_name, score, unit
 
 __all__ = ["gradients_figure", "results_figure"]
@@ -41,7 +42,7 @@ class _Row:
 def results_figure(context: FigureContext) -> Figure | None:
     """What every run has in the end, and its difference to the reference; ``None`` if no run has anything."""
     network, outcome = context.network, context.network.outcome
-    ends = [_Row(e, e.final, e.over_runs(e.final.values())) for e in context.entries if e.final]
+    ends = [_Row(e, e.final, over_runs(e.final.values())) for e in context.entries if e.final]
     pairs = [(entry, entry.final_difference) for entry in network.others]
     differences = [_Row(e, p.differences, p.estimate) for e, p in pairs if p is not None and p.differences]
     images = []
@@ -143,29 +144,39 @@ def _draw_rows(
     for position, (row, text) in enumerate(zip(rows, texts, strict=True)):
         style = context.styles[row.entry.name]
         if limits is not None and not limits[0] <= row.found.mean <= limits[1]:
-            low = row.found.mean < limits[0]
-            axes.plot(
-                limits[0 if low else 1], position, "<" if low else ">", color=style.colour, markersize=6, clip_on=False
-            )
-            offset = (8, 0) if low else (-8, 0)
-            edge = (limits[0 if low else 1], position)
-            side = "left" if low else "right"
-            axes.annotate(
-                text, edge, offset, textcoords="offset points", ha=side, va="center", fontsize=8.5, color=style.colour
-            )
-            continue
-        diverged = {run.seed for run in row.entry.having("diverged")}
-        whole = [value for seed, value in row.values.items() if seed not in diverged]
-        broken = [value for seed, value in row.values.items() if seed in diverged]
-        axes.plot(
-            whole, [position] * len(whole), "o", color=style.colour, markersize=4, markeredgewidth=0, alpha=0.5, zorder=2
-        )
-        axes.plot(broken, [position] * len(broken), "x", color=style.colour, markersize=6, markeredgewidth=1.4, zorder=5)
-        if not math.isnan(row.found.low):
-            axes.plot([row.found.low, row.found.high], [position] * 2, color=style.colour, linewidth=2, zorder=3)
-        axes.plot(row.found.mean, position, color=style.colour, markersize=6.5, zorder=4, **style.markers)
+            _draw_far(axes, position, style, text, limits, low=row.found.mean < limits[0])
+        else:
+            _draw_row(axes, position, style, row)
     if limits is not None:
         axes.set_xlim(*limits)
+
+
+def _draw_row(axes: Axes, position: int, style: Style, row: _Row) -> None:
+    """Dots for seeds, crosses for those that diverged, a bar for the interval, and a marker for the mean."""
+    diverged = {run.seed for run in row.entry.having("diverged")}
+    whole = [value for seed, value in row.values.items() if seed not in diverged]
+    broken = [value for seed, value in row.values.items() if seed in diverged]
+    look: dict[str, Any] = {"color": style.colour, "linestyle": ""}
+    axes.plot(whole, [position] * len(whole), marker="o", markersize=4, markeredgewidth=0, alpha=0.5, zorder=2, **look)
+    axes.plot(broken, [position] * len(broken), marker="x", markersize=6, markeredgewidth=1.4, zorder=5, **look)
+    if not math.isnan(row.found.low):
+        axes.plot([row.found.low, row.found.high], [position] * 2, color=style.colour, linewidth=2, zorder=3)
+    axes.plot(row.found.mean, position, color=style.colour, markersize=6.5, zorder=4, **style.markers)
+
+
+def _draw_far(axes: Axes, position: int, style: Style, text: str, limits: tuple[float, float], *, low: bool) -> None:
+    """An arrow at an edge, with the mean that is beyond it."""
+    edge = limits[0 if low else 1]
+    axes.plot(edge, position, "<" if low else ">", color=style.colour, markersize=6, clip_on=False)
+    axes.annotate(
+        text,
+        (edge, position),
+        (8 if low else -8, 0),
+        textcoords="offset points",
+        ha="left" if low else "right",
+        va="center",
+        fontsize=8.5,
+    )
 
 
 def _limits(rows: Sequence[_Row], keep: Sequence[float]) -> tuple[float, float] | None:

@@ -11,7 +11,7 @@ from initopt.comparison.record import RunRecord
 from initopt.comparison.statistics import Estimate, Paired, estimate, holm, paired_difference
 from initopt.comparison.store import Comparison
 
-__all__ = ["SIGNIFICANT", "Entry", "NetworkSummary", "SelectionCell", "Summary", "Target", "summarize"]
+__all__ = ["SIGNIFICANT", "Entry", "NetworkSummary", "SelectionCell", "Summary", "Target", "over_runs", "summarize"]
 
 SIGNIFICANT = 0.05
 """Corrected p-values below it count as a difference."""
@@ -75,14 +75,10 @@ class Entry:
         grid = sorted(self.selection)
         return len(grid) > 1 and any(lr in (grid[0], grid[-1]) for lr in self.lrs)
 
-    def over_runs(self, values: Iterable[float | None]) -> Estimate:
-        """Mean and spread of values, one per run; those that are missing or not finite are left out."""
-        return estimate([value for value in values if value is not None and math.isfinite(value)])
-
     def measured(self, when: str, figure: str) -> Estimate:
         """A figure of the measurements ``"before"`` or ``"after"``, over seeds."""
         found: list[Mapping[str, float] | None] = [getattr(run, when) for run in self.runs.values()]
-        return self.over_runs(None if figures is None else figures.get(figure) for figures in found)
+        return over_runs(None if figures is None else figures.get(figure) for figures in found)
 
     @property
     def verdict(self) -> int:
@@ -168,6 +164,15 @@ class Summary:
     def comparisons(self) -> int:
         """For how many the tests are corrected."""
         return sum(len(network.others) for network in self.networks)
+
+
+def over_runs(values: Iterable[float | None]) -> Estimate:
+    """Summarize values of runs; those that are missing or not finite are left out.
+
+    >>> over_runs([1.0, None, float("inf"), 3.0]).mean
+    2.0
+    """
+    return estimate([value for value in values if value is not None and math.isfinite(value)])
 
 
 def summarize(comparison: Comparison) -> Summary:

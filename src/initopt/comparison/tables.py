@@ -8,7 +8,7 @@ from statistics import median
 from initopt.comparison.content import Strong, Table
 from initopt.comparison.outcome import Outcome
 from initopt.comparison.statistics import Paired, estimate
-from initopt.comparison.summary import SIGNIFICANT, Entry, NetworkSummary, Summary
+from initopt.comparison.summary import SIGNIFICANT, Entry, NetworkSummary, Summary, over_runs
 from initopt.comparison.wording import (
     NOTHING,
     difference,
@@ -119,7 +119,7 @@ def _targets(network: NetworkSummary) -> Table | None:
     outcome = network.outcome
     rows = []
     for entry in network.entries:
-        cost = entry.over_runs(run.initialization_steps for run in entry.runs.values())
+        cost = over_runs(run.initialization_steps for run in entry.runs.values())
         rows.append(
             [entry.name, *(_steps(steps) for steps in entry.steps_to), number(cost.mean) if cost.count else NOTHING]
         )
@@ -154,11 +154,13 @@ def cost_table(network: NetworkSummary) -> Table:
     rows = []
     for entry in network.entries:
         runs = entry.having("done") + entry.having("diverged")
-        seconds = entry.over_runs(run.initialization_seconds for run in runs)
-        steps = entry.over_runs(run.initialization_steps for run in runs)
-        step = entry.over_runs(None if run.step_seconds is None else 1000 * run.step_seconds for run in runs)
-        share = entry.over_runs(
-            run.initialization_steps / run.steps for run in runs if run.initialization_steps is not None and run.steps
+        seconds = over_runs(run.initialization_seconds for run in runs)
+        steps = over_runs(run.initialization_steps for run in runs)
+        step = over_runs(None if run.step_seconds is None else 1000 * run.step_seconds for run in runs)
+        share = over_runs(
+            None if run.initialization_steps is None else run.initialization_steps / run.steps
+            for run in entry.having("done")
+            if run.steps
         )
         rows.append(
             [
