@@ -35,7 +35,7 @@ def write_report(folder: Path) -> Path:
         FileExistsError: if ``report`` holds files that no report wrote; the message names them.
         ImportError: if a package that the report needs is not installed; the message says what to install.
     """
-    _refuse_without("jinja2", "scipy")
+    _refuse_without("jinja2", "pyarrow", "scipy")
     out = Path(folder) / "report"
     check_replaceable(out, _MARKER)
     _refuse_foreign_figures(out)
