@@ -134,12 +134,13 @@ def compare(
             raise ValueError(f"workers={workers} do one run each, on one device; with devices={devices!r}, use workers=1")
         check_sendable(plan)
     splits = plan.load_data()
-    options = {"retry_failed": retry_failed, "progress": progress}
     with terminable(), processor_threads(hardware.threads):
         if workers > 1:
-            problems = _with_workers(workers, plan, splits, fabric.device.type, folder, **options)
+            device = fabric.device.type
+            problems = _with_workers(workers, plan, splits, device, folder, retry_failed, progress)
         else:
-            problems = fabric.launch(_with_fabric, plan, splits, folder, **options)
+            launch: Callable[..., list[str]] = fabric.launch  # its annotation leaves out the further arguments
+            problems = launch(_with_fabric, plan, splits, folder, retry_failed, progress)
     if report and fabric.is_global_zero:
         from initopt.comparison.report import write_report
 
@@ -170,7 +171,7 @@ def _check_sharing(plan: Plan, processes: int) -> None:
 
 
 def _with_workers(
-    count: int, plan: Plan, splits: Splits, device: str, folder: Path, *, retry_failed: bool, progress: Progress
+    count: int, plan: Plan, splits: Splits, device: str, folder: Path, retry_failed: bool, progress: Progress
 ) -> list[str]:
     from initopt.comparison.execute import execute
     from initopt.comparison.workers import Workers
@@ -181,7 +182,7 @@ def _with_workers(
 
 
 def _with_fabric(
-    fabric: Fabric, plan: Plan, splits: Splits, folder: Path, *, retry_failed: bool, progress: Progress
+    fabric: Fabric, plan: Plan, splits: Splits, folder: Path, retry_failed: bool, progress: Progress
 ) -> list[str]:
     """What each process does that Fabric has launched."""
     from initopt.comparison.execute import execute

@@ -109,7 +109,9 @@ class _Execution:
         try:
             runs = [load_run(job.place(self._folder)) for job in jobs]
         except ValueError as error:
-            self._problems.append(f"{network} from {start}: no learning rate can be chosen, since not all runs are there: {error}")
+            self._problems.append(
+                f"{network} from {start}: no learning rate can be chosen, since not all runs are there: {error}"
+            )
             return None
         lr = choose_lr(runs)
         if lr is None:

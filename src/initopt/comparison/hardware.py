@@ -34,7 +34,9 @@ class Hardware:
     @property
     def is_single(self) -> bool:
         """Whether a run stays in one process."""
-        return self.strategy == "auto" and (self.devices == 1 or isinstance(self.devices, list) and len(self.devices) == 1)
+        return self.strategy == "auto" and (
+            self.devices == 1 or (isinstance(self.devices, list) and len(self.devices) == 1)
+        )
 
     def fabric(self, precision: str) -> Fabric:
         """The engine.

@@ -102,8 +102,8 @@ def as_initialization(value: Any) -> Initialization:
         raise ValueError(_unknown("initialization", value, known_initializations()))
     if not isinstance(value, Mapping):
         raise TypeError(
-            "an initialization is a name, a dict such as {'method': 'nio', 'options': {'steps': 50}}, or an Initialization; "
-            f"got {value!r}"
+            "an initialization is a name, a dict such as {'method': 'nio', 'options': {'steps': 50}}, or an "
+            f"Initialization; got {value!r}"
         )
     known = [option.name for option in dataclasses.fields(Initialization)]
     for option in value:

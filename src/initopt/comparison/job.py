@@ -53,4 +53,6 @@ Group = tuple[Job, ...]
 
 def grouped(jobs: Iterable[Job]) -> list[Group]:
     """Neighbouring jobs that share a start, together."""
-    return [tuple(found) for _, found in groupby(jobs, lambda job: (job.network, job.initialization, job.seed, job.purpose))]
+    return [
+        tuple(found) for _, found in groupby(jobs, lambda job: (job.network, job.initialization, job.seed, job.purpose))
+    ]

@@ -35,7 +35,9 @@ class Network:
         """
         model = self.factory()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"the factory {_name(self.factory)} returned {type(model).__name__}; it must return an nn.Module")
+            raise TypeError(
+                f"the factory {_name(self.factory)} returned {type(model).__name__}; it must return an nn.Module"
+            )
         return model
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -115,8 +114,8 @@ class Plan:
             both = sorted(set(self.seeds) & set(self.selection_seeds))
             if both:
                 raise ValueError(
-                    f"seeds and selection_seeds share {both}; learning rates are chosen on seeds of their own, or the choice "
-                    "would have seen what it is judged by"
+                    f"seeds and selection_seeds share {both}; learning rates are chosen on seeds of their own, so that the "
+                    "final runs are news"
                 )
 
     def load_data(self) -> Splits:
@@ -223,7 +222,9 @@ def _checked_name(kind: str, name: Any) -> str:
         raise ValueError(f"the name of a {kind} must be a string of some length; got {name!r}")
     bad = sorted({character for character in name if character in '/\\:*?"<>|' or not character.isprintable()})
     if bad or name.startswith(".") or len(name.encode()) > 100:
-        what = f"it has {', '.join(map(repr, bad))}" if bad else "it begins with a dot" if name[0] == "." else "it is too long"
+        what = (
+            f"it has {', '.join(map(repr, bad))}" if bad else "it begins with a dot" if name[0] == "." else "it is too long"
+        )
         raise ValueError(f"{kind} {name!r}: a folder gets this name, and {what}; choose another one")
     return name
 

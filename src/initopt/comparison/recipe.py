@@ -102,7 +102,9 @@ class Recipe:
         kind = OPTIMIZERS[self.optimizer]
         known = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr")]
         if not isinstance(self.optimizer_options, Mapping):
-            raise ValueError(f"optimizer_options must be a dict, such as {{'momentum': 0.9}}; got {self.optimizer_options!r}")
+            raise ValueError(
+                f"optimizer_options must be a dict, such as {{'momentum': 0.9}}; got {self.optimizer_options!r}"
+            )
         for name in self.optimizer_options:
             if name not in known:
                 hint = "; the learning rate is the recipe's lr" if name == "lr" else ""
@@ -112,7 +114,8 @@ class Recipe:
         try:
             self.create_optimizer([torch.nn.Parameter(torch.zeros(1))], self.lrs[0])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"optimizer_options: {self.optimizer!r} refuses {dict(self.optimizer_options)}: {error}") from None
+            given = dict(self.optimizer_options)
+            raise ValueError(f"optimizer_options: {self.optimizer!r} refuses {given}: {error}") from None
 
     @property
     def lrs(self) -> tuple[float, ...]:

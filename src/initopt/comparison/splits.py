@@ -46,8 +46,8 @@ def _as_dataset(part: str, value: Any) -> Any:
         value = TensorDataset(*value)
     if not hasattr(value, "__getitem__") or not hasattr(value, "__len__"):
         raise TypeError(
-            f"data.{part} must be a data set of samples with a length (torch.utils.data.Dataset), or a tuple of tensors; got "
-            f"{type(value).__name__}"
+            f"data.{part} must be a data set of samples with a length (torch.utils.data.Dataset), or a tuple of tensors; "
+            f"got {type(value).__name__}"
         )
     if len(value) == 0:
         raise ValueError(f"data.{part} is empty")

@@ -94,9 +94,7 @@ def prepare_start(
     )
 
 
-def _measured(
-    model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | None, seed: int
-) -> dict[str, float] | None:
+def _measured(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | None, seed: int) -> dict[str, float] | None:
     """The figures of a start; ``None`` where there are none, since its gradients are not finite, or all zero."""
     if not held:
         return None

@@ -63,17 +63,17 @@ class FabricTeam(Team):
         return self._fabric.is_global_zero
 
     def agree(self, decide: Callable[[], _T]) -> _T:
+        if self._fabric.world_size == 1:
+            return decide()
         decided: tuple[_T | None, Exception | None] = (None, None)
         if self.leads:
             try:
                 decided = (decide(), None)
             except Exception as error:
-                if self._fabric.world_size == 1:
-                    raise
                 decided = (None, error)
-        value, error = self._fabric.broadcast(decided)
-        if error is not None:
-            raise error
+        value, refusal = self._fabric.broadcast(decided)
+        if refusal is not None:
+            raise refusal
         return value  # type: ignore[return-value]
 
     def run(self, groups: Sequence[Group], report: Report) -> None:

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -147,10 +147,8 @@ class _Worker:
     def send(self, group: Group) -> None:
         """Give it a group of jobs."""
         self.left.extend(group)
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # dead; the next call of receive finds that out
             self.connection.send(group)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it is dead, which the next call of receive finds out
 
     def receive(self) -> Done | None:
         """A job that it has done; ``None`` if it had something else to say, or nothing more."""
