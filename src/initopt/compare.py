@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,8 +140,8 @@ def compare(
             device = fabric.device.type
             problems = _with_workers(workers, plan, splits, device, folder, retry_failed, progress)
         else:
-            launch: Callable[..., list[str]] = fabric.launch  # its annotation leaves out the further arguments
-            problems = launch(_with_fabric, plan, splits, folder, retry_failed, progress)
+            # Bound, since Fabric looks into arguments that it is given, and takes no frozen dataclasses.
+            problems = fabric.launch(partial(_with_fabric, plan, splits, folder, retry_failed, progress))
     if report and fabric.is_global_zero:
         from initopt.comparison.report import write_report
 
@@ -182,7 +183,7 @@ def _with_workers(
 
 
 def _with_fabric(
-    fabric: Fabric, plan: Plan, splits: Splits, folder: Path, retry_failed: bool, progress: Progress
+    plan: Plan, splits: Splits, folder: Path, retry_failed: bool, progress: Progress, fabric: Fabric
 ) -> list[str]:
     """What each process does that Fabric has launched."""
     from initopt.comparison.execute import execute
