@@ -35,8 +35,8 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
         "--data",
         type=Any,
         default="digits",
-        help="'digits', or a class or function by import path whose result has the data sets train, validation and test; in "
-        "a file also {class_path: PATH, init_args: {ARG: VALUE}}",
+        help="'digits', or a class or function by import path whose result has the data sets train, validation and test; "
+        "in a file also {class_path: PATH, init_args: {ARG: VALUE}}",
     )
     group.add_argument("--loss", type=Any, help="a criterion class or a function of (model, batch), as for initopt run")
     group.add_argument(
@@ -49,7 +49,10 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
     parser.add_class_arguments(Recipe, "recipe", instantiate=False, fail_untyped=False)
     group = parser.add_argument_group("where and how")
     group.add_argument(
-        "--out", type=Path | None, metavar="DIR", help="folder for runs and report; one of the same comparison is gone on with"
+        "--out",
+        type=Path | None,
+        metavar="DIR",
+        help="folder for runs and report; one of the same comparison is gone on with",
     )
     group.add_function_arguments(
         initopt.compare,
@@ -66,7 +69,9 @@ def _run(request: Request) -> None:
         raise ValueError("--out DIR is missing: the folder for runs and report")
     for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations [default,nio]")):
         if not options[name]:
-            raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe ({', '.join(RECIPES)}, or a file)")
+            raise ValueError(
+                f"--{name} is missing: give some, as in {example}, or a --recipe ({', '.join(RECIPES)}, or a file)"
+            )
     loss = _component("loss", options["loss"])
     found = initopt.compare(
         {name: _network(name, value) for name, value in options["models"].items()},
@@ -116,7 +121,9 @@ def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]] | No
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, Mapping) or "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
-        raise ValueError(f"{option} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; got {value!r}")
+        raise ValueError(
+            f"{option} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; got {value!r}"
+        )
     component = find_component(option, str(value["class_path"]))
     parser = ArgumentParser(exit_on_error=False)
     component.add_arguments(parser)

@@ -90,7 +90,9 @@ def _add_general(command: Command, parser: argparse.ArgumentParser) -> None:
     if command.recipes is not None:
         names = ", ".join(command.recipes)
         group.add_argument(
-            "--recipe", metavar="NAME|FILE", help=f"a whole comparison: one that comes with initopt ({names}), or a YAML file"
+            "--recipe",
+            metavar="NAME|FILE",
+            help=f"a whole comparison: one that comes with initopt ({names}), or a YAML file",
         )
     if command.choices or command.recipes is not None:
         bar = group.add_mutually_exclusive_group()
