@@ -2,32 +2,24 @@ import dataclasses
 import json
 import math
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from synthetic_comparison import ugly
 
 from initopt.comparison.report import write_report
-from initopt.comparison.store import load_comparison
+from initopt.comparison.store import FORMAT, RECORD, load_comparison, load_runs, write_run
+from initopt.comparison.summary import summarize
+from initopt.comparison.words import caveats
 from initopt.storage import write_json
 
 
 def fill(found, folder):
     """Write a comparison as it is stored: a folder for each run."""
-    runs = [*found.runs, *found.selection]
-    for number, run in enumerate(runs):
+    for number, run in enumerate([*found.runs, *found.selection]):
         where = folder / "runs" / str(number) / run.initialization.replace("/", "-") / f"lr={run.lr:g}" / f"seed={run.seed}"
         where.mkdir(parents=True)
-        record = dataclasses.asdict(run)
-        columns = {
-            name: [point[name] for point in record["curve"]] for name in ("step", "epoch", "subset", "loss", "accuracy")
-        }
-        pyarrow.parquet.write_table(pyarrow.table(columns), where / "curve.parquet")
-        write_json(where / "run.json", {name: value for name, value in record.items() if name != "curve"})
+        write_run(run, where)
     names = ("recipe", "networks", "initializations", "seeds", "versions")
-    write_json(
-        folder / "comparison.json", {"format": "initopt comparison 1"} | {name: getattr(found, name) for name in names}
-    )
+    write_json(folder / RECORD, {"format": FORMAT} | {name: getattr(found, name) for name in names})
 
 
 @pytest.fixture
@@ -79,17 +71,24 @@ def test_no_comparison(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.parametrize("damage", ["curve.parquet", "run.json", "no curve", "a field"])
-def test_a_run_that_is_not_whole(folder, damage):
+@pytest.mark.parametrize("damage", ["curve.parquet", "run.json", "no curve", "a field", "no run.json"])
+def test_a_run_that_is_not_whole_is_left_out_and_named(folder, damage):
+    before = len([*load_comparison(folder).runs, *load_comparison(folder).selection])
     file = next((folder / "runs").rglob("run.json"))
-    if damage == "no curve":
-        file.with_name("curve.parquet").unlink()
+    if damage.startswith("no "):
+        file.with_name({"no curve": "curve.parquet"}.get(damage, "run.json")).unlink()
     elif damage == "a field":
         file.write_text(json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "seed"}))
     else:
         file.with_name(damage).write_bytes(file.with_name(damage).read_bytes()[:-20])
-    with pytest.raises(ValueError, match=str(file.parent)):
-        load_comparison(folder)
+    found = load_comparison(folder)
+    assert len([*found.runs, *found.selection]) == before - 1
+    assert len(found.problems) == 1
+    assert found.problems[0].startswith(f"{file.parent} is not a whole run")
+    assert found.problems[0].endswith("remove the folder to run it again")
+    assert any("1 cannot be read and are left out" in sentence for sentence in caveats(summarize(found)))
+    with pytest.raises(ValueError, match="is not a whole run"):
+        load_runs(folder)
 
 
 def test_infinite_values(tmp_path):

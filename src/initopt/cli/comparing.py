@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from initopt.cli.command import Command, Request
 from initopt.cli.components import Component, find_component
 from initopt.cli.failures import FAILED
 from initopt.cli.report import table
+from initopt.cli.wording import reworded
 from initopt.comparison import Comparison, Network, Recipe
 from initopt.comparison.recipes import RECIPES
 
@@ -35,16 +37,16 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
         "--data",
         type=Any,
         default="digits",
-        help="'digits', or a class or function by import path whose result has the data sets train, validation and test; "
-        "in a file also {class_path: PATH, init_args: {ARG: VALUE}}",
+        help="'digits', or a class or function by import path whose result has the data sets train, validation and "
+        "test; in a file also {class_path: PATH, init_args: {ARG: VALUE}}",
     )
     group.add_argument("--loss", type=Any, help="a criterion class or a function of (model, batch), as for initopt run")
     group.add_argument(
         "--initializations",
         type=list[Any],
         metavar="LIST",
-        help="names, such as [default, xavier_normal, nio]; in a file also {name: NAME, scheme: NAME, method: NAME, options: "
-        "{OPTION: VALUE}, recipe: {FIELD: VALUE}}",
+        help="names, such as [default, xavier_normal, nio]; in a file also {name: NAME, scheme: NAME, method: NAME, "
+        "options: {OPTION: VALUE}, recipe: {FIELD: VALUE}}",
     )
     parser.add_class_arguments(Recipe, "recipe", instantiate=False, fail_untyped=False)
     group = parser.add_argument_group("where and how")
@@ -72,12 +74,11 @@ def _run(request: Request) -> None:
             raise ValueError(
                 f"--{name} is missing: give some, as in {example}, or a --recipe ({', '.join(RECIPES)}, or a file)"
             )
-    loss = _component("loss", options["loss"])
     found = initopt.compare(
         {name: _network(name, value) for name, value in options["models"].items()},
         _data(options["data"]),
         options["initializations"],
-        loss_fn=None if loss is None else loss[0].make(loss[1]),
+        loss_fn=_loss(options["loss"]),
         recipe=_plain(options["recipe"]),
         out=out,
         progress=request.progress,
@@ -98,26 +99,29 @@ def _network(name: str, value: Any) -> Network:
     """A network, as a file or the command line has it."""
     own = dict(value) if isinstance(value, Mapping) else {"class_path": value}
     recipe = own.pop("recipe", None) or {}
-    found = _component("models", own)
-    if found is None:
-        raise ValueError(f"--models.{name} is missing")
-    component, arguments = found
+    try:
+        component, arguments = _component("models", own)
+    except ArgumentError as error:
+        raise ValueError(f"--models.{name}: {reworded(str(error))}") from None
     return Network(partial(component.target, **arguments), recipe)
 
 
 def _data(value: Any) -> Any:
-    if value in (None, "digits"):
+    if value == "digits":
         return "digits"
-    found = _component("data", value)
-    assert found is not None
-    component, arguments = found
+    component, arguments = _component("data", value)
     return partial(component.target, **arguments)
 
 
-def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]] | None:
-    """What is at an import path, and its arguments, checked against its signature."""
+def _loss(value: Any) -> Any:
     if value is None:
         return None
+    component, arguments = _component("loss", value)
+    return component.make(arguments)
+
+
+def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
+    """What is at an import path, and its arguments, checked against its signature."""
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, Mapping) or "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:

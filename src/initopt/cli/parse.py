@@ -157,7 +157,7 @@ def _as_flags(config: Config) -> list[str]:
 def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
     return text.removesuffix("...\n").strip()
 
 

@@ -101,7 +101,9 @@ def _how(summary: Summary) -> Iterator[Block]:
     comparison = summary.comparison
     yield Listing("The recipe", _as_yaml(comparison.recipe), open=True)
     whole = {"networks": comparison.networks, "initializations": comparison.initializations, "seeds": comparison.seeds}
-    yield Listing("What was compared", _as_yaml(whole), open=True)
+    yield Listing("What was compared", _as_yaml(whole | comparison.details), open=not comparison.details)
+    if comparison.problems:
+        yield Listing("Stored runs that cannot be read", "\n".join(comparison.problems), open=True)
     versions = {tuple(run.versions.items()): run.versions for run in [*comparison.runs, *comparison.selection]}
     versions = versions or {(): comparison.versions}
     for found in versions.values():

@@ -191,6 +191,8 @@ def _of_lost_runs(summary: Summary) -> str:
         parts.append(f"Runs that failed: {listed(failed)}. They are in no mean, and their seeds in no pair.")
     if missing:
         parts.append(f"The comparison is not finished. Missing are, {'; '.join(missing)}.")
+    if summary.comparison.problems:
+        parts.append(f"Of the stored runs, {len(summary.comparison.problems)} cannot be read and are left out.")
     return " ".join(parts)
 
 

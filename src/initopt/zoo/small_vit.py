@@ -36,8 +36,8 @@ def small_vit(
         in_channels: channels of the images.
 
     Returns:
-        The network for inputs of shape ``(B, in_channels, image_size, image_size)``, with PyTorch's default weights; positions and
-        class token are drawn from a normal distribution of standard deviation 0.02.
+        The network for inputs of shape ``(B, in_channels, image_size, image_size)``, with PyTorch's default weights;
+        positions and class token are drawn from a normal distribution of standard deviation 0.02.
 
     Raises:
         ValueError: if a number is no positive integer, or does not divide what it must.
@@ -46,8 +46,8 @@ def small_vit(
     torch.Size([2, 10])
     """
     sizes = {"image_size": image_size, "patch_size": patch_size, "depth": depth, "width": width, "heads": heads}
-    sizes |= {"num_classes": num_classes, "in_channels": in_channels}
-    for name, value in sizes.items():
+    counts = {"num_classes": num_classes, "in_channels": in_channels}
+    for name, value in (sizes | counts).items():
         check_integer(name, value, 1)
     check_heads(width, heads)
     if image_size % patch_size:
