@@ -342,8 +342,9 @@ from pathlib import Path
 from comparing import NIO, RECIPE, compare, small
 if __name__ == "__main__":
     compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],
-            recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": 20}, seeds=2, workers=int(sys.argv[2]), report=True)
+            recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": 60}, seeds=4, workers=int(sys.argv[2]), report=True)
 """
+RUNS = 2 * 2 * (2 * 2 + 4)
 
 
 class Killed:
@@ -356,38 +357,35 @@ class Killed:
 
     def start(self, name):
         command = [sys.executable, str(self.script), str(self.folder / name), str(self.workers)]
-        return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
 
-    def unbroken(self):
-        begun = time.perf_counter()
-        process = self.start("unbroken")
-        assert process.wait(300) == 0, process.stderr.read().decode()
-        process.stderr.close()
-        return time.perf_counter() - begun
+    def stored(self):
+        return len(list((self.folder / "killed" / "runs").glob("*/*/*/*/run.json")))
 
-    def killed(self, moments, group):
-        """Kill at each moment, in seconds; the whole group of processes, or the one that leads it."""
-        for moment in moments:
-            process = self.start("killed")
-            time.sleep(moment)
-            os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
-            process.wait()
-            process.stderr.close()
-        process = self.start("killed")
-        assert process.wait(300) == 0, process.stderr.read().decode()
-        process.stderr.close()
+    def kill(self, more, pause, group):
+        """Kill it when some more runs are stored, and a pause after that: all its processes, or the one that leads."""
+        process, goal = self.start("killed"), self.stored() + more
+        while self.stored() < goal:
+            time.sleep(0.001)
+        time.sleep(pause)
+        assert process.poll() is None, "it was done before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
+        process.wait()
 
     def check(self):
+        for name in ("killed", "unbroken"):
+            assert self.start(name).wait(300) == 0
         tables = [table(self.folder / name) for name in ("killed", "unbroken")]
         assert tables[0] == tables[1]
-        assert len(tables[0]) == 2 * 2 * (2 * 2 + 2)
+        assert len(tables[0]) == RUNS
         assert not [path for path in (self.folder / "killed").rglob(".*") if path.name not in (".lock", ".initopt-report")]
 
 
 def test_killed_twice(tmp_path):
     comparison = Killed(tmp_path, workers=1)
-    seconds = comparison.unbroken()
-    comparison.killed([0.6 * seconds, 0.8 * seconds], group=False)
+    comparison.kill(1, 0.02, group=False)
+    comparison.kill(18, 0.0, group=False)  # among the final runs
+    assert comparison.stored() >= 19
     comparison.check()
 
 
@@ -395,9 +393,10 @@ def test_killed_twice(tmp_path):
 @pytest.mark.parametrize(("workers", "group"), [(1, False), (2, True), (2, False)])
 def test_killed_at_ten_random_moments(tmp_path, workers, group):
     comparison = Killed(tmp_path, workers)
-    seconds = comparison.unbroken()
-    draws = random.Random(0)
-    comparison.killed([draws.uniform(0.2, 1.0) * seconds for _ in range(10)], group)
+    draws = random.Random(workers)
+    for _ in range(10):
+        more = draws.choice([0, 1, 2])
+        comparison.kill(more, draws.uniform(0, 0.1) if more else draws.uniform(0, 3), group)
     comparison.check()
 
 
