@@ -77,6 +77,13 @@ def negative_cosine(gram):
 def weights_only(name, parameter, module):
     return name.endswith("weight")
 
+class Pieces:
+    """Three splits of stripes."""
+    def __init__(self, samples: int = 64):
+        labels = torch.arange(samples) % 10
+        part = (torch.sin(torch.arange(64.0) * labels[:, None]).view(samples, 1, 8, 8), labels)
+        self.train = self.validation = self.test = part
+
 def slow_batches():
     print("ready", flush=True)
     while True:
@@ -112,7 +119,10 @@ def cli(capsys, user_module):
 
 
 class TestHelp:
-    @pytest.mark.parametrize("line", ["--help", "", "run --help", "measure -h", "demo --help", "run --method nio --help"])
+    @pytest.mark.parametrize(
+        "line",
+        ["--help", "", "run --help", "measure -h", "demo --help", "run --method nio --help", "compare -h", "report -h"],
+    )
     def test_fits_eighty_columns(self, cli, monkeypatch, line):
         monkeypatch.setenv("COLUMNS", "80")
         status, out, err = cli(line)
@@ -137,7 +147,7 @@ class TestHelp:
     def test_unknown_command(self, cli):
         status, _, err = cli("nope")
         assert status == 2
-        assert "'demo', 'measure', 'run'" in err
+        assert "'demo', 'measure', 'run', 'compare', 'report'" in err
 
 
 class TestMeasure:
@@ -400,6 +410,140 @@ class TestErrors:
         assert status == 0
         assert err.startswith("initopt: warning: there are fewer than steps=5 different batches")
         assert len(err.splitlines()) == 1
+
+
+QUICK = "--recipe.epochs 1 --recipe.batch_size 16 --recipe.measure_batches 1 --seeds 2 --accelerator cpu"
+
+
+class TestCompare:
+    def test_own_network_and_data(self, cli):
+        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,nio] {QUICK} --out out"
+        status, out, err = cli(line)
+        assert (status, err) == (0, "")
+        assert "mine: test accuracy" in out
+        assert re.search(r"nio +0.01 +2 of 2", out)
+        assert out.splitlines()[-1] == "Report: out/report/report.html"
+        assert Path("out/report/report.html").exists()
+        found = initopt.comparison.load_comparison("out")
+        assert [(run.initialization, run.seed) for run in found.runs] == [
+            ("default", 0),
+            ("default", 1),
+            ("nio", 0),
+            ("nio", 1),
+        ]
+
+    def test_a_file_with_everything_in_it(self, cli, user_module):
+        described = {
+            "models": {
+                "narrow": {"class_path": f"{user_module}.Net", "init_args": {"width": 4}},
+                "a wide one": {
+                    "class_path": f"{user_module}.Net",
+                    "init_args": {"width": 16},
+                    "recipe": {"optimizer": "adam", "lr": 0.001},
+                },
+            },
+            "data": {"class_path": f"{user_module}.Pieces", "init_args": {"samples": 48}},
+            "loss": {"class_path": "CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}},
+            "initializations": [
+                "default",
+                {"name": "warm", "recipe": {"warmup_steps": 2}},
+                {"method": "nio", "options": {"steps": 2}},
+            ],
+            "recipe": {"epochs": 1, "batch_size": 16, "measure_batches": 1, "lr": [0.01, 0.1]},
+            "seeds": [3],
+            "selection_seeds": 1,
+            "accelerator": "cpu",
+        }
+        Path("mine.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+        status, _, err = cli("compare --recipe mine.yaml --recipe.lr [0.02,0.2] --report false --out out")
+        assert (status, err) == (0, "")
+        found = initopt.comparison.load_comparison("out")
+        assert (found.networks, found.initializations, found.seeds) == (
+            ["narrow", "a wide one"],
+            ["default", "warm", "nio"],
+            [3],
+        )
+        assert {run.lr for run in found.runs if run.network == "a wide one"} == {0.001}
+        assert {run.lr for run in found.selection} == {0.02, 0.2}
+        assert found.details["networks"]["narrow"]["model"]["init_args"] == {"width": 4, "act": "ReLU"}
+        assert found.details["data"]["train"]["samples"] == 48
+        assert not Path("out/report").exists()
+
+    def test_print_config_is_read_again(self, cli):
+        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,nio] {QUICK}"
+        status, out, _ = cli(f"{line} --print_config")
+        assert status == 0
+        Path("printed.yaml").write_text(out, encoding="utf-8")
+        cli(f"{line} --report false --out out")
+        assert cli("compare --config printed.yaml --report false --out out")[0] == 0
+
+    def test_another_recipe_is_refused(self, cli):
+        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default] {QUICK} --report false --out out"
+        assert cli(line)[0] == 0
+        status, out, err = cli(f"{line} --recipe.epochs 2")
+        assert (status, out) == (2, "")
+        assert "holds another comparison" in err
+        assert "\n  recipe.epochs was 1 and is 2\n" in err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ("", "--out DIR is missing"),
+            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or a --recipe (digits, or a file)"),
+            ("--out o --models.m USER.Net", "--initializations is missing: give some"),
+            ("--out o --models.m USER.Nett --initializations [nio]", "did you mean 'Net'?"),
+            ("--out o --models.m plain --initializations [nio]", "--models takes a short name (cifar_resnet,"),
+            ("--out o --models.m USER.Net --initializations [nioo]", "unknown initialization 'nioo'"),
+            (
+                "--out o --models.m USER.Net --initializations [nio] --recipe.epochs x",
+                "--recipe.epochs: expected int; got x",
+            ),
+            ("--out o --models.m USER.Net --initializations [nio] --recipe.lr -1", "lr must be a number above 0; got -1"),
+            ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits"),
+            ("--out o --config wrong.yaml", "--models.m: Option 'depth' is not accepted"),
+            (
+                "--out o --models.m USER.Net --initializations [nio] --data mnist",
+                "--data takes a short name (digits) or an",
+            ),
+        ],
+    )
+    def test_refuses(self, cli, user_module, options, message):
+        wrong = {"class_path": f"{user_module}.Net", "init_args": {"depth": 3}}
+        Path("wrong.yaml").write_text(yaml.safe_dump({"models": {"m": wrong}, "initializations": ["default"]}))
+        status, out, err = cli(f"compare {options}")
+        assert (status, out) == (2, "")
+        assert err.startswith("initopt compare: error: ")
+        assert message in err
+        assert not Path("o").exists()
+
+    def test_a_field_of_the_recipe_that_there_is_not(self, cli):
+        Path("wrong.yaml").write_text("recipe: {epoch: 3}")
+        _, _, err = cli("compare --config wrong.yaml --out o")
+        assert "initopt compare has no option 'recipe.epoch'; did you mean 'recipe.epochs'?" in err
+
+    def test_a_failed_run_is_told_by_the_status(self, cli):
+        line = (
+            f"compare --models.bad USER.Buggy --models.good USER.Net --data USER.Pieces --initializations [default] {QUICK}"
+        )
+        status, out, err = cli(f"{line} --report false --out out")
+        assert (status, err) == (1, "")
+        assert re.search(r"default +0.01 +0 of 2 .* 2 of 2", out)
+        assert {run.status for run in initopt.comparison.load_comparison("out").runs} == {"failed", "done"}
+
+    def test_report(self, cli):
+        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,nio] {QUICK}"
+        cli(f"{line} --report false --out out")
+        assert cli("report out") == (0, "Report: out/report/report.html\n", "")
+        assert Path("out/report/report.html").exists()
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [("report nowhere", "nowhere/comparison.json does not exist"), ("report", "the following arguments are required")],
+    )
+    def test_report_on_nothing(self, cli, line, message):
+        status, out, err = cli(line)
+        assert (status, out) == (2, "")
+        assert message in err
 
 
 def _start(line: str, user_module: str) -> subprocess.Popen[str]:

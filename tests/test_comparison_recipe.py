@@ -1,17 +1,25 @@
 """What a comparison is told to do, and what is refused before any work."""
 
 import functools
+import importlib.util
 import itertools
 import math
 import sys
 
 import pytest
 import torch
+import yaml
 from comparing import NIO, blobs, compare, small
 from torch import nn
 
+import initopt
+import initopt.zoo
 from initopt.comparison import Initialization, Network, Recipe
+from initopt.comparison.hardware import Hardware
+from initopt.comparison.initialization import known_initializations
 from initopt.comparison.network import described
+from initopt.comparison.plan import Plan
+from initopt.comparison.recipes import RECIPES
 from initopt.comparison.schedule import lr_factor
 from initopt.data import Splits
 
@@ -184,3 +192,31 @@ def test_without_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["initopt.compare"], "find_spec", found)
     with pytest.raises(ImportError, match=r"a comparison needs scipy, tensorboard: pip install 'initopt\[compare\]'"):
         compare(tmp_path / "out")
+
+
+def test_the_comparison_of_the_digits_is_one():
+    """It is complete where the schemes are; the networks and their recipes are checked in any case."""
+    described = yaml.safe_load(RECIPES["digits"].read_text(encoding="utf-8"))
+    models = {}
+    for name, value in described["models"].items():
+        factory = functools.partial(getattr(initopt.zoo, value["class_path"]), **value["init_args"])
+        models[name] = Network(factory, value["recipe"])
+        assert factory()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    known = [
+        value for value in described["initializations"] if not isinstance(value, str) or value in known_initializations()
+    ]
+    plan = Plan.create(
+        models,
+        described["data"],
+        known,
+        loss_fn=None,
+        recipe=described["recipe"],
+        seeds=described["seeds"],
+        selection_seeds=described["selection_seeds"],
+        hardware=Hardware(),
+    )
+    plan.load_data()
+    assert len(plan.seeds) == 5
+    assert all(len(plan.recipe_of(name, "default").lrs) >= 3 for name in models)
+    if importlib.util.find_spec("initopt.schemes") is not None:
+        assert known == described["initializations"]
