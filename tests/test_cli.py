@@ -478,9 +478,9 @@ class TestCompare:
         assert cli("compare --config printed.yaml --report false --out out")[0] == 0
 
     def test_another_recipe_is_refused(self, cli):
-        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default] {QUICK} --report false --out out"
-        assert cli(line)[0] == 0
-        status, out, err = cli(f"{line} --recipe.epochs 2")
+        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default] {QUICK} --out out"
+        assert cli(f"{line} --report false")[0] == 0
+        status, out, err = cli(f"{line} --recipe.epochs 2 --report false")
         assert (status, out) == (2, "")
         assert "holds another comparison" in err
         assert "\n  recipe.epochs was 1 and is 2\n" in err
@@ -500,7 +500,7 @@ class TestCompare:
             ),
             ("--out o --models.m USER.Net --initializations [nio] --recipe.lr -1", "lr must be a number above 0; got -1"),
             ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits"),
-            ("--out o --config wrong.yaml", "--models.m: Option 'depth' is not accepted"),
+            ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data mnist",
                 "--data takes a short name (digits) or an",

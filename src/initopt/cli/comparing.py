@@ -29,21 +29,23 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
     group = parser.add_argument_group("what to compare")
     group.add_argument(
         "--models",
-        type=dict[str, Any],
+        type=dict[str, str | dict],  # type: ignore[type-arg]  # of Any, jsonargparse would make instances
         help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, or a name in "
         "initopt.zoo; in a file also {class_path: PATH, init_args: {ARG: VALUE}, recipe: {FIELD: VALUE}}",
     )
     group.add_argument(
         "--data",
-        type=Any,
+        type=str | dict,
         default="digits",
         help="'digits', or a class or function by import path whose result has the data sets train, validation and "
         "test; in a file also {class_path: PATH, init_args: {ARG: VALUE}}",
     )
-    group.add_argument("--loss", type=Any, help="a criterion class or a function of (model, batch), as for initopt run")
+    group.add_argument(
+        "--loss", type=str | dict | None, help="a criterion class or a function of (model, batch), as for initopt run"
+    )
     group.add_argument(
         "--initializations",
-        type=list[Any],
+        type=list[str | dict],  # type: ignore[type-arg]
         metavar="LIST",
         help="names, such as [default, xavier_normal, nio]; in a file also {name: NAME, scheme: NAME, method: NAME, "
         "options: {OPTION: VALUE}, recipe: {FIELD: VALUE}}",
