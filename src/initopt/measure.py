@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from initopt.losses import LossFunction
 from initopt.measurement import Measurement
 from initopt.modes import measuring
 from initopt.parameters import ParameterFilter, trainable_parameters
-from initopt.preserve import preserved
+from initopt.preserve import unwritten
 from initopt.problem import BatchNorm, Problem, Split
 from initopt.progress import Progress, reporter
 from initopt.randomness import derive_seed
@@ -91,7 +91,7 @@ def measure(
     check_batches(batches)
     trainable_parameters(model)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
-    with preserved(model):
+    with unwritten(model) as only_written:
         problem = Problem.create(
             model,
             loss_fn,
@@ -107,7 +107,7 @@ def measure(
         total = length_of(batches) if steps is None else steps
         stream = BatchStream(batches, steps) if steps is not None else None
         with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
-            found = measure_batches(chosen, batches if stream is None else stream, report)
+            found = measure_batches(chosen, batches if stream is None else stream, report, only_written)
     if stream is not None and stream.cycled:
         warn(
             f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
@@ -116,8 +116,16 @@ def measure(
     return found
 
 
-def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None) -> Measurement:
+def measure_batches(
+    engine: Engine, batches: Iterable[Any], report: Any = None, when_run: Callable[[], None] | None = None
+) -> Measurement:
     """Measure every batch with an engine, its model being in measuring mode.
+
+    Args:
+        engine: the engine.
+        batches: as the user gave them.
+        report: is called with each Gram matrix.
+        when_run: is called once the model has run, on a sub-batch of the first batch and before anything else.
 
     Raises:
         LoaderError: if there is no batch.
@@ -126,6 +134,9 @@ def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None) 
     for index, data in enumerate(batches):
         with located(f"batch {index} of the measurement"):
             batch = engine.problem.prepare(data, index)
+            if index == 0 and when_run is not None:
+                engine.problem.try_out(batch)
+                when_run()
             grams.append(engine.evaluate(batch, differentiate=False).gram)
         small.append(batch.windows.small_batch)
         big.append(batch.windows.big_batch)

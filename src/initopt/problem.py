@@ -13,6 +13,7 @@ from initopt.checks import check_number
 from initopt.losses import Loss, LossFunction, as_loss
 from initopt.modes import BufferGuard
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
+from initopt.randomness import seeded
 from initopt.splitting import SPLITS, Windows, split_windows
 from initopt.trees import batch_size, map_tensors, take, to_device
 
@@ -120,6 +121,15 @@ class Problem:
                 )
             raise
 
+    def try_out(self, batch: Batch) -> None:
+        """Run the model as an engine is going to, on as little as possible."""
+        if self.batch_norm == "batch":
+            with seeded(*batch.seed):
+                self.window_losses(batch)
+        else:
+            with seeded(*batch.seed, 0):
+                self.subbatch_loss(batch, 0)
+
     def window_losses(self, batch: Batch) -> list[Tensor]:
         """Mean losses of all sub-batches, from one forward pass over the whole batch."""
         self.buffers.refresh()
@@ -168,7 +178,14 @@ def _refuse_unsupported(parameters: Sequence[NamedParameter]) -> None:
 
 def inner_product(left: Tensor, right: Tensor) -> Tensor:
     """Real inner product of two tensors of one shape."""
-    return (as_real(left) * as_real(right)).sum()
+    left, right = as_real(left), as_real(right)
+    if left.dtype == right.dtype and left.dtype in _DOT and left.is_contiguous() and right.is_contiguous():
+        return torch.dot(left.view(-1), right.view(-1))  # no product in memory
+    return (left * right).sum()
+
+
+_DOT = (torch.float32, torch.float64)
+"""Precisions that a dot product can accumulate in."""
 
 
 def as_real(tensor: Tensor) -> Tensor:

@@ -30,16 +30,16 @@ from torch.overrides import TorchFunctionMode
 
 from initopt.engines.base import Gradients
 from initopt.engines.batch_norm import batch_norm
-from initopt.engines.contraction import along_weights
+from initopt.engines.contraction import along_weights, first_derivatives
 from initopt.engines.operations import CALLS, Call, Operation
 from initopt.parameters import NamedParameter
 from initopt.problem import inner_product
 
-__all__ = ["Replacing", "ScaledOps", "scale_leaves"]
+__all__ = ["Replacing", "ScaledOps", "replacing", "scale_leaves"]
 
 
 class _Phase:
-    """Which of the two derivatives the graph is being walked for, and whether the values of the first are wanted."""
+    """What the graph is being walked for: gradients, whose values may not be wanted, or, last, derivatives along scales."""
 
     def __init__(self, groups: int | None) -> None:
         self.groups = groups
@@ -260,8 +260,7 @@ class ScaledOps:
     @contextmanager
     def replacing(self) -> Iterator[None]:
         """The block in which the model runs forward and its first derivatives are taken."""
-        # Backward passes stay in this thread, where the mode is.
-        with torch.autograd.set_multithreading_enabled(False), self._mode:
+        with replacing(self._mode):
             yield
 
     @contextmanager
@@ -278,6 +277,22 @@ class ScaledOps:
         self._mode.phase.second = True
         with self.replacing():
             return along_weights(gradients, vectors, self._parameters, self._mode.scales, self._mode.leaves)
+
+    def derivatives(self, loss: Tensor) -> tuple[Gradients, Mapping[Tensor, Tensor | None]]:
+        """:func:`initopt.engines.contraction.first_derivatives` of a loss, which is freed.
+
+        A weight that is only used in replaced operations has a derivative with respect to its scale, and none of its own.
+        """
+        self._mode.phase.second = True
+        with self.replacing():
+            return first_derivatives([loss], [torch.ones_like(loss)], self._parameters, self._mode.scales, {})
+
+
+@contextmanager
+def replacing(mode: Replacing) -> Iterator[None]:
+    """The block in which a mode is on, and backward passes stay in this thread, where it is."""
+    with torch.autograd.set_multithreading_enabled(False), mode:
+        yield
 
 
 def scale_leaves(parameters: Sequence[NamedParameter]) -> dict[Tensor, Tensor]:
