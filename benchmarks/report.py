@@ -14,14 +14,15 @@ from typing import Any
 
 from accuracy import accuracy_table
 from contenders import PUBLISHED, TRAINING
-from results import ratios
-from tables import case_title, contenders_of, left_out, memory_table, time_table
+from measuring import MEASURE
+from networks import NETWORKS
+from results import RESULTS, ratios
+from tables import case_title, contenders_of, left_out, markdown, memory_table, time_table
 
 from initopt.storage import read_json, write_file
 
 __all__ = ["main", "page"]
 
-RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 INTRODUCTION = """\
@@ -59,6 +60,9 @@ def page(folder: Path) -> str:
         path = folder / f"{name}.json"
         if path.exists():
             parts.append(section(read_json(path), title, name, picture))
+    path = folder / "measuring.json"
+    if path.exists():
+        parts.append(measuring_section(read_json(path)))
     path = folder / "accuracy.json"
     if path.exists():
         parts.append(accuracy_table(read_json(path)))
@@ -97,6 +101,33 @@ def section(results: dict[str, Any], title: str, name: str, picture: bool) -> st
     if missing:
         parts += ["Not measured:", missing]
     return "\n\n".join(parts) + "\n"
+
+
+def measuring_section(results: dict[str, Any]) -> str:
+    """Sample-wise measurements of large networks."""
+    rows = []
+    for case in results["cases"].values():
+        training, measure = case[TRAINING], case[MEASURE]
+        peaks = [(found["memory"]["peak"] - found["memory"]["before"]) / 1e6 for found in (training, measure)]
+        rows.append(
+            [
+                f"{NETWORKS[case['network']].title} ({training['parameters'] / 1e6:.0f} M parameters)",
+                f"{training['seconds']:.2f} s, {peaks[0]:.0f} MB",
+                f"{measure['seconds']:.2f} s ({measure['seconds'] / training['seconds']:.1f})",
+                f"{peaks[1]:.0f} MB ({peaks[1] / peaks[0]:.2f})",
+            ]
+        )
+    table = markdown(["network", TRAINING, "time", "memory"], rows)
+    return f"{MEASURING}\n\n{table}\n"
+
+
+MEASURING = """\
+## Sample-wise measurements of large networks
+
+`initopt.measure` with D = B = 64: the gradients of all pairs of samples are compared, and none of them is ever formed whole
+(a block of rows of one weight's gradients at a time; see [uses.py](../src/initopt/engines/uses.py)). One batch, with the
+check of the first one; in parentheses, in units of the training step
+([measuring.json](../benchmarks/results/measuring.json))."""
 
 
 def summary(cases: list[dict[str, Any]]) -> str:

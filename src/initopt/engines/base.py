@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,16 +15,21 @@ from initopt.problem import Batch, Problem, as_real
 
 __all__ = [
     "BLOCK",
+    "WHOLE",
     "Engine",
     "Evaluation",
     "Gradients",
     "GramSum",
+    "added",
     "check_entries",
     "check_gram",
     "gram_matrix",
     "joined",
     "weighted_sums",
 ]
+
+WHOLE = "it runs sub-batches whole, and microbatch is to split them"
+"""Why most engines refuse a problem with micro-batches."""
 
 Gradients = Sequence[Tensor | None]
 """Gradient of one sub-batch, a tensor per parameter, ``None`` where the loss does not reach it."""
@@ -197,6 +202,19 @@ def weighted_sums(gradients: Sequence[Gradients], weights: Tensor) -> list[list[
         for vector, row in zip(sums, rows, strict=True):
             vector.append(row)
     return sums
+
+
+def added(parts: Iterable[tuple[Tensor, Gradients]]) -> tuple[Tensor, Gradients]:
+    """The sum of losses, and that of gradients, one part at a time."""
+    total: tuple[Tensor, list[Tensor | None]] | None = None
+    for loss, gradients in parts:
+        if total is None:
+            total = loss, list(gradients)
+            continue
+        pairs = zip(total[1], gradients, strict=True)
+        total = total[0] + loss, [a if b is None else b if a is None else a + b for a, b in pairs]
+    assert total is not None
+    return total
 
 
 def joined(gradients: Sequence[Gradients]) -> list[Tensor | None]:

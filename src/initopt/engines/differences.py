@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, weighted_sums
+from initopt.engines.base import Engine, Evaluation, Gradients, added, check_gram, gram_matrix, weighted_sums
 from initopt.engines.contraction import to_cpu
+from initopt.engines.microbatches import Microbatches
 from initopt.engines.scaled_ops import ScaledOps
-from initopt.problem import Batch, Problem, as_real, inner_product
+from initopt.problem import Batch, Part, Problem, as_real, inner_product
 from initopt.randomness import seeded
 
 __all__ = ["DifferencesEngine"]
+
+_T = TypeVar("_T")
 
 _LADDER = 4.0
 """Ratio of neighbouring step sizes in the search for the best one."""
@@ -59,6 +62,7 @@ class DifferencesEngine(Engine):
         super().__init__(problem)
         self.relative_step: float | None = None
         self.error_estimate: float | None = None
+        self.microbatches = Microbatches(problem)
         self._batches = 0
         self._replaces = not any(map(_is_compiled, problem.model.modules()))
 
@@ -67,14 +71,16 @@ class DifferencesEngine(Engine):
         hooked = [p.name for p in problem.grad_params if p.value._backward_hooks]
         if hooked:
             return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
-        return None
+        return Microbatches.refusal(problem)
 
     def state(self) -> dict[str, Any]:
-        return {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
+        search = {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
+        return search | self.microbatches.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.relative_step, self.error_estimate = state["relative_step"], state["error_estimate"]
         self._batches = state["batches"]
+        self.microbatches.load_state(state)
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         return _Differences(self, batch)
@@ -112,7 +118,7 @@ class _Differences(Evaluation):
         if not self._coupled:
             pairs = [self._one(d, self._parameters) for d in range(count)]
             return [loss for loss, _ in pairs], [gradients for _, gradients in pairs]
-        with self._seeded(0):
+        with seeded(*self._batch.seed):
             losses = self.problem.window_losses(self._batch)
             gradients: list[Gradients] = [
                 torch.autograd.grad(loss, self._parameters, retain_graph=d + 1 < count, allow_unused=True)
@@ -121,16 +127,21 @@ class _Differences(Evaluation):
         return [loss.detach() for loss in losses], gradients
 
     def _one(self, d: int, parameters: Sequence[Tensor]) -> tuple[Tensor, Gradients]:
-        with self._seeded(d):
-            loss = self._loss(d)
-            return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+        def of_part(part: Part) -> tuple[Tensor, Gradients]:
+            with seeded(*part.seed):
+                loss = self._loss(d, part)
+                return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
 
-    def _loss(self, d: int) -> Tensor:
+        return self._of_parts(d, lambda parts: added(map(of_part, parts)))
+
+    def _of_parts(self, d: int, function: Callable[[list[Part]], _T]) -> _T:
+        if self._coupled:
+            return function([Part(self._batch.windows.indices[d], 1, self._batch.seed)])
+        return self._engine.microbatches.run(self._batch, d, function)
+
+    def _loss(self, d: int, part: Part) -> Tensor:
         coupled = self._coupled
-        return self.problem.window_losses(self._batch)[d] if coupled else self.problem.subbatch_loss(self._batch, d)
-
-    def _seeded(self, d: int) -> AbstractContextManager[None]:
-        return seeded(*self._batch.seed, *([] if self._coupled else [d]))
+        return self.problem.window_losses(self._batch)[d] if coupled else self.problem.part_loss(self._batch, part)
 
     def difference(self, d: int, vector: Gradients, step: float) -> Tensor:
         """<H_d v, W_k> for every scaled tensor by a difference of length ``step``, float64 on the CPU."""
@@ -149,17 +160,22 @@ class _Differences(Evaluation):
 
     def _far(self, d: int) -> tuple[Gradients, list[Tensor | None]]:
         """Where the weights are now: gradients, and in their place s_k of tensors that are used in replaced operations."""
-        ops = self._engine.ops()
         scaled = self.problem.scale_params
-        with self._seeded(d):
-            if ops is None:
-                return torch.autograd.grad(self._loss(d), [p.value for p in scaled], allow_unused=True), [None] * len(
-                    scaled
-                )
-            with ops.replacing():
-                loss = self._loss(d)
-            gradients, of_scale = ops.derivatives(loss)
-        slopes = [of_scale.get(p.value) for p in scaled]
+
+        def of_part(part: Part) -> tuple[Tensor, Gradients]:
+            ops = self._engine.ops()
+            with seeded(*part.seed):
+                if ops is None:
+                    loss = self._loss(d, part)
+                    found = torch.autograd.grad(loss, [p.value for p in scaled], allow_unused=True)
+                    return loss.detach(), [*found, *[None] * len(scaled)]
+                with ops.replacing():
+                    loss = self._loss(d, part)
+                gradients, of_scale = ops.derivatives(loss)
+            return loss.detach(), [*gradients, *(of_scale.get(p.value) for p in scaled)]
+
+        _, both = self._of_parts(d, lambda parts: added(map(of_part, parts)))
+        gradients, slopes = both[: len(scaled)], both[len(scaled) :]
         each = zip(slopes, gradients, scaled, strict=True)
         return gradients, [None if slope is None else slope + _inner(g, p.value) for slope, g, p in each]
 

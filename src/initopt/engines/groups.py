@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from initopt.engines.base import Engine, Evaluation, Gradients, check_entries, check_gram, gram_matrix
+from initopt.engines.base import WHOLE, Engine, Evaluation, Gradients, check_entries, check_gram, gram_matrix
 from initopt.engines.contraction import to_cpu
 from initopt.engines.gram_ops import GramMode
 from initopt.engines.grouped_ops import Grouping, NotCoveredError
@@ -53,7 +53,7 @@ class GroupsEngine(Engine):
     def refusal(cls, problem: Problem) -> str | None:
         if problem.batch_norm == "batch":
             return 'it normalizes each sub-batch by its own statistics, and batch_norm is "batch"'
-        return None
+        return WHOLE if problem.microbatch is not None else None
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         if len({len(window) for window in batch.windows.indices}) > 1:
