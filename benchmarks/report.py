@@ -16,6 +16,7 @@ from accuracy import accuracy_table
 from contenders import PUBLISHED, TRAINING
 from measuring import MEASURE
 from networks import NETWORKS
+from profile_step import products
 from results import RESULTS, ratios
 from tables import case_title, contenders_of, left_out, markdown, memory_table, time_table
 
@@ -63,6 +64,9 @@ def page(folder: Path) -> str:
     path = folder / "measuring.json"
     if path.exists():
         parts.append(measuring_section(read_json(path)))
+    path = folder / "profile.json"
+    if path.exists():
+        parts.append(profile_section(read_json(path)))
     path = folder / "accuracy.json"
     if path.exists():
         parts.append(accuracy_table(read_json(path)))
@@ -121,6 +125,18 @@ def measuring_section(results: dict[str, Any]) -> str:
     return f"{MEASURING}\n\n{table}\n"
 
 
+PROFILE = """\
+## What a step is made of
+
+Seconds of the profiler in one thread, in units of the training step of the same network, by kind of operation
+([profile.json](../benchmarks/results/profile.json)). *Products* counts how often a linear layer is passed (forwards, back,
+or for its weight's gradient) over the whole batch; divided by the 3 of a training step, that is what a step costs at least.
+
+With the statistics of the whole batch, the loss of each sub-batch depends on all samples, so that each of the D backward
+passes, and what follows it, goes over the whole batch: 2 + 5 D products, or 7.3 training steps at D = 4. No exact engine
+that differentiates through these passes gets below that. `differences` gets by with 1 + 2 D + 2 D, or 5.7."""
+
+
 MEASURING = """\
 ## Sample-wise measurements of large networks
 
@@ -128,6 +144,19 @@ MEASURING = """\
 (a block of rows of one weight's gradients at a time; see [uses.py](../src/initopt/engines/uses.py)). One batch, with the
 check of the first one; in parentheses, in units of the training step
 ([measuring.json](../benchmarks/results/measuring.json))."""
+
+
+def profile_section(results: dict[str, Any]) -> str:
+    """What the time of steps goes into, in units of a training step."""
+    rows = []
+    for case in results["cases"].values():
+        unit = sum(case["seconds"][TRAINING].values())
+        for name, seconds in case["seconds"].items():
+            count = products(name, case["num_subbatches"], case["batch_norm"])
+            kinds = [f"{value / unit:.2f}" for value in seconds.values()]
+            rows.append([case_title(case), name, f"{count / 3:.2f}", *kinds, f"{sum(seconds.values()) / unit:.2f}"])
+    head = ["network", "engine", "products / 3", *next(iter(results["cases"].values()))["seconds"][TRAINING], "all"]
+    return f"{PROFILE}\n\n{markdown(head, rows)}\n"
 
 
 def summary(cases: list[dict[str, Any]]) -> str:
