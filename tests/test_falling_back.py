@@ -153,6 +153,8 @@ def test_a_fault_of_the_model_is_not_hidden_by_going_over() -> None:
         ("torch.compile with aot_autograd does not currently support double backward", "torch.compile"),
         ("Double backwards is not supported for CuDNN RNNs due to limitations in the CuDNN API", "CuDNN RNNs"),
         ("trying to differentiate twice a function that was marked with @once_differentiable", "@once_differentiable"),
+        ("This backward function was compiled with non-empty donated buffers which requires create_graph=False",
+         "torch.compile"),
         ("mat1 and mat2 shapes cannot be multiplied", None),
     ],
 )  # fmt: skip
@@ -212,3 +214,33 @@ def test_a_compiled_model() -> None:
     assert result.engine == "differences"
     assert _that_matter(result.scales) == pytest.approx(_that_matter(expected.scales), rel=1e-2)
     assert torch.equal(model[0].weight, compiled._orig_mod[0].weight)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_a_compiled_part_of_a_model() -> None:
+    """A function that is compiled is met only when it is called."""
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.part = torch.compile(lambda x: torch.tanh(self.first(x)) * 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.part(x))
+
+    class Plain(Partly):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.tanh(self.first(x)) * 2)
+
+    def run(kind: type[nn.Module], engine: str) -> initopt.Result:
+        torch.manual_seed(0)
+        return quick(kind(), make_batches(), engine=engine)
+
+    expected = run(Plain, "exact")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for engine in ("auto", "differences"):
+            found = run(Partly, engine)
+            assert list(found.scales.values()) == pytest.approx(list(expected.scales.values()), rel=1e-2), engine

@@ -30,12 +30,18 @@ _MISSING = (
 )
 
 
+_COMPILED = re.compile(r"backward function was compiled with non-empty donated buffers")
+"""What torch says of a compiled part of a model, whose backward pass can be taken only once."""
+
+
 def missing_derivative(error: BaseException) -> str | None:
     """The operator that has no second derivative, if that is what an error says.
 
     >>> missing_derivative(NotImplementedError("the derivative for '_embedding_bag_backward' is not implemented."))
     '_embedding_bag_backward'
     """
+    if _COMPILED.search(str(error)):
+        return "torch.compile"
     for pattern in _MISSING:
         match = pattern.search(str(error))
         if match:
