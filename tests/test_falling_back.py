@@ -244,3 +244,41 @@ def test_a_compiled_part_of_a_model() -> None:
         for engine in ("auto", "differences"):
             found = run(Partly, engine)
             assert list(found.scales.values()) == pytest.approx(list(expected.scales.values()), rel=1e-2), engine
+
+
+@pytest.mark.parametrize("masked", [None, "float", "bool", "heads", "causal"])
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_multihead_attention_runs_together(masked: str | None, weights: bool, padded: bool) -> None:
+    """Attention of a sequence to itself, with every kind of mask."""
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True, bias=not weights)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            x = batch["x"]
+            mask = {
+                "float": torch.linspace(-1, 1, 25, dtype=x.dtype).view(5, 5),
+                "bool": torch.eye(5, dtype=torch.bool).roll(1, 0),
+                "heads": torch.linspace(-1, 1, 50, dtype=x.dtype).view(2, 5, 5).repeat(len(x), 1, 1),
+                "causal": torch.ones(5, 5, dtype=torch.bool).triu(1),
+            }.get(masked or "")
+            padding = batch["padding"] if padded else None
+            if padding is not None and mask is not None and mask.dtype != torch.bool:
+                padding = torch.zeros_like(padding, dtype=x.dtype).masked_fill(padding, -torch.inf)
+            mixed, seen = self.attention(x, x, x, padding, need_weights=weights, attn_mask=mask)
+            return self.head(mixed.mean(1)) + (seen.square().sum((1, 2))[:, None] if weights else 0)
+
+    torch.manual_seed(0)
+    model = Sequence().double()
+    padding = torch.zeros(12, 5, dtype=torch.bool)
+    padding[::2, 4] = True
+    batches = [({"x": torch.randn(12, 5, 8).double(), "padding": padding}, torch.randint(3, (12,))) for _ in range(2)]
+    together = quick(copy.deepcopy(model), batches, overlap=0.0, engine="groups")
+    apart = quick(copy.deepcopy(model), batches, overlap=0.0, engine="plain")
+    assert list(together.scales.values()) == pytest.approx(list(apart.scales.values()), rel=1e-9)
+    measured = [initopt.measure(model, batches, num_subbatches=6, engine=name).gram for name in ("groups", "plain")]
+    torch.testing.assert_close(*measured, rtol=1e-9, atol=1e-14)

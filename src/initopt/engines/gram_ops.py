@@ -117,7 +117,8 @@ class GramMode(Grouping):
             normalized = self._normalized(*args, **kwargs)
             if normalized is not None:
                 return normalized
-        self._used_otherwise.update(self.used(args, kwargs))
+        if func is not F.multi_head_attention_forward:  # which comes back as linear layers, or not at all
+            self._used_otherwise.update(self.used(args, kwargs))
         return super().other(func, args, kwargs)
 
     def _grad(self, *args: Any, **options: Any) -> Any:
@@ -125,7 +126,7 @@ class GramMode(Grouping):
             raise NotCoveredError("the loss takes gradients itself")
         return super()._grad(*args, **options)
 
-    def _replaced(self, call: Call) -> Any:
+    def replaced(self, call: Call) -> Any:
         x, weight, bias, _ = call
         self.announce(weight)
         leaves = [None if p is None else self.leaves.get(p, p) for p in (weight, bias)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from initopt.engines.batch_norm import batch_norm
+from initopt.engines.grouped_attention import self_attention
 from initopt.engines.operations import Call
 from initopt.engines.scaled_ops import Replacing, scale_leaves
 from initopt.parameters import NamedParameter
@@ -239,6 +240,7 @@ _GROUPED: dict[Any, Callable[..., Any]] = {
     F.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
     F.embedding: _embedding,
+    F.multi_head_attention_forward: self_attention,
     F.prelu: _prelu,
     Tensor.expand: _expand,
 } | {

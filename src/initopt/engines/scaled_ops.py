@@ -169,7 +169,7 @@ class Replacing(TorchFunctionMode):
         if func in CALLS and "out" not in kwargs and torch.is_grad_enabled():
             call = CALLS[func](*args, **kwargs)
             if call is not None and self.replaceable(call):
-                return self._replaced(call)
+                return self.replaced(call)
         if func is F.batch_norm and torch.is_grad_enabled():
             normalized = self.batch_norm(*args, **kwargs)
             if normalized is not None:
@@ -198,7 +198,8 @@ class Replacing(TorchFunctionMode):
         """What becomes of any other call."""
         return func(*args, **kwargs)
 
-    def _replaced(self, call: Call) -> Any:
+    def replaced(self, call: Call) -> Any:
+        """The same operation, as this mode has it."""
         x, weight, bias, _ = call
         bias_leaf = None if bias is None else self.leaves.get(bias, bias)
         leaf = self.leaves.get(weight, weight)
@@ -227,6 +228,7 @@ class Replacing(TorchFunctionMode):
             )
 
     def replaceable(self, call: Call) -> bool:
+        """Whether this mode has an operation."""
         x, weight, bias, _ = call
         # Subclasses, lower precision under autocast and functorch's wrappers have dispatch of their own.
         return (
