@@ -5,6 +5,7 @@ Measure how good a network's starting point is on its own data, and improve it b
 
 from initopt import functional, objectives, presets
 from initopt._version import __version__
+from initopt.compare import compare
 from initopt.errors import LoaderError, LossError, MismatchError, NonFiniteError, ZeroGradientError
 from initopt.measure import measure
 from initopt.measurement import Measurement
@@ -21,6 +22,7 @@ __all__ = [
     "StepRecord",
     "ZeroGradientError",
     "__version__",
+    "compare",
     "functional",
     "measure",
     "nio",

@@ -88,7 +88,7 @@ def _mean_loss(value: Any, size: int, source: str) -> Tensor:
         )
     if not value.is_floating_point():
         raise LossError(f"{source} returned a tensor of dtype {value.dtype}; a loss is a real floating-point number")
-    if not value.requires_grad:
+    if torch.is_grad_enabled() and not value.requires_grad:
         raise LossError(
             f"{source} returned a loss that does not depend on any trainable parameter; "
             "look for .detach(), .item() or torch.no_grad() in the model or the loss"

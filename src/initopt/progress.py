@@ -12,7 +12,7 @@ from torch import Tensor
 
 from initopt import functional
 
-__all__ = ["Progress", "Report", "reporter"]
+__all__ = ["Progress", "Report", "counter", "reporter"]
 
 Progress = bool | None
 """Whether to show a progress bar; ``None`` shows one if standard error is a terminal."""
@@ -31,9 +31,7 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
         total: how many batches there will be, if known.
         done: how many of them are done already.
     """
-    # There is no standard error in a windowed program.
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    if not (terminal if progress is None else progress):
+    if not _is_wanted(progress):
         yield lambda gram: None
         return
     columns = (
@@ -43,8 +41,7 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
         rich.progress.TimeRemainingColumn(),
         rich.progress.TextColumn("{task.fields[figures]}"),
     )
-    console = Console(stderr=True, force_terminal=progress)
-    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+    with rich.progress.Progress(*columns, console=_console(progress), transient=True) as bar:
         task = bar.add_task(doing, total=total, completed=done, figures="")
 
         def report(gram: Tensor) -> None:
@@ -52,3 +49,35 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
             bar.update(task, advance=1, figures=f"GradCosine {cosine:+.3f}  gradient norm {norm:.3g}")
 
         yield report
+
+
+@contextmanager
+def counter(progress: Progress, things: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that is told how many things are done, and how many there are in all.
+
+    Args:
+        progress: whether to show it; see :data:`Progress`.
+        things: what is counted.
+    """
+    if not _is_wanted(progress):
+        yield lambda done, total: None
+        return
+    columns = (
+        rich.progress.TextColumn("[progress.description]{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=_console(progress), transient=True) as bar:
+        task = bar.add_task(things, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _is_wanted(progress: Progress) -> bool:
+    # There is no standard error in a windowed program.
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return terminal if progress is None else progress
+
+
+def _console(progress: Progress) -> Console:
+    return Console(stderr=True, force_terminal=progress)

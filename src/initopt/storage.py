@@ -40,6 +40,8 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 _WRITTEN = {
     "result.json": {"result.json", "weights.safetensors", "grams.safetensors", "plot.png", "config.yaml"},
     ".initopt-demo": {".initopt-demo", "results.json", "demo.png"},
+    "run.json": {"run.json", "curve.parquet", "events.out.tfevents.run"},
+    ".initopt-report": {".initopt-report", "report.html", "report.md", "figures"},
 }
 """What initopt writes into a folder, by the file that marks it as ours. Subfolders are those of results."""
 
@@ -68,10 +70,12 @@ def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None
         for file in temporary.iterdir():
             _share(file, 0o777 if file.is_dir() else 0o666)
             _sync(file)
+        _sync(temporary)
         _put_in_place(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    _sync(path.parent)
 
 
 def _put_in_place(new: Path, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``initopt demo``, ``initopt measure`` and ``initopt run``."""
+"""The command line: ``initopt demo``, ``measure``, ``run``, ``compare`` and ``report``."""
 
 from initopt.cli.main import main
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -52,6 +53,7 @@ class Command:
         choices: what has to be chosen before its options are known, with a help text each.
         add_options: adds the options, given the name of the method.
         run: does it.
+        recipes: files of options that go by a name, for ``--recipe``; ``None`` where there is no such option.
     """
 
     name: str
@@ -62,3 +64,4 @@ class Command:
     choices: Mapping[str, str]
     add_options: Callable[[ArgumentParser, str], None]
     run: Callable[[Request], None]
+    recipes: Mapping[str, Path] | None = None

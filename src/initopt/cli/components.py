@@ -14,8 +14,8 @@ from jsonargparse import ArgumentParser
 
 __all__ = ["Component", "find_component", "import_path", "short_names"]
 
-_HOMES = {"model": "initopt.zoo", "data": "initopt.data", "loss": "torch.nn.modules"}
-_EXAMPLES = {"model": "Net", "data": "batches", "loss": "loss"}
+_HOMES = {"model": "initopt.zoo", "models": "initopt.zoo", "data": "initopt.data", "loss": "torch.nn.modules"}
+_EXAMPLES = {"model": "Net", "models": "Net", "data": "batches", "loss": "loss"}
 
 
 def short_names(option: str) -> list[str]:
@@ -30,7 +30,7 @@ class Component:
     """A class or function that the user chose for an option, and from which the object itself is made.
 
     Attributes:
-        option: ``"model"``, ``"data"`` or ``"loss"``.
+        option: ``"model"``, ``"models"``, ``"data"`` or ``"loss"``.
         path: its import path, or short name, as the user gave it.
         target: what was found there.
     """

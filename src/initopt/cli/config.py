@@ -58,6 +58,9 @@ def read_configs(files: Iterable[str], components: Iterable[str]) -> Config:
             config.options |= {f"{option}.{argument}": given for argument, given in arguments.items()}
         if "method" in values:
             config.chosen["method"] = str(values.pop("method"))
+        recipe = values.pop("recipe", None)
+        if isinstance(recipe, dict):  # a group of options, of which a later file or the command line may change one
+            values |= {f"recipe.{field}": value for field, value in recipe.items()}
         config.options |= values
     return config
 

@@ -13,17 +13,19 @@ from typing import NoReturn, TextIO
 
 import initopt
 from initopt.cli.command import Command
+from initopt.cli.comparing import COMPARE
 from initopt.cli.demonstrating import DEMO
 from initopt.cli.failures import FAILED, debugging, exit_status, explained
 from initopt.cli.measuring import MEASURE
 from initopt.cli.parse import parse
+from initopt.cli.reporting import REPORT
 from initopt.cli.running import RUN
 from initopt.cli.wording import reworded
 from initopt.interrupts import terminable
 
 __all__ = ["main"]
 
-COMMANDS = {command.name: command for command in (DEMO, MEASURE, RUN)}
+COMMANDS = {command.name: command for command in (DEMO, MEASURE, RUN, COMPARE, REPORT)}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

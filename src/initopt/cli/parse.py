@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -32,7 +33,8 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
         argparse.ArgumentError, ValueError, ImportError: for what cannot be understood; the message says why.
     """
     flags, rest = _first_pass(command).parse_known_args(argv)
-    config = read_configs(flags.config or [], [name for name in command.choices if name != "method"])
+    files = [*_recipe_files(command, flags), *(flags.config or [])]
+    config = read_configs(files, [name for name in command.choices if name != "method"])
     for name in command.choices:
         if getattr(flags, name) is not None:
             config.choose(name, getattr(flags, name))
@@ -85,12 +87,29 @@ def _add_general(command: Command, parser: argparse.ArgumentParser) -> None:
         help="a YAML file of options; what the command line says overrides it",
     )
     group.add_argument("--print_config", action="store_true", help="print all options as YAML, and do no more")
-    if command.choices:
+    if command.recipes is not None:
+        names = ", ".join(command.recipes)
+        group.add_argument(
+            "--recipe",
+            metavar="NAME|FILE",
+            help=f"a whole comparison: one that comes with initopt ({names}), or a YAML file",
+        )
+    if command.choices or command.recipes is not None:
         bar = group.add_mutually_exclusive_group()
         bar.add_argument("--progress", action="store_true", help="show a progress bar even if this is no terminal")
         bar.add_argument("--quiet", action="store_true", help="show no progress bar even if this is a terminal")
     group.add_argument("--debug", action="store_true", help="show the traceback of every error, as INITOPT_DEBUG=1 does")
     group.add_argument("-h", "--help", action="store_true", help="show this text, with the arguments of what was chosen")
+
+
+def _recipe_files(command: Command, flags: argparse.Namespace) -> list[str]:
+    name = getattr(flags, "recipe", None)
+    if name is None:
+        return []
+    known = command.recipes or {}
+    if name not in known and not Path(name).is_file():
+        raise ValueError(f"--recipe {name}: there is no such file; by name there are {', '.join(known)}")
+    return [str(known.get(name, name))]
 
 
 def _empty_parser(command: Command) -> ArgumentParser:
@@ -104,6 +123,8 @@ def _empty_parser(command: Command) -> ArgumentParser:
         add_help=False,
         allow_abbrev=False,
         print_config=None,
+        # The --recipe of files replaces that of jsonargparse, which would set the group recipe.* from a file.
+        conflict_handler="error" if command.recipes is None else "resolve",
     )
 
 
@@ -136,7 +157,7 @@ def _as_flags(config: Config) -> list[str]:
 def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
     return text.removesuffix("...\n").strip()
 
 

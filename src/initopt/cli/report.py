@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from initopt.measurement import STATISTICS, Measurement
 
-__all__ = ["comparison", "figures", "in_words", "largest_moves"]
+__all__ = ["comparison", "figures", "in_words", "largest_moves", "table"]
 
 _TITLES = {
     "grad_cosine": "GradCosine",
@@ -20,13 +20,13 @@ _TITLES = {
 def figures(measurement: Measurement) -> str:
     """A table of the figures with their standard errors."""
     rows = [[_TITLES[name], *_figure(measurement, name)] for name in STATISTICS]
-    return _table(["", "mean", "std. error"], rows) + f"\n{_over(measurement)}"
+    return table(["", "mean", "std. error"], rows) + f"\n{_over(measurement)}"
 
 
 def comparison(before: Measurement, after: Measurement) -> str:
     """A table of the figures before and after, with their standard errors."""
     rows = [[_TITLES[name], *_figure(before, name), *_figure(after, name)] for name in STATISTICS]
-    return _table(["", "before", "std. error", "after", "std. error"], rows) + f"\n{_over(before)}"
+    return table(["", "before", "std. error", "after", "std. error"], rows) + f"\n{_over(before)}"
 
 
 def in_words(measurement: Measurement) -> list[str]:
@@ -61,7 +61,7 @@ def largest_moves(scales: dict[str, float], count: int = 5) -> str:
         return abs(math.log(scale)) if scale > 0 else math.inf
 
     moved = sorted(scales.items(), key=lambda item: -distance(item[1]))[:count]
-    return _table(["", "scale"], [[name, f"{scale:.3f}"] for name, scale in moved])
+    return table(["", "scale"], [[name, f"{scale:.3f}"] for name, scale in moved])
 
 
 def _figure(measurement: Measurement, name: str) -> list[str]:
@@ -83,7 +83,7 @@ def _over(measurement: Measurement) -> str:
     return f"over {batches}, each in {subbatches} sub-batches of {size} samples"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns with the first flush left and the others flush right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = [

@@ -13,7 +13,7 @@ __all__ = ["cifar_resnet"]
 _WIDTHS = (16, 32, 64)
 
 
-def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10) -> nn.Sequential:
+def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10, in_channels: int = 3) -> nn.Sequential:
     """The residual network of He et al., *Deep Residual Learning for Image Recognition*, section 4.2 (arXiv 1512.03385).
 
     Three stages of 16, 32 and 64 channels, each of n blocks of two 3x3 convolutions, ``depth = 6 n + 2``. Shortcuts have no
@@ -26,9 +26,10 @@ def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10) -> 
         depth: number of layers with weights, 6 n + 2: 20, 32, 44, 56, 110, ...
         norm: ``"batch"`` or ``"none"``.
         num_classes: number of outputs.
+        in_channels: channels of the images.
 
     Returns:
-        The network for inputs of shape ``(B, 3, H, W)``, with PyTorch's default weights.
+        The network for inputs of shape ``(B, in_channels, H, W)``, with PyTorch's default weights.
 
     Raises:
         ValueError: if a number is no positive integer, the depth is not 6 n + 2, or the norm is unknown.
@@ -39,6 +40,7 @@ def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10) -> 
     """
     check_integer("depth", depth, 8)
     check_integer("num_classes", num_classes, 1)
+    check_integer("in_channels", in_channels, 1)
     check_norm(norm)
     if depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2, such as 20, 32, 44, 56 or 110; got {depth}")
@@ -49,7 +51,7 @@ def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10) -> 
             blocks.append(_Block(channels, width, norm))
             channels = width
     return nn.Sequential(
-        convolution(3, _WIDTHS[0], norm),
+        convolution(in_channels, _WIDTHS[0], norm),
         norm_layer(norm, _WIDTHS[0]),
         nn.ReLU(),
         *blocks,

@@ -19,6 +19,7 @@ def small_vit(
     width: int = 192,
     heads: int = 3,
     num_classes: int = 10,
+    in_channels: int = 3,
 ) -> nn.Module:
     """A vision transformer (Dosovitskiy et al., arXiv 2010.11929) of a size for small images.
 
@@ -32,10 +33,11 @@ def small_vit(
         width: number of features.
         heads: number of attention heads; divides the width.
         num_classes: number of outputs.
+        in_channels: channels of the images.
 
     Returns:
-        The network for inputs of shape ``(B, 3, image_size, image_size)``, with PyTorch's default weights; positions and
-        class token are drawn from a normal distribution of standard deviation 0.02.
+        The network for inputs of shape ``(B, in_channels, image_size, image_size)``, with PyTorch's default weights;
+        positions and class token are drawn from a normal distribution of standard deviation 0.02.
 
     Raises:
         ValueError: if a number is no positive integer, or does not divide what it must.
@@ -44,18 +46,22 @@ def small_vit(
     torch.Size([2, 10])
     """
     sizes = {"image_size": image_size, "patch_size": patch_size, "depth": depth, "width": width, "heads": heads}
-    for name, value in {**sizes, "num_classes": num_classes}.items():
+    counts = {"num_classes": num_classes, "in_channels": in_channels}
+    for name, value in (sizes | counts).items():
         check_integer(name, value, 1)
     check_heads(width, heads)
     if image_size % patch_size:
         raise ValueError(f"image_size must be a multiple of patch_size; got {image_size} and {patch_size}")
-    return _VisionTransformer((image_size // patch_size) ** 2, patch_size, depth, width, heads, num_classes)
+    patches = (image_size // patch_size) ** 2
+    return _VisionTransformer(in_channels, patches, patch_size, depth, width, heads, num_classes)
 
 
 class _VisionTransformer(nn.Module):
-    def __init__(self, patches: int, patch_size: int, depth: int, width: int, heads: int, num_classes: int) -> None:
+    def __init__(
+        self, channels: int, patches: int, patch_size: int, depth: int, width: int, heads: int, num_classes: int
+    ) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.patches = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + patches, width))
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads, causal=False) for _ in range(depth)))

@@ -11,7 +11,9 @@ from initopt.zoo.convolution import Norm, check_norm, convolution, norm_layer
 __all__ = ["wide_resnet"]
 
 
-def wide_resnet(depth: int = 28, width: int = 10, *, norm: Norm = "batch", num_classes: int = 10) -> nn.Sequential:
+def wide_resnet(
+    depth: int = 28, width: int = 10, *, norm: Norm = "batch", num_classes: int = 10, in_channels: int = 3
+) -> nn.Sequential:
     """The network of Zagoruyko and Komodakis, *Wide Residual Networks* (arXiv 1605.07146), without dropout.
 
     Three stages of 16, 32 and 64 times ``width`` channels, each of n blocks with norm and ReLU before each of their two 3x3
@@ -25,9 +27,10 @@ def wide_resnet(depth: int = 28, width: int = 10, *, norm: Norm = "batch", num_c
         width: factor of the number of channels.
         norm: ``"batch"`` or ``"none"``.
         num_classes: number of outputs.
+        in_channels: channels of the images.
 
     Returns:
-        The network for inputs of shape ``(B, 3, H, W)``, with PyTorch's default weights.
+        The network for inputs of shape ``(B, in_channels, H, W)``, with PyTorch's default weights.
 
     Raises:
         ValueError: if a number is no positive integer, the depth is not 6 n + 4, or the norm is unknown.
@@ -39,6 +42,7 @@ def wide_resnet(depth: int = 28, width: int = 10, *, norm: Norm = "batch", num_c
     check_integer("depth", depth, 10)
     check_integer("width", width, 1)
     check_integer("num_classes", num_classes, 1)
+    check_integer("in_channels", in_channels, 1)
     check_norm(norm)
     if depth % 6 != 4:
         raise ValueError(f"depth must be 6 n + 4, such as 16, 22, 28 or 40; got {depth}")
@@ -50,7 +54,7 @@ def wide_resnet(depth: int = 28, width: int = 10, *, norm: Norm = "batch", num_c
             blocks.append(_Block(channels, outputs, stride, norm))
             channels = outputs
     return nn.Sequential(
-        convolution(3, 16, norm),
+        convolution(in_channels, 16, norm),
         *blocks,
         norm_layer(norm, channels),
         nn.ReLU(),

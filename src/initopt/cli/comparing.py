@@ -1,0 +1,172 @@
+"""``initopt compare``."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+import initopt
+from initopt.cli.command import Command, Request
+from initopt.cli.components import Component, find_component
+from initopt.cli.failures import FAILED
+from initopt.cli.report import table
+from initopt.cli.wording import reworded
+from initopt.comparison import Comparison, Network, Recipe
+from initopt.comparison.recipes import RECIPES
+
+__all__ = ["COMPARE"]
+
+_OWN_OPTIONS = {"models", "data", "loss", "initializations", "recipe", "out"}
+
+
+def _add_options(parser: ArgumentParser, method: str) -> None:
+    group = parser.add_argument_group("what to compare")
+    group.add_argument(
+        "--models",
+        type=dict[str, Any],
+        help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, or a name in "
+        "initopt.zoo; in a file also {class_path: PATH, init_args: {ARG: VALUE}, recipe: {FIELD: VALUE}}",
+    )
+    group.add_argument(
+        "--data",
+        type=Any,
+        default="digits",
+        help="'digits', or a class or function by import path whose result has the data sets train, validation and "
+        "test; in a file also {class_path: PATH, init_args: {ARG: VALUE}}",
+    )
+    group.add_argument("--loss", type=Any, help="a criterion class or a function of (model, batch), as for initopt run")
+    group.add_argument(
+        "--initializations",
+        type=list[Any],
+        metavar="LIST",
+        help="names, such as [default, xavier_normal, nio]; in a file also {name: NAME, scheme: NAME, method: NAME, "
+        "options: {OPTION: VALUE}, recipe: {FIELD: VALUE}}",
+    )
+    parser.add_class_arguments(Recipe, "recipe", instantiate=False, fail_untyped=False)
+    group = parser.add_argument_group("where and how")
+    group.add_argument(
+        "--out",
+        type=Path | None,
+        metavar="DIR",
+        help="folder for runs and report; one of the same comparison is gone on with",
+    )
+    group.add_function_arguments(
+        initopt.compare,
+        as_group=False,
+        skip={"models", "data", "initializations", "recipe", "loss_fn", "progress", "out"},
+        fail_untyped=False,
+    )
+
+
+def _run(request: Request) -> None:
+    options = dict(request.options)
+    out = options["out"]
+    if out is None:
+        raise ValueError("--out DIR is missing: the folder for runs and report")
+    for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations [default,nio]")):
+        if not options[name]:
+            raise ValueError(
+                f"--{name} is missing: give some, as in {example}, or a --recipe ({', '.join(RECIPES)}, or a file)"
+            )
+    found = initopt.compare(
+        {name: _network(name, value) for name, value in options["models"].items()},
+        _data(options["data"]),
+        options["initializations"],
+        loss_fn=_loss(options["loss"]),
+        recipe=_plain(options["recipe"]),
+        out=out,
+        progress=request.progress,
+        **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
+    )
+    _show(found)
+    if options["report"]:
+        print(f"\nReport: {Path(out).expanduser() / 'report' / 'report.html'}")
+    if found.problems or any(run.status == "failed" for run in [*found.runs, *found.selection]):
+        sys.exit(FAILED)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else dict(vars(value))
+
+
+def _network(name: str, value: Any) -> Network:
+    """A network, as a file or the command line has it."""
+    own = dict(value) if isinstance(value, Mapping) else {"class_path": value}
+    recipe = own.pop("recipe", None) or {}
+    try:
+        component, arguments = _component("models", own)
+    except ArgumentError as error:
+        raise ValueError(f"--models.{name}: {reworded(str(error))}") from None
+    return Network(partial(component.target, **arguments), recipe)
+
+
+def _data(value: Any) -> Any:
+    if value == "digits":
+        return "digits"
+    component, arguments = _component("data", value)
+    return partial(component.target, **arguments)
+
+
+def _loss(value: Any) -> Any:
+    if value is None:
+        return None
+    component, arguments = _component("loss", value)
+    return component.make(arguments)
+
+
+def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
+    """What is at an import path, and its arguments, checked against its signature."""
+    if isinstance(value, str):
+        value = {"class_path": value}
+    if not isinstance(value, Mapping) or "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
+        raise ValueError(
+            f"{option} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; got {value!r}"
+        )
+    component = find_component(option, str(value["class_path"]))
+    parser = ArgumentParser(exit_on_error=False)
+    component.add_arguments(parser)
+    given = value.get("init_args") or {}
+    made = parser.instantiate(parser.parse_object({option: given} if given else {}))
+    return component, dict(vars(made[option])) if option in made else {}
+
+
+def _show(found: Comparison) -> None:
+    from initopt.comparison.summary import summarize
+    from initopt.comparison.tables import network_tables
+
+    for network in summarize(found).networks:
+        results = network_tables(network)[0]
+        print(f"\n{network.name}: {results.title.lower()}")
+        print(table(results.columns, results.rows))
+
+
+COMPARE = Command(
+    name="compare",
+    summary="train networks from several initializations, and report which is best",
+    usage="initopt compare --recipe NAME|FILE --out DIR [options]\n"
+    "       initopt compare --models.NAME PATH ... --initializations LIST\n"
+    "                       --out DIR [options]",
+    description="""\
+Train networks from several initializations by one recipe, seed by seed with the
+same data in the same order, and write a report.
+
+A learning rate is one number, or a list of which each initialization gets the
+one that does best on the validation split. Every run is stored as soon as it is
+done; the same command again goes on where the last one was ended.""",
+    examples="""\
+examples:
+  initopt compare --recipe digits --out comparison --workers 2
+  initopt compare --models.mine my_net.Net --initializations [default,nio]
+                  --recipe.epochs 5 --recipe.lr [0.01,0.1] --out comparison
+  initopt compare --recipe digits --print_config > mine.yaml""",
+    choices={},
+    add_options=_add_options,
+    run=_run,
+    recipes=RECIPES,
+)

@@ -1,0 +1,74 @@
+"""The batches of a run, which follow from its seed alone, so that all initializations of a seed see the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+
+__all__ = ["EpochOrder", "batches_in", "start_batches"]
+
+_TRAINING, _START = 0, 1  # streams of random numbers; a start does not see the batches of the first epoch
+
+
+class EpochOrder(Sampler[list[int]]):
+    """Batches of indices, in an order that follows from the seed and the number of the epoch.
+
+    What does not fill a batch is left out; it is other samples in each epoch.
+
+    Args:
+        count: samples in the data set.
+        batch_size: samples in a batch, over all processes.
+        seed: of the run.
+        rank: of this process; it gets every ``world_size``-th sample of each batch.
+        world_size: how many processes share a batch.
+
+    >>> order = EpochOrder(5, 2, seed=0)
+    >>> [len(batch) for batch in order], list(order) == list(order)
+    ([2, 2], True)
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.epoch = 0
+        self._count, self._batch_size, self._seed = count, batch_size, seed
+        self._rank, self._world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self._count // self._batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in _permuted(self._count, self._batch_size, self._seed, _TRAINING, self.epoch):
+            yield batch[self._rank :: self._world_size]
+
+
+def _permuted(count: int, batch_size: int, *seed: int) -> list[list[int]]:
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(mixed)).tolist()
+    return [order[begin : begin + batch_size] for begin in range(0, count - batch_size + 1, batch_size)]
+
+
+def batches_in(dataset: Dataset[Any], order: Iterable[list[int]]) -> DataLoader[Any]:
+    """A loader of the batches that an order names."""
+    unused = torch.Generator()  # else each pass would draw from the generator that the model draws from
+    if isinstance(dataset, TensorDataset):  # which gives a whole batch at once, at a fraction of the cost
+        return DataLoader(dataset, sampler=order, batch_size=None, generator=unused)
+    return DataLoader(dataset, batch_sampler=order, generator=unused)
+
+
+def start_batches(dataset: Dataset[Any], batch_size: int, held_back: int, seed: int) -> tuple[list[Any], DataLoader[Any]]:
+    """The batches that a start is measured on, and the others, which an initialization may see.
+
+    Args:
+        dataset: the training set.
+        batch_size: samples in a batch.
+        held_back: how many batches to measure on.
+        seed: of the run.
+
+    Returns:
+        The batches held back, and a loader of the others, always in the same order.
+    """
+    order = _permuted(len(dataset), batch_size, seed, _START)  # type: ignore[arg-type]
+    return list(batches_in(dataset, order[:held_back])), batches_in(dataset, order[held_back:])

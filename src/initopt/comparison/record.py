@@ -1,0 +1,69 @@
+"""One training run of a comparison, as it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CurvePoint", "RunRecord"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A look at a run.
+
+    Attributes:
+        step: training steps done; 0 is before the first.
+        epoch: passes over the training set done.
+        subset: ``"train"`` (mean over the steps since the last point), ``"validation"`` or ``"test"``.
+        loss: mean loss; not finite in a run that diverged.
+        accuracy: share in [0, 1]; ``None`` where the task has none.
+    """
+
+    step: int
+    epoch: float
+    subset: str
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run.
+
+    Attributes:
+        network: its name.
+        initialization: its name; ``"default"`` is the model's own start.
+        seed: of the weights and of the order of the data.
+        lr: learning rate.
+        purpose: ``"selection"`` (chooses the learning rate on the validation split) or ``"final"``.
+        status: ``"done"``, ``"diverged"`` (with the curve up to there) or ``"failed"`` (an exception).
+        error: of a failed run, the last line of the traceback and then the traceback; of a diverged one, why.
+        steps: training steps done.
+        initialization_seconds: what the initialization cost.
+        initialization_steps: the same in training steps of this run.
+        step_seconds: median time of a training step.
+        seconds: of the whole run.
+        before: GradCosine and the like, with their standard errors (``"_sem"``), of the network's own start.
+        after: the same, on the same held-back batches, of the start that was trained from.
+        scales: of learned methods, by parameter.
+        curve: all looks at the run.
+        versions: of what it ran with.
+    """
+
+    network: str
+    initialization: str
+    seed: int
+    lr: float
+    purpose: str
+    status: str
+    error: str | None
+    steps: int
+    initialization_seconds: float
+    initialization_steps: float | None
+    step_seconds: float | None
+    seconds: float
+    before: dict[str, float] | None
+    after: dict[str, float] | None
+    scales: dict[str, float] | None
+    curve: tuple[CurvePoint, ...]
+    versions: dict[str, str]
