@@ -22,9 +22,7 @@ TIMES = ("initialization_seconds", "initialization_steps", "step_seconds", "seco
 
 
 def small(width: int = 8, dropout: float = 0.0) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 3)
-    )
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 3))
 
 
 def blobs(samples: int = 96, seed: int = 0) -> Splits:
