@@ -61,10 +61,10 @@ def run_group(fabric: Fabric, plan: Plan, splits: Splits, group: Group) -> Itera
             model,
             plan.initializations[first.initialization],
             splits.train,
-            recipe.batch_size,
-            recipe.measure_batches if first.purpose == "final" else 0,
+            recipe,
             _loss_fn(plan, recipe.label_smoothing),
             first.seed,
+            measured=first.purpose == "final",
         )
     except Exception as error:
         yield from (failed(job, _in_full(error), time.perf_counter() - begun) for job in group)

@@ -14,6 +14,7 @@ import initopt
 from initopt.comparison.batches import start_batches
 from initopt.comparison.initialization import Initialization
 from initopt.comparison.network import Network
+from initopt.comparison.recipe import Recipe
 from initopt.comparison.schemes import apply_scheme
 from initopt.losses import LossFunction
 from initopt.measurement import STATISTICS
@@ -53,10 +54,11 @@ def prepare_start(
     model: nn.Module,
     initialization: Initialization,
     dataset: Any,
-    batch_size: int,
-    measure_batches: int,
+    recipe: Recipe,
     loss_fn: LossFunction | None,
     seed: int,
+    *,
+    measured: bool,
 ) -> Start:
     """Turn a model's own start into the one that is trained from, in place.
 
@@ -64,12 +66,13 @@ def prepare_start(
         model: with its own start, on the device where it will be trained.
         initialization: what to do.
         dataset: the training set.
-        batch_size: samples in a batch.
-        measure_batches: how many batches to measure on; the initialization does not see them. 0 measures nothing.
+        recipe: says how many batches are held back; the initialization does not see them.
         loss_fn: what the initialization minimizes or differentiates.
         seed: of the batches, and of what the initialization draws.
+        measured: whether to measure on the batches held back.
     """
-    held, others = start_batches(dataset, batch_size, measure_batches, seed)
+    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed)
+    held = held if measured else []
     before = _measured(model, held, loss_fn, seed)
     _wait(model)
     begun = time.perf_counter()

@@ -1,0 +1,408 @@
+"""Whatever happens to a comparison: nothing that is done is lost, nothing is done twice, and the rest is done."""
+
+import dataclasses
+import errno
+import functools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from comparing import NIO, RECIPE, compare, raising, small, table
+from helpers import with_the_tests
+
+import initopt
+import initopt.comparison.run as run_module
+from initopt.comparison import Network, load_comparison
+from initopt.comparison.folder import opened
+from initopt.comparison.store import RECORD
+from initopt.storage import read_json
+
+GRID = RECIPE | {"lr": [0.01, 0.1]}
+
+
+def folders(out):
+    """The folders of the runs, with the time at which they were put in place."""
+    return {file.parent: file.stat().st_mtime_ns for file in (out / "runs").rglob("run.json")}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The jobs that are run, in this process."""
+    jobs = []
+    original = run_module._trained
+
+    def counting(fabric, plan, splits, job, model):
+        jobs.append(job)
+        return original(fabric, plan, splits, job, model)
+
+    monkeypatch.setattr(run_module, "_trained", counting)
+    return jobs
+
+
+class TestGoingOn:
+    def test_runs_nothing_twice(self, tmp_path, counted):
+        compare(tmp_path / "out", recipe=GRID)
+        before, jobs = folders(tmp_path / "out"), list(counted)
+        assert len(jobs) == len(set(jobs)) == len(before) == 8 + 4
+        compare(tmp_path / "out", recipe=GRID)
+        assert counted == jobs
+        assert folders(tmp_path / "out") == before
+
+    @pytest.mark.parametrize("lost", ["selection", "final", "a group"])
+    def test_does_what_is_missing_and_no_more(self, tmp_path, counted, lost):
+        first = compare(tmp_path / "out", recipe=GRID)
+        expected, runs = table(tmp_path / "out"), tmp_path / "out" / "runs" / "small" / "nio"
+        (lr,) = {run.lr for run in first.runs if run.initialization == "nio"}
+        gone = {
+            "selection": [runs / "lr=0.01" / "seed=1001"],
+            "final": [runs / f"lr={lr!r}" / "seed=1"],
+            "a group": [runs / name / "seed=1000" for name in ("lr=0.01", "lr=0.1")],
+        }[lost]
+        for place in gone:
+            shutil.rmtree(place)
+        counted.clear()
+        compare(tmp_path / "out", recipe=GRID)
+        assert sorted(job.place(tmp_path / "out") for job in counted) == sorted(gone)
+        assert table(tmp_path / "out") == expected
+
+    def test_an_interrupt_leaves_what_is_done(self, tmp_path, monkeypatch):
+        original, calls = run_module._trained, []
+
+        def interrupted(*arguments):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        monkeypatch.setattr(run_module, "_trained", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(tmp_path / "out")
+        assert len(folders(tmp_path / "out")) == 2
+        found = compare(tmp_path / "out")
+        assert [run.status for run in found.runs] == ["done"] * 4
+        compare(tmp_path / "unbroken")
+        assert table(tmp_path / "out") == table(tmp_path / "unbroken")
+
+
+class TestAnotherRecipe:
+    @pytest.mark.parametrize(
+        ("changes", "lines"),
+        [
+            ({"recipe": RECIPE | {"epochs": 3}}, ["recipe.epochs was 2 and is 3"]),
+            ({"recipe": RECIPE | {"lr": [0.1, 1.0]}}, ["recipe.lr was 0.1 and is [0.1, 1.0]"]),
+            ({"seeds": 3}, ["seeds was [0, 1] and is [0, 1, 2]"]),
+            ({"initializations": ["default"]}, ["initializations.nio is gone"]),
+            ({"initializations": [NIO, "default"]}, ["initializations are in another order: they were default, nio"]),
+            ({"initializations": ["default", "nio"]}, ["initializations.nio.options.steps was 3 and is 100"]),
+            (
+                {"models": {"small": functools.partial(small, width=4)}},
+                ["networks.small.model was 'comparing.small' and is {'class_path': 'comparing.small', 'init_args': {"],
+            ),
+            ({"models": {"other": small}}, ["networks.small is gone", "networks.other is new"]),
+            ({"threads": 2}, ["hardware.threads was 1 and is 2"]),
+        ],
+    )
+    def test_is_refused_with_what_differs(self, tmp_path, changes, lines):
+        compare(tmp_path / "out")
+        before = table(tmp_path / "out")
+        with pytest.raises(
+            initopt.MismatchError, match="holds another comparison, which this one cannot go on with"
+        ) as error:
+            compare(tmp_path / "out", **changes)
+        for line in lines:
+            assert f"\n  {line}" in str(error.value)
+        assert table(tmp_path / "out") == before
+
+    def test_other_data_under_the_same_name(self, tmp_path, monkeypatch):
+        import comparing
+
+        compare(tmp_path / "out", data=source)
+        monkeypatch.setitem(DATA, "seed", 1)
+        with pytest.raises(initopt.MismatchError, match=r"data\.train\.fingerprint was '\w+' and is '\w+'"):
+            compare(tmp_path / "out", data=source)
+        assert comparing.blobs  # the module that the data come from
+
+    def test_workers_are_no_part_of_it(self, tmp_path):
+        compare(tmp_path / "out", seeds=1)
+        assert len(compare(tmp_path / "out", seeds=1, workers=2).runs) == 2
+
+
+DATA = {"seed": 0}
+
+
+def source():
+    from comparing import blobs
+
+    return blobs(seed=DATA["seed"])
+
+
+class TestFolder:
+    def test_of_others(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("mine")
+        with pytest.raises(FileExistsError, match=r"holds files, but no comparison \(thesis.tex\); choose another folder"):
+            compare(tmp_path)
+        assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(FileExistsError, match="is a file; choose another folder"):
+            compare(tmp_path / "file")
+
+    def test_another_version(self, tmp_path):
+        (tmp_path / RECORD).write_text('{"format": "initopt comparison 99"}')
+        with pytest.raises(ValueError, match="is no 'initopt comparison 1' file; was it written by another version"):
+            compare(tmp_path)
+
+    def test_one_that_cannot_be_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("initopt.comparison.folder.os.access", lambda path, mode: False)
+        with pytest.raises(PermissionError, match="is not writable; choose another folder"):
+            compare(tmp_path / "out")
+
+    def test_two_at_a_time(self, tmp_path):
+        compare(tmp_path / "out")
+        record = {name: value for name, value in read_json(tmp_path / "out" / RECORD).items() if name != "format"}
+        versions = record.pop("versions")
+        with (
+            opened(tmp_path / "out", record, versions),
+            pytest.raises(BlockingIOError, match="another process is at work in .*; wait until it is done"),
+        ):
+            compare(tmp_path / "out")
+        compare(tmp_path / "out")
+
+    def test_what_was_being_written_is_removed(self, tmp_path):
+        compare(tmp_path / "out")
+        place = next(iter(folders(tmp_path / "out")))
+        shutil.copytree(place, place.with_name(".seed=0.abc"))
+        (tmp_path / "out" / f".{RECORD}.abc").touch()
+        shutil.rmtree(place)
+        assert len(load_comparison(tmp_path / "out").runs) == 3
+        compare(tmp_path / "out")
+        assert not list((tmp_path / "out").rglob("*abc*"))
+
+    def test_a_new_one_of_which_only_the_lock_was_made(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / ".lock").touch()
+        (tmp_path / "out" / f".{RECORD}.abc").touch()
+        assert len(compare(tmp_path / "out").runs) == 4
+
+
+class TestStorageThatFails:
+    def test_a_full_disk(self, tmp_path, monkeypatch):
+        """One run cannot be stored; it is reported, the others are done, and the next call does it."""
+        import initopt.comparison.folder as folder_module
+
+        original = folder_module.write_events
+
+        def full(record, folder):
+            if (record.initialization, record.seed) == ("default", 1):
+                (folder / "half").write_text("a part of it")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(record, folder)
+
+        monkeypatch.setattr(folder_module, "write_events", full)
+        with pytest.warns(
+            UserWarning, match=r"not all of the comparison in .*\n.*: its result could not be stored: .*No space left"
+        ):
+            found = compare(tmp_path / "out")
+        assert len(found.runs) == 3
+        (problem,) = found.problems
+        assert problem.startswith("small from default, seed 1, lr=0.1: its result could not be stored")
+        assert not list((tmp_path / "out").rglob("half"))
+        monkeypatch.undo()
+        assert len(compare(tmp_path / "out").runs) == 4
+
+    def test_a_limit_on_files(self, tmp_path):
+        """The operating system itself refuses to write on, at the curves of runs that are looked at often."""
+        often = Network(small, {"looks_per_epoch": 6, "epochs": 40})
+        arguments = {"models": {"seldom": small, "often": often}, "initializations": ["default"]}
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+        try:
+            with pytest.warns(UserWarning, match="its result could not be stored: .*File too large"):
+                found = compare(tmp_path / "out", **arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert [(run.network, run.seed) for run in found.runs] == [("seldom", 0), ("seldom", 1)]
+        assert len(found.problems) == 2
+        assert not list((tmp_path / "out").rglob(".seed*"))
+        assert len(compare(tmp_path / "out", **arguments).runs) == 4
+
+    def test_a_selection_run_that_could_not_be_stored_leaves_the_choice_open(self, tmp_path, monkeypatch):
+        import initopt.comparison.folder as folder_module
+
+        original = folder_module.write_run
+
+        def full(record, into):
+            if record.purpose == "selection" and (record.initialization, record.seed) == ("nio", 1001):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(record, into)
+
+        monkeypatch.setattr(folder_module, "write_run", full)
+        with pytest.warns(UserWarning, match="not all of the comparison"):
+            found = compare(tmp_path / "out", recipe=GRID)
+        assert {run.initialization for run in found.runs} == {"default"}
+        assert any(
+            "small from nio: no learning rate can be chosen, since not all runs are there" in p for p in found.problems
+        )
+        monkeypatch.undo()
+        compare(tmp_path / "out", recipe=GRID)
+        compare(tmp_path / "unbroken", recipe=GRID)
+        assert table(tmp_path / "out") == table(tmp_path / "unbroken")
+
+    @pytest.mark.parametrize("damage", ["truncated", "unreadable", "of another run"])
+    def test_a_stored_run_that_cannot_be_read(self, tmp_path, monkeypatch, counted, damage):
+        compare(tmp_path / "out")
+        place = tmp_path / "out" / "runs" / "small" / "nio" / "lr=0.1" / "seed=0"
+        shutil.rmtree(tmp_path / "out" / "runs" / "small" / "default")
+        counted.clear()
+        if damage == "truncated":
+            (place / "curve.parquet").write_bytes(b"PAR1")
+        elif damage == "unreadable":
+            original = Path.read_text
+
+            def refusing(path, *args, **kwargs):
+                if path.parent == place:
+                    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+                return original(path, *args, **kwargs)
+
+            monkeypatch.setattr(Path, "read_text", refusing)
+        else:
+            record = json.loads((place / "run.json").read_text())
+            (place / "run.json").write_text(json.dumps(record | {"seed": 7}))
+        with pytest.warns(UserWarning, match="not all of the comparison in .* is there"):
+            found = compare(tmp_path / "out")
+        assert len(counted) == 2  # those of the default start
+        assert {run.seed for run in found.runs if run.initialization == "default"} == {0, 1}
+        assert any(str(place) in problem for problem in found.problems)
+        assert (place / "run.json").exists()
+
+
+class TestWorkers:
+    def test_same_results_for_any_number_of_them(self, tmp_path):
+        compare(tmp_path / "one", recipe=GRID)
+        compare(tmp_path / "two", recipe=GRID, workers=2)
+        assert table(tmp_path / "one") == table(tmp_path / "two")
+
+    def test_a_run_that_kills_its_process(self, tmp_path):
+        models = {"net": functools.partial(raising, 1, "kill")}
+        found = compare(tmp_path / "out", models=models, initializations=["default"], seeds=3, workers=2)
+        statuses = {run.seed: run.status for run in found.runs}
+        assert statuses == {0: "done", 1: "failed", 2: "done"}
+        failed = next(run for run in found.runs if run.status == "failed")
+        assert failed.error == "the process of the run ended twice (killed by SIGKILL); it may be that memory ran out"
+
+    def test_one_that_raises(self, tmp_path):
+        models = {"net": functools.partial(raising, 1, "exception")}
+        found = compare(tmp_path / "out", models=models, initializations=["default"], seeds=3, workers=2)
+        assert {run.seed: run.status for run in found.runs} == {0: "done", 1: "failed", 2: "done"}
+
+    def test_none_is_left_after_an_interrupt(self, tmp_path, monkeypatch):
+        from initopt.comparison import workers as workers_module
+
+        def interrupted(*arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(workers_module, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(tmp_path / "out", workers=2)
+        assert multiprocessing.active_children() == []
+
+    def test_a_script_without_the_line_that_it_needs(self, tmp_path):
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from comparing import compare\nfrom pathlib import Path\ncompare(Path(__file__).parent / 'out', workers=2)\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, str(script)], env=environment(), capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 1
+        assert "needs the line: if __name__ == '__main__':" in ended.stderr
+
+
+def environment():
+    return with_the_tests() | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from comparing import NIO, RECIPE, compare, small
+if __name__ == "__main__":
+    compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],
+            recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": 20}, seeds=2, workers=int(sys.argv[2]), report=True)
+"""
+
+
+class Killed:
+    """A comparison that is killed by kill -9 again and again, and then left alone."""
+
+    def __init__(self, folder, workers):
+        self.folder, self.workers = folder, workers
+        self.script = folder / "script.py"
+        self.script.write_text(KILLED)
+
+    def start(self, name):
+        command = [sys.executable, str(self.script), str(self.folder / name), str(self.workers)]
+        return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
+
+    def unbroken(self):
+        begun = time.perf_counter()
+        process = self.start("unbroken")
+        assert process.wait(300) == 0, process.stderr.read().decode()
+        process.stderr.close()
+        return time.perf_counter() - begun
+
+    def killed(self, moments, group):
+        """Kill at each moment, in seconds; the whole group of processes, or the one that leads it."""
+        for moment in moments:
+            process = self.start("killed")
+            time.sleep(moment)
+            os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
+            process.wait()
+            process.stderr.close()
+        process = self.start("killed")
+        assert process.wait(300) == 0, process.stderr.read().decode()
+        process.stderr.close()
+
+    def check(self):
+        tables = [table(self.folder / name) for name in ("killed", "unbroken")]
+        assert tables[0] == tables[1]
+        assert len(tables[0]) == 2 * 2 * (2 * 2 + 2)
+        assert not [path for path in (self.folder / "killed").rglob(".*") if path.name not in (".lock", ".initopt-report")]
+
+
+def test_killed_twice(tmp_path):
+    comparison = Killed(tmp_path, workers=1)
+    seconds = comparison.unbroken()
+    comparison.killed([0.6 * seconds, 0.8 * seconds], group=False)
+    comparison.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "group"), [(1, False), (2, True), (2, False)])
+def test_killed_at_ten_random_moments(tmp_path, workers, group):
+    comparison = Killed(tmp_path, workers)
+    seconds = comparison.unbroken()
+    draws = random.Random(0)
+    comparison.killed([draws.uniform(0.2, 1.0) * seconds for _ in range(10)], group)
+    comparison.check()
+
+
+def test_the_table_leaves_nothing_out_but_times(tmp_path):
+    found = compare(tmp_path / "out", seeds=1)
+    fields = {field.name for field in dataclasses.fields(found.runs[0])}
+    missing = fields - set(json.loads(table(tmp_path / "out")[0]))
+    assert missing == {"initialization_seconds", "initialization_steps", "step_seconds", "seconds"}
