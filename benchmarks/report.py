@@ -101,6 +101,8 @@ def section(results: dict[str, Any], title: str, name: str, picture: bool) -> st
         parts += ["Time:", time_table(own, "D", lambda case: str(case["num_subbatches"]))]
         if any("memory" in case["contenders"][TRAINING] for case in own):
             parts += ["Memory:", memory_table(own, "D", lambda case: str(case["num_subbatches"]))]
+    notes = dict.fromkeys(case["note"] for case in cases if "note" in case)
+    parts += [f"{case_titles(cases, note)}: {note}." for note in notes]
     missing = left_out(cases)
     if missing:
         parts += ["Not measured:", missing]
@@ -144,6 +146,11 @@ MEASURING = """\
 (a block of rows of one weight's gradients at a time; see [uses.py](../src/initopt/engines/uses.py)). One batch, with the
 check of the first one; in parentheses, in units of the training step
 ([measuring.json](../benchmarks/results/measuring.json))."""
+
+
+def case_titles(cases: list[dict[str, Any]], note: str) -> str:
+    """The cases that a note is about."""
+    return "; ".join(f"{case_title(c)}, D = {c['num_subbatches']}" for c in cases if c.get("note") == note)
 
 
 def profile_section(results: dict[str, Any]) -> str:
