@@ -23,6 +23,8 @@ test-zoo: $(ZOO)/.installed
 # Goes on where it was stopped.
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/measuring.py
+	$(BIN)/python benchmarks/profile_step.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/report.py

@@ -19,7 +19,7 @@ from initopt.modes import measuring
 from initopt.preserve import preserved
 from initopt.problem import Problem
 
-__all__ = ["OBJECTIVE", "PUBLISHED", "TRAINING", "Contender", "contender", "contender_names", "model_and_batch"]
+__all__ = ["OBJECTIVE", "PUBLISHED", "TRAINING", "Contender", "Step", "contender", "contender_names", "model_and_batch"]
 
 TRAINING = "training step"
 PUBLISHED = "published"

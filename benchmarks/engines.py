@@ -19,13 +19,11 @@ import torch
 from cases import SUITES, Case
 from contenders import OBJECTIVE, TRAINING, contender, contender_names, model_and_batch
 from memory import MALLOC, accelerator_memory, process_memory
-from results import Results, load, machine, save
+from results import RESULTS, Results, load, machine, save
 from tables import memory_cell, time_cell
 from timing import take_turns
 
 __all__ = ["main", "run_cases"]
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def run_cases(

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from cases import Case
-from contenders import Contender, contender, contender_names, model_and_batch
+from contenders import Contender, Step, contender, contender_names, model_and_batch
 
-__all__ = ["MALLOC", "accelerator_memory", "process_memory"]
+__all__ = ["MALLOC", "accelerator_memory", "peak_memory", "process_memory"]
 
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Settings of glibc's allocator in the measuring processes: what is freed goes back to the system at once.
@@ -78,12 +78,17 @@ def measure_here(case: Case, name: str) -> dict[str, Any]:
             step()
     # A new one: an engine that checks or searches at its first step does so in this one, too, and needs no more for it.
     measured = contender(name, case, model, data)
+    with measured() as step:
+        return peak_memory(step)
+
+
+def peak_memory(step: Step) -> dict[str, Any]:
+    """Resident memory before a step and its high-water mark in it, in bytes, of this process."""
     gc.collect()
     _give_back()
     forgets = _forget_high_water()
     before = _status("VmRSS") if forgets else _high_water()
-    with measured() as step:
-        step()
+    step()
     peak = _status("VmHWM") if forgets else _high_water()
     return {"before": before, "peak": peak, "method": "VmHWM, reset" if forgets else "ru_maxrss"}
 

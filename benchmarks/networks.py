@@ -33,6 +33,14 @@ def text(vocabulary: int, length: int) -> Callable[[int], Batch]:
     return lambda size: (torch.randint(vocabulary, (size, length)), torch.randint(vocabulary, (size, length)))
 
 
+def features(count: int) -> Callable[[int], Batch]:
+    return lambda size: (torch.randn(size, count), torch.randint(10, (size,)))
+
+
+def wide_mlp(width: int, depth: int) -> nn.Module:
+    return plain_mlp(width, depth=depth + 1, width=width, activation=nn.ReLU)
+
+
 def timm_model(name: str) -> Callable[[], nn.Module]:
     def create() -> nn.Module:
         import timm
@@ -54,6 +62,13 @@ NETWORKS: dict[str, Network] = {
     "gpt": Network("GPT, 4 blocks, 128 wide", small_gpt, text(65, 128)),
     "resnet50-bn": Network("ResNet-50, 224x224 (timm)", timm_model("resnet50"), images(224, classes=1000), coupled=True),
     "vit-b-16": Network("ViT-B/16, 224x224 (timm)", timm_model("vit_base_patch16_224"), images(224, classes=1000)),
+    "mlp-100m": Network("MLP, 7 layers, 4096 wide", lambda: wide_mlp(4096, 6), features(4096)),
+    "vit-85m": Network(
+        "ViT, 12 blocks, 768 wide, 64x64", lambda: small_vit(64, 8, depth=12, width=768, heads=12), images(64)
+    ),
+    "gpt-100m": Network(
+        "GPT, 8 blocks, 768 wide, 44000 words", lambda: small_gpt(44000, 64, depth=8, width=768, heads=12), text(44000, 64)
+    ),
     "tiny-resnet": Network("ResNet-8, no norm", lambda: cifar_resnet(8, norm="none"), images(8)),
     "tiny-resnet-bn": Network("ResNet-8, batch norm", lambda: cifar_resnet(8), images(8), coupled=True),
     "tiny-vit": Network("ViT, 1 block", lambda: small_vit(8, 4, depth=1, width=24), images(8)),

@@ -108,6 +108,8 @@ def over_networks(cases: list[dict[str, Any]]) -> Figure:
                 if high > low:
                     axes.errorbar(x, median, [[median - low], [high - median]], color="black", linewidth=0.8)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        # From the medians: the range of a hiccup may leave the picture.
+        axes.set_ylim(0, 1.25 * max((patch.get_height() for patch in axes.patches), default=1.0) or 1.0)
         axes.set_ylabel(label, fontsize=9)
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)

@@ -14,14 +14,16 @@ from typing import Any
 
 from accuracy import accuracy_table
 from contenders import PUBLISHED, TRAINING
-from results import ratios
-from tables import case_title, contenders_of, left_out, memory_table, time_table
+from measuring import MEASURE
+from networks import NETWORKS
+from profile_step import products
+from results import RESULTS, ratios
+from tables import case_title, contenders_of, left_out, markdown, memory_table, time_table
 
 from initopt.storage import read_json, write_file
 
 __all__ = ["main", "page"]
 
-RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 INTRODUCTION = """\
@@ -59,6 +61,12 @@ def page(folder: Path) -> str:
         path = folder / f"{name}.json"
         if path.exists():
             parts.append(section(read_json(path), title, name, picture))
+    path = folder / "measuring.json"
+    if path.exists():
+        parts.append(measuring_section(read_json(path)))
+    path = folder / "profile.json"
+    if path.exists():
+        parts.append(profile_section(read_json(path)))
     path = folder / "accuracy.json"
     if path.exists():
         parts.append(accuracy_table(read_json(path)))
@@ -93,10 +101,69 @@ def section(results: dict[str, Any], title: str, name: str, picture: bool) -> st
         parts += ["Time:", time_table(own, "D", lambda case: str(case["num_subbatches"]))]
         if any("memory" in case["contenders"][TRAINING] for case in own):
             parts += ["Memory:", memory_table(own, "D", lambda case: str(case["num_subbatches"]))]
+    notes = dict.fromkeys(case["note"] for case in cases if "note" in case)
+    parts += [f"{case_titles(cases, note)}: {note}." for note in notes]
     missing = left_out(cases)
     if missing:
         parts += ["Not measured:", missing]
     return "\n\n".join(parts) + "\n"
+
+
+def measuring_section(results: dict[str, Any]) -> str:
+    """Sample-wise measurements of large networks."""
+    rows = []
+    for case in results["cases"].values():
+        training, measure = case[TRAINING], case[MEASURE]
+        peaks = [(found["memory"]["peak"] - found["memory"]["before"]) / 1e6 for found in (training, measure)]
+        rows.append(
+            [
+                f"{NETWORKS[case['network']].title} ({training['parameters'] / 1e6:.0f} M parameters)",
+                f"{training['seconds']:.2f} s, {peaks[0]:.0f} MB",
+                f"{measure['seconds']:.2f} s ({measure['seconds'] / training['seconds']:.1f})",
+                f"{peaks[1]:.0f} MB ({peaks[1] / peaks[0]:.2f})",
+            ]
+        )
+    table = markdown(["network", TRAINING, "time", "memory"], rows)
+    return f"{MEASURING}\n\n{table}\n"
+
+
+PROFILE = """\
+## What a step is made of
+
+Seconds of the profiler in one thread, in units of the training step of the same network, by kind of operation
+([profile.json](../benchmarks/results/profile.json)). *Products* counts how often a linear layer is passed (forwards, back,
+or for its weight's gradient) over the whole batch; divided by the 3 of a training step, that is what a step costs at least.
+
+With the statistics of the whole batch, the loss of each sub-batch depends on all samples, so that each of the D backward
+passes, and what follows it, goes over the whole batch: 2 + 5 D products, or 7.3 training steps at D = 4. No exact engine
+that differentiates through these passes gets below that. `differences` gets by with 1 + 2 D + 2 D, or 5.7."""
+
+
+MEASURING = """\
+## Sample-wise measurements of large networks
+
+`initopt.measure` with D = B = 64: the gradients of all pairs of samples are compared, and none of them is ever formed whole
+(a block of rows of one weight's gradients at a time; see [uses.py](../src/initopt/engines/uses.py)). One batch, with the
+check of the first one; in parentheses, in units of the training step
+([measuring.json](../benchmarks/results/measuring.json))."""
+
+
+def case_titles(cases: list[dict[str, Any]], note: str) -> str:
+    """The cases that a note is about."""
+    return "; ".join(f"{case_title(c)}, D = {c['num_subbatches']}" for c in cases if c.get("note") == note)
+
+
+def profile_section(results: dict[str, Any]) -> str:
+    """What the time of steps goes into, in units of a training step."""
+    rows = []
+    for case in results["cases"].values():
+        unit = sum(case["seconds"][TRAINING].values())
+        for name, seconds in case["seconds"].items():
+            count = products(name, case["num_subbatches"], case["batch_norm"])
+            kinds = [f"{value / unit:.2f}" for value in seconds.values()]
+            rows.append([case_title(case), name, f"{count / 3:.2f}", *kinds, f"{sum(seconds.values()) / unit:.2f}"])
+    head = ["network", "engine", "products / 3", *next(iter(results["cases"].values()))["seconds"][TRAINING], "all"]
+    return f"{PROFILE}\n\n{markdown(head, rows)}\n"
 
 
 def summary(cases: list[dict[str, Any]]) -> str:

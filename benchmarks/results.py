@@ -12,9 +12,11 @@ import torch
 import initopt
 from initopt.storage import read_json, write_file, write_json
 
-__all__ = ["load", "machine", "memory_of", "processor", "ratios", "save"]
+__all__ = ["RESULTS", "load", "machine", "memory_of", "processor", "ratios", "save"]
 
 Results = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:

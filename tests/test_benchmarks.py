@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from initopt import objectives
 from initopt.engines import ENGINES
@@ -28,7 +30,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import accuracy
 import engines
+import measuring as measuring_step
 import plot
+import profile_step
 import report
 import timing
 from cases import SUITES, Case
@@ -172,3 +176,31 @@ def test_the_gpu_command_tells_what_it_needs(tmp_path: Path) -> None:
     arguments = ["--device", "cpu", "--threads", "1", "--repetitions", "1", "--minutes", "0"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
     assert "out of time: 7 cases are left" in done.stdout
+
+
+@pytest.mark.parametrize("case", [replace(TINY, num_subbatches=2), replace(TINY_COUPLED, num_subbatches=2)])
+def test_steps_make_the_products_that_are_told(case: Case) -> None:
+    model, data = model_and_batch(case, "cpu")
+
+    def operations(name: str) -> int:
+        with contender(name, case, model, data)() as step:
+            step()
+            step()  # engines check, or search, in their first step
+            with FlopCounterMode(display=False) as counted:
+                step()
+        return counted.get_total_flops()
+
+    training = operations(TRAINING)
+    # Not groups: the counter takes the weight gradient of a grouped convolution for that of a dense one.
+    for name in {*contender_names(case)} - {"groups"}:
+        told = profile_step.products(name, case.num_subbatches, case.batch_norm)
+        assert 3 * operations(name) / training == pytest.approx(told, rel=0.1), name
+
+
+def test_a_measurement_and_a_profile_are_written_and_told(tmp_path: Path) -> None:
+    measuring_step.main(["--smoke", "--out", str(tmp_path / "measuring.json")])
+    profile_step.main(["--smoke", "--out", str(tmp_path / "profile.json")])
+    page = report.page(tmp_path)
+    assert "GPT, 1 block (0 M parameters)" in page
+    assert "| ResNet-8, batch norm of the sub-batch | graph | 2.33 |" in page
+    torch.set_num_threads(1)

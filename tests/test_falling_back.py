@@ -153,6 +153,8 @@ def test_a_fault_of_the_model_is_not_hidden_by_going_over() -> None:
         ("torch.compile with aot_autograd does not currently support double backward", "torch.compile"),
         ("Double backwards is not supported for CuDNN RNNs due to limitations in the CuDNN API", "CuDNN RNNs"),
         ("trying to differentiate twice a function that was marked with @once_differentiable", "@once_differentiable"),
+        ("This backward function was compiled with non-empty donated buffers which requires create_graph=False",
+         "torch.compile"),
         ("mat1 and mat2 shapes cannot be multiplied", None),
     ],
 )  # fmt: skip
@@ -212,3 +214,71 @@ def test_a_compiled_model() -> None:
     assert result.engine == "differences"
     assert _that_matter(result.scales) == pytest.approx(_that_matter(expected.scales), rel=1e-2)
     assert torch.equal(model[0].weight, compiled._orig_mod[0].weight)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_a_compiled_part_of_a_model() -> None:
+    """A function that is compiled is met only when it is called."""
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.part = torch.compile(lambda x: torch.tanh(self.first(x)) * 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.part(x))
+
+    class Plain(Partly):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.tanh(self.first(x)) * 2)
+
+    def run(kind: type[nn.Module], engine: str) -> initopt.Result:
+        torch.manual_seed(0)
+        return quick(kind(), make_batches(), engine=engine)
+
+    expected = run(Plain, "exact")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for engine in ("auto", "differences"):
+            found = run(Partly, engine)
+            assert list(found.scales.values()) == pytest.approx(list(expected.scales.values()), rel=1e-2), engine
+
+
+@pytest.mark.parametrize("masked", [None, "float", "bool", "heads", "causal"])
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_multihead_attention_runs_together(masked: str | None, weights: bool, padded: bool) -> None:
+    """Attention of a sequence to itself, with every kind of mask."""
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True, bias=not weights)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            x = batch["x"]
+            mask = {
+                "float": torch.linspace(-1, 1, 25, dtype=x.dtype).view(5, 5),
+                "bool": torch.eye(5, dtype=torch.bool).roll(1, 0),
+                "heads": torch.linspace(-1, 1, 50, dtype=x.dtype).view(2, 5, 5).repeat(len(x), 1, 1),
+                "causal": torch.ones(5, 5, dtype=torch.bool).triu(1),
+            }.get(masked or "")
+            padding = batch["padding"] if padded else None
+            if padding is not None and mask is not None and mask.dtype != torch.bool:
+                padding = torch.zeros_like(padding, dtype=x.dtype).masked_fill(padding, -torch.inf)
+            mixed, seen = self.attention(x, x, x, padding, need_weights=weights, attn_mask=mask)
+            return self.head(mixed.mean(1)) + (seen.square().sum((1, 2))[:, None] if weights else 0)
+
+    torch.manual_seed(0)
+    model = Sequence().double()
+    padding = torch.zeros(12, 5, dtype=torch.bool)
+    padding[::2, 4] = True
+    batches = [({"x": torch.randn(12, 5, 8).double(), "padding": padding}, torch.randint(3, (12,))) for _ in range(2)]
+    together = quick(copy.deepcopy(model), batches, overlap=0.0, engine="groups")
+    apart = quick(copy.deepcopy(model), batches, overlap=0.0, engine="plain")
+    assert list(together.scales.values()) == pytest.approx(list(apart.scales.values()), rel=1e-9)
+    measured = [initopt.measure(model, batches, num_subbatches=6, engine=name).gram for name in ("groups", "plain")]
+    torch.testing.assert_close(*measured, rtol=1e-9, atol=1e-14)

@@ -260,8 +260,10 @@ def test_attention_backends_are_put_back(mode: str, fails: bool) -> None:
             initopt.measure(model, [(inputs * torch.nan, targets)], num_subbatches=2, batch_norm=mode)
     else:
         initopt.nio(model, [(inputs, targets)], steps=1, measure_steps=0, num_subbatches=2, batch_norm=mode)
+    plain = (False, False, True)
+    assert set(seen) <= {plain, before}  # where no second derivative is taken, the user's own kernels run
     assert seen
-    assert set(seen) == {(False, False, True)}
+    assert fails or plain in seen
     assert backends() == before
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from initopt.checks import check_integer
-from initopt.comparison.hardware import Hardware, processor_threads
+from initopt.comparison.hardware import Hardware
 from initopt.comparison.initialization import Initialization
 from initopt.comparison.network import Network
 from initopt.comparison.plan import Plan
@@ -23,6 +23,7 @@ from initopt.data import Splits
 from initopt.interrupts import terminable
 from initopt.losses import LossFunction
 from initopt.progress import Progress, counter
+from initopt.threads import processor_threads
 from initopt.where import warn
 
 if TYPE_CHECKING:

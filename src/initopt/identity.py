@@ -20,8 +20,9 @@ from initopt.trees import named_tensors
 
 __all__ = ["differences", "fingerprint", "identify"]
 
-_FREE = {"steps", "scale_params", "grad_params"}
-"""Options that may change: a run can be made longer, and of the filters, what they select counts, and not their name."""
+_FREE = {"steps", "scale_params", "grad_params", "microbatch", "memory_budget"}
+"""Options that may change: a run can be made longer, and take another amount of memory; of the filters, what they select
+counts, and not their name."""
 
 
 def identify(

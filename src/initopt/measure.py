@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -10,13 +10,14 @@ from torch import nn
 from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine, create_engine
 from initopt.engines.choose import check_engine
+from initopt.engines.microbatches import is_out_of_memory
 from initopt.errors import LoaderError
 from initopt.losses import LossFunction
 from initopt.measurement import Measurement
 from initopt.modes import measuring
 from initopt.parameters import ParameterFilter, trainable_parameters
-from initopt.preserve import preserved
-from initopt.problem import BatchNorm, Problem, Split
+from initopt.preserve import unwritten
+from initopt.problem import Batch, BatchNorm, Problem, Split
 from initopt.progress import Progress, reporter
 from initopt.randomness import derive_seed
 from initopt.stream import BatchStream, check_batches, length_of
@@ -38,6 +39,8 @@ def measure(
     grad_params: ParameterFilter | None = None,
     engine: str = "auto",
     train_mode: bool = False,
+    microbatch: int | None = None,
+    memory_budget: float | None = None,
     seed: int | None = None,
     progress: Progress = None,
 ) -> Measurement:
@@ -65,6 +68,10 @@ def measure(
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included. By default, everything that only adds noise
             is off. What the model draws at random is the same each time it sees the same sub-batch, in either case.
+        microbatch: most samples of a sub-batch to run at a time, whose gradients are accumulated: for sub-batches that do
+            not fit into memory. Whole sub-batches by default. Where memory runs out, it is halved, with a warning. Needs a
+            loss that is a mean over samples, and no batch norm on the statistics of the sub-batch.
+        memory_budget: bytes that ``engine="auto"`` may take beside the model and the batch; by default, what is free.
         seed: base of the seeds for what the model itself draws; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
 
@@ -87,11 +94,12 @@ def measure(
     if steps is not None:
         steps = check_integer("steps", steps, 1)
     num_subbatches, overlap = plain_numbers(num_subbatches), plain_numbers(overlap)
+    microbatch, memory_budget = plain_numbers(microbatch), plain_numbers(memory_budget)
     check_engine(engine)
     check_batches(batches)
     trainable_parameters(model)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
-    with preserved(model):
+    with unwritten(model) as only_written:
         problem = Problem.create(
             model,
             loss_fn,
@@ -102,12 +110,14 @@ def measure(
             grad_params=grad_params,
             scale_params=None,
             seed=seed,
+            microbatch=microbatch,
+            memory_budget=memory_budget,
         )
         chosen = create_engine(engine, problem)
         total = length_of(batches) if steps is None else steps
         stream = BatchStream(batches, steps) if steps is not None else None
         with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
-            found = measure_batches(chosen, batches if stream is None else stream, report)
+            found = measure_batches(chosen, batches if stream is None else stream, report, only_written)
     if stream is not None and stream.cycled:
         warn(
             f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
@@ -116,8 +126,27 @@ def measure(
     return found
 
 
-def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None) -> Measurement:
+def _runs(problem: Problem, batch: Batch) -> bool:
+    """Run the model once; whether there is the memory for that. An engine may do with less."""
+    try:
+        problem.try_out(batch)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def measure_batches(
+    engine: Engine, batches: Iterable[Any], report: Any = None, when_run: Callable[[], None] | None = None
+) -> Measurement:
     """Measure every batch with an engine, its model being in measuring mode.
+
+    Args:
+        engine: the engine.
+        batches: as the user gave them.
+        report: is called with each Gram matrix.
+        when_run: is called once the model has run, on a sub-batch of the first batch and before anything else.
 
     Raises:
         LoaderError: if there is no batch.
@@ -126,6 +155,8 @@ def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None) 
     for index, data in enumerate(batches):
         with located(f"batch {index} of the measurement"):
             batch = engine.problem.prepare(data, index)
+            if index == 0 and when_run is not None and _runs(engine.problem, batch):
+                when_run()
             grams.append(engine.evaluate(batch, differentiate=False).gram)
         small.append(batch.windows.small_batch)
         big.append(batch.windows.big_batch)

@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from initopt.caches import CacheGuard
 from initopt.plain_ops import plain_hard_sigmoid, plain_recurrence, plain_weight_norm
 
-__all__ = ["BufferGuard", "measuring"]
+__all__ = ["BufferGuard", "has_batch_statistics", "measuring"]
 
 
 @contextmanager
@@ -65,6 +65,12 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(plain_recurrence())
         yield
+
+
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Whether a model, in the mode that its user put it into, has batch norms that :func:`measuring` does not freeze."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return any(norm.training or not model.training for norm in norms)
 
 
 class BufferGuard:

@@ -137,6 +137,8 @@ def nio(
     grad_params: ParameterFilter | None = None,
     engine: str = "auto",
     train_mode: bool = False,
+    microbatch: int | None = None,
+    memory_budget: float | None = None,
     measure_steps: int = 10,
     seed: int | None = None,
     progress: Progress = None,
@@ -175,6 +177,10 @@ def nio(
         engine: how derivatives are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
+        microbatch: most samples of a sub-batch to run at a time, whose gradients are accumulated: for sub-batches that do
+            not fit into memory. Whole sub-batches by default. Where memory runs out, it is halved, with a warning. Needs a
+            loss that is a mean over samples, and no batch norm on the statistics of the sub-batch.
+        memory_budget: bytes that ``engine="auto"`` may take beside the model and the batch; by default, what is free.
         measure_steps: how many batches to hold back and measure on, before and after; see :func:`initopt.optimize`.
         seed: base of the seeds for what the model itself draws.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
@@ -225,4 +231,6 @@ def nio(
         grad_params=grad_params,
         engine=engine,
         train_mode=train_mode,
+        microbatch=microbatch,
+        memory_budget=memory_budget,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from initopt.interrupts import shielded, terminable
 from initopt.modes import BufferGuard
 from initopt.randomness import RandomState
 
-__all__ = ["Originals", "preserved", "put_values"]
+__all__ = ["Originals", "preserved", "put_values", "unwritten"]
 
 Originals = dict[nn.Parameter, Tensor]
 """Trainable parameters with a copy of their values."""
@@ -46,6 +46,34 @@ def preserved(model: nn.Module) -> Iterator[Originals]:
             with shielded(), restoring:
                 if not succeeded:
                     put_values(originals)
+
+
+@contextmanager
+def unwritten(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Keep a model's state, its parameter values included, however the block ends.
+
+    A copy of all parameters is the memory of a gradient. So the block calls what it is given once the model has run: from
+    then on, only parameters that this run wrote to (an embedding with ``max_norm`` does) have a copy.
+
+    Raises:
+        RuntimeError: if a parameter is written to later that was not at first, which cannot be undone.
+    """
+    with preserved(model) as copies:
+        versions = {parameter: parameter._version for parameter in copies}
+        names = {parameter: name for name, parameter in model.named_parameters()}
+
+        def forget() -> None:
+            for parameter in [p for p in copies if p._version == versions[p]]:
+                del copies[parameter]
+
+        yield forget
+        put_values(copies)
+        late = [names[p] for p, version in versions.items() if p not in copies and p._version != version]
+        if late:
+            raise RuntimeError(
+                f"the model's forward pass wrote to parameter {', '.join(map(repr, late[:3]))}, and not yet in its first "
+                "run; its value is now another one"
+            )
 
 
 def put_values(values: Mapping[nn.Parameter, Tensor]) -> None:

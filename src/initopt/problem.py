@@ -9,14 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from initopt.checks import check_number
+from initopt.checks import check_integer, check_number
 from initopt.losses import Loss, LossFunction, as_loss
-from initopt.modes import BufferGuard
+from initopt.modes import BufferGuard, has_batch_statistics
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
+from initopt.randomness import seeded
 from initopt.splitting import SPLITS, Windows, split_windows
 from initopt.trees import batch_size, map_tensors, take, to_device
 
-__all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Problem", "Split", "check_splitting"]
+__all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Part", "Problem", "Split", "check_memory", "check_splitting"]
 
 BatchNorm = Literal["subbatch", "batch"]
 BATCH_NORMS = ("subbatch", "batch")
@@ -29,6 +30,21 @@ class Batch:
 
     data: Any
     windows: Windows
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of a sub-batch that are run at a time.
+
+    Attributes:
+        indices: of the samples in the batch.
+        share: of the sub-batch.
+        seed: for what the model draws.
+    """
+
+    indices: Tensor
+    share: float
     seed: tuple[int, ...]
 
 
@@ -46,6 +62,9 @@ class Problem:
         split: rule of splitting.
         batch_norm: whose statistics normalize, the sub-batch's or the whole batch's.
         seed: base of the seeds for what the model draws.
+        microbatch: most samples to run at a time, if not whole sub-batches.
+        memory_budget: bytes that an engine which is chosen by itself may take; those that are free, by default.
+        normalizes: whether batch norms couple the samples of a sub-batch.
         buffers: the model's buffers, put back before every forward pass.
     """
 
@@ -58,6 +77,9 @@ class Problem:
     split: Split
     batch_norm: BatchNorm
     seed: int
+    microbatch: int | None
+    memory_budget: float | None
+    normalizes: bool
     buffers: BufferGuard = field(repr=False)
 
     @classmethod
@@ -73,9 +95,12 @@ class Problem:
         grad_params: ParameterFilter | None,
         scale_params: ParameterFilter | None,
         seed: int,
+        microbatch: int | None = None,
+        memory_budget: float | None = None,
     ) -> Problem:
         """Check everything that can be checked before any work."""
         check_splitting(num_subbatches, overlap, split, batch_norm)
+        check_memory(microbatch, memory_budget)
         parameters = trainable_parameters(model)
         _refuse_unsupported(parameters)
         return cls(
@@ -88,6 +113,9 @@ class Problem:
             split=split,
             batch_norm=batch_norm,
             seed=seed,
+            microbatch=microbatch,
+            memory_budget=memory_budget,
+            normalizes=has_batch_statistics(model),
             buffers=BufferGuard(model),
         )
 
@@ -106,9 +134,24 @@ class Problem:
         windows = split_windows(batch_size(data), self.num_subbatches, self.overlap, self.split)
         return Batch(to_device(data, self.device), windows, (self.seed, index))
 
+    def parts(self, batch: Batch, d: int, microbatch: int | None) -> list[Part]:
+        """Sub-batch d in parts of ``microbatch`` samples or fewer, as equal as can be."""
+        window = batch.windows.indices[d]
+        count = 1 if microbatch is None else -(-len(window) // microbatch)
+        seeds = [(*batch.seed, d)] if count == 1 else [(*batch.seed, d, i) for i in range(count)]
+        pieces = window.tensor_split(count)
+        return [Part(piece, len(piece) / len(window), seed) for piece, seed in zip(pieces, seeds, strict=True)]
+
+    def part_loss(self, batch: Batch, part: Part) -> Tensor:
+        """What a part adds to the mean loss of its sub-batch."""
+        loss = self._loss_of(batch, part.indices)
+        return loss if part.share == 1 else part.share * loss
+
     def subbatch_loss(self, batch: Batch, d: int) -> Tensor:
         """Mean loss of sub-batch d, from a forward pass over it alone."""
-        window = batch.windows.indices[d]
+        return self._loss_of(batch, batch.windows.indices[d])
+
+    def _loss_of(self, batch: Batch, window: Tensor) -> Tensor:
         self.buffers.refresh()
         try:
             return self.loss(self.model, take(batch.data, window, batch.windows.batch_size), len(window))
@@ -119,6 +162,16 @@ class Problem:
                     'sub-batches, larger batches, or batch_norm="batch")'
                 )
             raise
+
+    def try_out(self, batch: Batch) -> None:
+        """Run the model as an engine is going to, on as little as possible."""
+        if self.batch_norm == "batch":
+            with seeded(*batch.seed):
+                self.window_losses(batch)
+        else:
+            first = self.parts(batch, 0, self.microbatch)[0]
+            with seeded(*first.seed):
+                self.part_loss(batch, first)
 
     def window_losses(self, batch: Batch) -> list[Tensor]:
         """Mean losses of all sub-batches, from one forward pass over the whole batch."""
@@ -146,6 +199,14 @@ def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm:
         raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORMS))}")
 
 
+def check_memory(microbatch: int | None, memory_budget: float | None) -> None:
+    """Refuse what is no number of samples, or of bytes, with a ValueError."""
+    if microbatch is not None:
+        check_integer("microbatch", microbatch, 1)
+    if memory_budget is not None:
+        check_number("memory_budget", memory_budget, above=0)
+
+
 def _refuse_unsupported(parameters: Sequence[NamedParameter]) -> None:
     """Refuse models whose gradients or weights are not what they seem."""
     places: dict[tuple[int, torch.Size], str] = {}
@@ -168,7 +229,14 @@ def _refuse_unsupported(parameters: Sequence[NamedParameter]) -> None:
 
 def inner_product(left: Tensor, right: Tensor) -> Tensor:
     """Real inner product of two tensors of one shape."""
-    return (as_real(left) * as_real(right)).sum()
+    left, right = as_real(left), as_real(right)
+    if left.dtype == right.dtype and left.dtype in _DOT and left.is_contiguous() and right.is_contiguous():
+        return torch.dot(left.view(-1), right.view(-1))  # no product in memory
+    return (left * right).sum()
+
+
+_DOT = (torch.float32, torch.float64)
+"""Precisions that a dot product can accumulate in."""
 
 
 def as_real(tensor: Tensor) -> Tensor:

@@ -94,6 +94,8 @@ class Run:
             grad_params=method.grad_params,
             scale_params=method.scale_params,
             seed=self._seed,
+            microbatch=method.microbatch,
+            memory_budget=method.memory_budget,
         )
         others = {"measure_steps": settings.measure_steps, "seed": settings.seed}
         self._identity: dict[str, Any] = {}

@@ -31,14 +31,15 @@ __all__ = ["LEEWAY", "TOLERANCES", "Finding", "examine"]
 
 TOLERANCES = {
     "gram": 1e-9,
+    "measured_gram": 1e-9,
     "derivatives": 1e-6,
     "together_gram": 1e-9,
     "together_derivatives": 1e-6,
     "single_gram": 1e-3,
     "single_derivatives": 5e-2,
 }
-"""Largest error of the Gram matrix and of a scale derivative: in double precision; there with all sub-batches run together,
-which is what ``engine="auto"`` does from 8 on; and in single precision.
+"""Largest error of the Gram matrix, in a step and measured, and of a scale derivative: in double precision; there with
+all sub-batches run together, which is what ``engine="auto"`` does from 8 on; and in single precision.
 
 In single precision, rounding may put an activation on the other side of a kink (ReLU, a maximum), which is a jump of the
 second derivative, and norms over few values amplify it. So there the error may also be :data:`LEEWAY` times what plain
@@ -167,8 +168,11 @@ def _compare(case: Case, model: nn.Module, batch: Any, finding: Finding) -> None
             true_gram, true_derivatives = _truth(entry, copy.deepcopy(double), double_batch)
         with _timed(finding, "double"):
             gram, derivatives = _found(entry, double, double_batch)
+        with _timed(finding, "measured"):
+            measured = _measured(entry, double, double_batch)
         together = _found_together(entry, double, double_batch, finding)
     finding.errors["gram"] = _gram_error(gram, true_gram)
+    finding.errors["measured_gram"] = _gram_error(measured, true_gram)
     finding.errors["derivatives"] = _derivative_error(derivatives, true_derivatives)
     if together is not None:
         finding.errors["together_gram"] = _gram_error(together[0], true_gram)
@@ -233,6 +237,13 @@ def _found(entry: Entry, model: nn.Module, batch: Any, engine: str = "auto") -> 
         slope = torch.autograd.grad(truth.PHI[_OBJECTIVE](gram), gram)[0]
         along = evaluation.scale_derivatives(slope)
     return gram.detach(), {p.name: float(value) for p, value in zip(problem.scale_params, along, strict=True)}
+
+
+def _measured(entry: Entry, model: nn.Module, batch: Any) -> Tensor:
+    """The Gram matrix as a measurement has it, which takes no second derivative."""
+    problem = entry.problem(model, "subbatch")
+    with preserved(model), measuring(model):
+        return create_engine("auto", problem).evaluate(problem.prepare(batch, truth.INDEX), differentiate=False).gram
 
 
 def _gram_error(found: Tensor, true: Tensor) -> float:

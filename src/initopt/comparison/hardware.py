@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Hardware", "processor_threads"]
+__all__ = ["Hardware"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +53,3 @@ class Hardware:
         except Exception as error:  # of several kinds, the library's own among them
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise ValueError(f"Lightning Fabric does not run with {given}: {error}") from error
-
-
-@contextmanager
-def processor_threads(count: int) -> Iterator[None]:
-    """So many processor threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

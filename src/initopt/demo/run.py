@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -16,6 +15,7 @@ from initopt.demo.experiment import Experiment, run_seed
 from initopt.demo.folder import check_folder, save_experiment
 from initopt.demo.report import introduce, report
 from initopt.demo.starts import STARTS
+from initopt.threads import processor_threads
 
 __all__ = ["run_demo"]
 
@@ -53,21 +53,11 @@ def run_demo(
     check_folder(folder.absolute())
     console = Console()
     introduce(console, seeds, epochs, nio_steps)
-    with _threads(threads), _bar(seeds * (nio_steps + len(STARTS) * epochs)) as bar:
+    with processor_threads(threads), _bar(seeds * (nio_steps + len(STARTS) * epochs)) as bar:
         task = bar.tasks[0].id
         experiment = Experiment([run_seed(seed, epochs, nio_steps, lambda: bar.advance(task)) for seed in range(seeds)])
     save_experiment(experiment, folder.absolute(), threads)
     report(console, experiment, folder)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

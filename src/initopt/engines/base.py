@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,23 @@ from initopt.errors import NonFiniteError, ZeroGradientError
 from initopt.parameters import NamedParameter
 from initopt.problem import Batch, Problem, as_real
 
-__all__ = ["Engine", "Evaluation", "Gradients", "check_gram", "gram_matrix", "joined", "weighted_sums"]
+__all__ = [
+    "BLOCK",
+    "WHOLE",
+    "Engine",
+    "Evaluation",
+    "Gradients",
+    "GramSum",
+    "added",
+    "check_entries",
+    "check_gram",
+    "gram_matrix",
+    "joined",
+    "weighted_sums",
+]
+
+WHOLE = "it runs sub-batches whole, and microbatch is to split them"
+"""Why most engines refuse a problem with micro-batches."""
 
 Gradients = Sequence[Tensor | None]
 """Gradient of one sub-batch, a tensor per parameter, ``None`` where the loss does not reach it."""
@@ -96,12 +112,57 @@ class Engine(ABC):
         """
 
 
-_ENTRIES = 1 << 22
+BLOCK = 1 << 22
 """Entries of the gradients of one parameter that are multiplied at a time, and copied for it."""
 
-_MANY = 16
+MANY = 16
 """Sub-batches from which on such a product is taken in single precision, if the gradients are, and only the sum of the
 products in double: the product then is a cost, and its rounding error is far below that of the gradients."""
+
+
+class GramSum:
+    """A Gram matrix that grows parameter by parameter, in float64.
+
+    Args:
+        count: D, the number of sub-batches.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._by_device: dict[torch.device, Tensor] = {}
+
+    def precision(self, dtype: torch.dtype) -> torch.dtype:
+        """What gradients of a precision are multiplied in."""
+        return torch.float64 if self.count <= MANY else torch.promote_types(dtype, torch.float32)
+
+    def add(self, products: Tensor) -> None:
+        """Add inner products, shape ``(D, D)``."""
+        zero = products.new_zeros(products.shape, dtype=torch.float64)
+        self._by_device.setdefault(products.device, zero).add_(products)
+
+    def add_rows(self, rows: Tensor | Sequence[Tensor]) -> None:
+        """Add the inner products of real vectors, one for each sub-batch: a list, or the rows of a matrix."""
+        step = max(BLOCK // self.count, 1)
+        for start in range(0, len(rows[0]), step):
+            few = slice(start, start + step)
+            part = rows[:, few] if isinstance(rows, Tensor) else torch.stack([row[few] for row in rows])
+            part = part.to(self.precision(part.dtype))
+            self.add(part @ part.T)
+
+    def add_sum(self, other: GramSum) -> None:
+        """Add another sum."""
+        for products in other._by_device.values():
+            self.add(products)
+
+    def sqnorms(self) -> Tensor:
+        """Its diagonal, on a device; shape ``(D,)``."""
+        first, *others = (part.diagonal() for part in self._by_device.values())
+        return sum((part.to(first.device) for part in others), first)
+
+    def matrix(self) -> Tensor:
+        """The sum so far, float64 on the CPU, shape ``(D, D)``."""
+        zero = torch.zeros(self.count, self.count, dtype=torch.float64, device="cpu")
+        return sum((part.cpu() for part in self._by_device.values()), zero)
 
 
 def gram_matrix(gradients: Sequence[Gradients]) -> Tensor:
@@ -113,19 +174,12 @@ def gram_matrix(gradients: Sequence[Gradients]) -> Tensor:
     Returns:
         Shape ``(D, D)``, float64, on the CPU.
     """
-    count = len(gradients)
-    by_device: dict[torch.device, Tensor] = {}
+    total = GramSum(len(gradients))
     for column in zip(*gradients, strict=True):
         rows = _real_rows(column)
-        if rows is None:
-            continue
-        total = by_device.setdefault(rows[0].device, rows[0].new_zeros(count, count, dtype=torch.float64))
-        precision = torch.float64 if count <= _MANY else torch.promote_types(rows[0].dtype, torch.float32)
-        step = max(_ENTRIES // count, 1)
-        for start in range(0, len(rows[0]), step):
-            part = torch.stack([row[start : start + step] for row in rows]).to(precision)
-            total += part @ part.T
-    return sum((part.cpu() for part in by_device.values()), torch.zeros(count, count, dtype=torch.float64, device="cpu"))
+        if rows is not None:
+            total.add_rows(rows)
+    return total.matrix()
 
 
 def _real_rows(gradients: Sequence[Tensor | None]) -> list[Tensor] | None:
@@ -150,6 +204,19 @@ def weighted_sums(gradients: Sequence[Gradients], weights: Tensor) -> list[list[
     return sums
 
 
+def added(parts: Iterable[tuple[Tensor, Gradients]]) -> tuple[Tensor, Gradients]:
+    """The sum of losses, and that of gradients, one part at a time."""
+    total: tuple[Tensor, list[Tensor | None]] | None = None
+    for loss, gradients in parts:
+        if total is None:
+            total = loss, list(gradients)
+            continue
+        pairs = zip(total[1], gradients, strict=True)
+        total = total[0] + loss, [a if b is None else b if a is None else a + b for a, b in pairs]
+    assert total is not None
+    return total
+
+
 def joined(gradients: Sequence[Gradients]) -> list[Tensor | None]:
     """The gradients of all sub-batches in one list."""
     return [g for sub in gradients for g in sub]
@@ -164,12 +231,28 @@ def check_gram(
         NonFiniteError: naming the first loss, or else the first parameters, that are infinite or not a number.
         ZeroGradientError: if every gradient is zero.
     """
-    for d, loss in enumerate(losses):
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"the loss of sub-batch {d} is {loss.item()}")
+
+    def broken(d: int) -> list[str]:
+        pairs = zip(parameters, gradients[d], strict=True)
+        return [p.name for p, g in pairs if g is not None and not torch.isfinite(g).all()]
+
+    check_entries(gram, losses, broken)
+
+
+def check_entries(gram: Tensor, losses: Sequence[Tensor], broken: Callable[[int], list[str]]) -> None:
+    """As :func:`check_gram`.
+
+    Args:
+        gram: the Gram matrix.
+        losses: of the sub-batches.
+        broken: gives the names of the parameters whose gradient in a sub-batch is not finite.
+    """
+    for d, finite in enumerate(torch.isfinite(torch.stack(list(losses))).tolist()):
+        if not finite:
+            raise NonFiniteError(f"the loss of sub-batch {d} is {losses[d].item()}")
     if not torch.isfinite(gram).all():
-        for d, sub in enumerate(gradients):
-            bad = [p.name for p, g in zip(parameters, sub, strict=True) if g is not None and not torch.isfinite(g).all()]
+        for d in range(len(losses)):
+            bad = broken(d)
             if bad:
                 more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
                 raise NonFiniteError(

@@ -19,6 +19,7 @@ formula goes over the data some forty times, which makes it the larger half of a
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,10 @@ __all__ = ["batch_norm"]
 
 aten = torch.ops.aten
 
+_APART = 1 << 14
+"""Numbers in a group of samples from which on it is faster to normalize the groups one after the other, in the cache, than
+all at once as channels of their own, which takes copies."""
+
 
 class Phase(Protocol):
     """Says which of the two derivatives the graph is being walked for."""
@@ -35,8 +40,32 @@ class Phase(Protocol):
     second: bool
 
 
-def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, phase: Phase) -> Tensor:
-    """Batch norm by the statistics of the batch, over all dimensions but the second."""
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, phase: Phase, groups: int | None = None
+) -> Tensor:
+    """Batch norm by the statistics of the batch, over all dimensions but the second.
+
+    Args:
+        x: input, shape ``(B, C, ...)``.
+        weight: shape ``(C,)``, or ``(groups, C)``.
+        bias: the same.
+        eps: is added to the variance.
+        phase: which derivative is being taken.
+        groups: if given, x consists of as many equal groups of samples, each of which has statistics, a weight and a bias
+            of its own.
+    """
+    if groups is None:
+        return _normalized(x, weight, bias, eps, phase)
+    if x.numel() < _APART * groups:
+        channels = x.reshape(groups, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        flat_weight, flat_bias = (None if t is None else t.flatten() for t in (weight, bias))
+        y = _normalized(channels, flat_weight, flat_bias, eps, phase)
+        return y.reshape(y.shape[0], groups, -1, *y.shape[2:]).transpose(0, 1).flatten(0, 1)
+    parameters = [itertools.repeat(None, groups) if t is None else t.unbind() for t in (weight, bias)]
+    return torch.cat([_normalized(part, w, b, eps, phase) for part, w, b in zip(x.chunk(groups), *parameters, strict=True)])
+
+
+def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, phase: Phase) -> Tensor:
     y: Tensor = _BatchNorm.apply(x, weight, bias, eps, phase)  # type: ignore[no-untyped-call]
     return y
 

@@ -14,7 +14,7 @@ from initopt.parameters import NamedParameter
 from initopt.plain_ops import plain_attention
 from initopt.problem import as_real, inner_product
 
-__all__ = ["along_weights"]
+__all__ = ["along_weights", "first_derivatives", "to_cpu"]
 
 
 def along_weights(
@@ -39,25 +39,12 @@ def along_weights(
     Raises:
         NonFiniteError: naming the parameters for which the result is not finite.
     """
-    scales, leaves = scales or {}, leaves or {}
     pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g is not None and v is not None and g.requires_grad]
     if not pairs:
         return torch.zeros(len(parameters), dtype=torch.float64, device="cpu")
-    weights = [leaves.get(p.value, p.value) for p in parameters]
     # Activation checkpointing runs parts of the model again, now.
-    with plain_attention(), _without_hooks([p.value for p in parameters]):
-        found = torch.autograd.grad(
-            [g for g, _ in pairs], [*weights, *scales.values()], [v for _, v in pairs], allow_unused=True
-        )
-    of_scale = dict(zip(scales, found[len(weights) :], strict=True))
-    products = []
-    for parameter, weight, derivative in zip(parameters, weights, found, strict=False):
-        product = torch.zeros((), dtype=torch.float64, device=weight.device)
-        if derivative is not None:
-            product = inner_product(as_real(derivative).double(), as_real(weight.detach()))
-        extra = of_scale.get(parameter.value)
-        products.append(product if extra is None else product + extra)
-    values = torch.stack([product.cpu() for product in products])
+    with plain_attention():
+        values = _along([g for g, _ in pairs], [v for _, v in pairs], parameters, scales or {}, leaves or {})
     finite = torch.isfinite(values)
     if not finite.all():
         bad = [p.name for p, fine in zip(parameters, finite.tolist(), strict=True) if not fine]
@@ -68,9 +55,61 @@ def along_weights(
     return values
 
 
+def first_derivatives(
+    outputs: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    parameters: Sequence[NamedParameter],
+    scales: Mapping[Tensor, Tensor],
+    leaves: Mapping[Tensor, Tensor],
+) -> tuple[Gradients, Mapping[Tensor, Tensor | None]]:
+    """Derivatives with respect to parameters and scales, untouched by gradient hooks; the graph is freed.
+
+    Args:
+        outputs: what is differentiated.
+        slopes: what comes in for each.
+        parameters: the tensors W_k.
+        scales: 0-dimensional leaves of the graph that stand for a part of the dependence on a tensor.
+        leaves: leaves of the graph, of the same values as tensors, that stand for another part.
+
+    Returns:
+        The derivatives with respect to each tensor or its leaf, and those with respect to its scale; ``None`` where there
+        is no dependence.
+    """
+    weights = [leaves.get(p.value, p.value) for p in parameters]
+    with _without_hooks([p.value for p in parameters]):
+        found = torch.autograd.grad(outputs, [*weights, *scales.values()], slopes, allow_unused=True)
+    return found[: len(weights)], dict(zip(scales, found[len(weights) :], strict=True))
+
+
+def _along(
+    outputs: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    parameters: Sequence[NamedParameter],
+    scales: Mapping[Tensor, Tensor],
+    leaves: Mapping[Tensor, Tensor],
+) -> Tensor:
+    found, of_scale = first_derivatives(outputs, slopes, parameters, scales, leaves)
+    products = []
+    for parameter, derivative in zip(parameters, found, strict=True):
+        weight = parameter.value.detach()
+        product = torch.zeros((), dtype=torch.float64, device=weight.device)
+        if derivative is not None:
+            product = inner_product(as_real(derivative).double(), as_real(leaves.get(parameter.value, weight).detach()))
+        extra = of_scale.get(parameter.value)
+        products.append(product if extra is None else product + extra)
+    return to_cpu(products)
+
+
+def to_cpu(scalars: Sequence[Tensor]) -> Tensor:
+    """0-dimensional tensors as one tensor on the CPU, at the cost of one transfer for each device."""
+    if len({scalar.device for scalar in scalars}) == 1:
+        return torch.stack(list(scalars)).cpu()
+    return torch.stack([scalar.cpu() for scalar in scalars])
+
+
 @contextmanager
 def _without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Gradient hooks act on first derivatives, and have acted; these are second ones."""
+    """Gradient hooks act on gradients; these are derivatives of them, or along scales."""
     kept = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
     for hooks, _ in kept:
         hooks.clear()

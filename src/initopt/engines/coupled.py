@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from initopt.engines.base import Engine, Evaluation, check_gram, gram_matrix, joined, weighted_sums
+from initopt.engines.base import WHOLE, Engine, Evaluation, check_gram, gram_matrix, joined, weighted_sums
 from initopt.engines.scaled_ops import ScaledOps
 from initopt.plain_ops import plain_attention
 from initopt.problem import Batch, Problem
@@ -27,7 +27,7 @@ class CoupledEngine(Engine):
     def refusal(cls, problem: Problem) -> str | None:
         if problem.batch_norm == "subbatch":
             return 'it normalizes with the statistics of the whole batch, and batch_norm is "subbatch"'
-        return None
+        return WHOLE if problem.microbatch is not None else None
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         return _CoupledEvaluation(self.problem, batch, differentiate)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, weighted_sums
-from initopt.problem import Batch, Problem, as_real, inner_product
+from initopt.engines.base import Engine, Evaluation, Gradients, added, check_gram, gram_matrix, weighted_sums
+from initopt.engines.contraction import to_cpu
+from initopt.engines.microbatches import Microbatches
+from initopt.engines.scaled_ops import ScaledOps
+from initopt.problem import Batch, Part, Problem, as_real, inner_product
 from initopt.randomness import seeded
 
 __all__ = ["DifferencesEngine"]
+
+_T = TypeVar("_T")
 
 _LADDER = 4.0
 """Ratio of neighbouring step sizes in the search for the best one."""
@@ -27,10 +32,14 @@ _RECALIBRATE = 50
 class DifferencesEngine(Engine):
     r"""One-sided differences of gradients along the vectors of :math:`d\varphi = \sum_d \langle v_d, dg_d \rangle`.
 
-    .. math:: \langle H_d v_d, W_k \rangle \approx \langle g_d(W + h v_d) - g_d(W), W_k \rangle / h
+    With the loss :math:`\ell_d` of a sub-batch and :math:`s_k(W) = \langle \nabla_k \ell_d(W), W_k \rangle`, its
+    derivative with respect to the scale of a tensor,
 
-    Costs a second gradient of every sub-batch and nothing else, and needs no second derivative of any operation: compiled
-    models, fused attention and custom kernels will do.
+    .. math:: \langle (H_d v_d)_k, W_k \rangle \approx \frac{s_k(W + h v_d) - s_k(W)}{h} - \langle g_{d,k}, v_{d,k} \rangle.
+
+    The first s_k comes without the weight gradients of linear layers (:mod:`initopt.engines.scaled_ops`), so that a
+    difference costs two thirds of a gradient. No operation needs a second derivative: compiled models, fused attention and
+    custom kernels will do.
 
     The step h balances two errors. Truncation grows as h times the curvature of the gradient along v, and rounding as the
     noise of the gradient over h. Neither is known beforehand, so on the first batch (and every 50 thereafter) the
@@ -53,21 +62,25 @@ class DifferencesEngine(Engine):
         super().__init__(problem)
         self.relative_step: float | None = None
         self.error_estimate: float | None = None
+        self.microbatches = Microbatches(problem)
         self._batches = 0
+        self._replaces = not any(map(_is_compiled, problem.model.modules()))
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
         hooked = [p.name for p in problem.grad_params if p.value._backward_hooks]
         if hooked:
             return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
-        return None
+        return Microbatches.refusal(problem)
 
     def state(self) -> dict[str, Any]:
-        return {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
+        search = {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
+        return search | self.microbatches.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.relative_step, self.error_estimate = state["relative_step"], state["error_estimate"]
         self._batches = state["batches"]
+        self.microbatches.load_state(state)
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         return _Differences(self, batch)
@@ -79,6 +92,14 @@ class DifferencesEngine(Engine):
         self._batches += 1
         return self.relative_step
 
+    def ops(self) -> ScaledOps | None:
+        """Operations without weight gradients; ``None`` for a compiled model, whose code is not to be traced anew."""
+        return ScaledOps(self.problem.scale_params) if self._replaces else None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
 
 class _Differences(Evaluation):
     def __init__(self, engine: DifferencesEngine, batch: Batch) -> None:
@@ -86,54 +107,85 @@ class _Differences(Evaluation):
         self._engine = engine
         self._batch = batch
         self._coupled = self.problem.batch_norm == "batch"
+        self._parameters = [p.value for p in self.problem.grad_params]
         losses, self._gradients = self._all()
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, losses, self._gradients, self.problem.grad_params)
 
     def _all(self) -> tuple[list[Tensor], list[Gradients]]:
-        parameters = [p.value for p in self.problem.grad_params]
+        """Losses and gradients of all sub-batches."""
         count = len(self._batch.windows)
         if not self._coupled:
-            pairs = [self._one(d, parameters) for d in range(count)]
+            pairs = [self._one(d, self._parameters) for d in range(count)]
             return [loss for loss, _ in pairs], [gradients for _, gradients in pairs]
         with seeded(*self._batch.seed):
             losses = self.problem.window_losses(self._batch)
             gradients: list[Gradients] = [
-                torch.autograd.grad(loss, parameters, retain_graph=d < count - 1, allow_unused=True)
+                torch.autograd.grad(loss, self._parameters, retain_graph=d + 1 < count, allow_unused=True)
                 for d, loss in enumerate(losses)
             ]
         return [loss.detach() for loss in losses], gradients
 
     def _one(self, d: int, parameters: Sequence[Tensor]) -> tuple[Tensor, Gradients]:
-        with seeded(*self._batch.seed, *([] if self._coupled else [d])):
-            coupled = self._coupled
-            loss = self.problem.window_losses(self._batch)[d] if coupled else self.problem.subbatch_loss(self._batch, d)
-            return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+        def of_part(part: Part) -> tuple[Tensor, Gradients]:
+            with seeded(*part.seed):
+                loss = self._loss(d, part)
+                return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        return self._of_parts(d, lambda parts: added(map(of_part, parts)))
+
+    def _of_parts(self, d: int, function: Callable[[list[Part]], _T]) -> _T:
+        if self._coupled:
+            return function([Part(self._batch.windows.indices[d], 1, self._batch.seed)])
+        return self._engine.microbatches.run(self._batch, d, function)
+
+    def _loss(self, d: int, part: Part) -> Tensor:
+        coupled = self._coupled
+        return self.problem.window_losses(self._batch)[d] if coupled else self.problem.part_loss(self._batch, part)
 
     def difference(self, d: int, vector: Gradients, step: float) -> Tensor:
         """<H_d v, W_k> for every scaled tensor by a difference of length ``step``, float64 on the CPU."""
-        scaled: list[Tensor] = [p.value for p in self.problem.scale_params]
-        with _moved([p.value for p in self.problem.grad_params], vector, step):
-            _, there = self._one(d, scaled)
-        here = self._here(d, scaled)
+        scaled = self.problem.scale_params
+        with _moved(self._parameters, vector, step):
+            far, slopes = self._far(d)
+        near = self._near(d)
+        directions = dict(zip(self._parameters, vector, strict=True))
         products = []
-        for weight, far, near in zip(scaled, there, here, strict=True):
-            product = torch.zeros((), dtype=torch.float64, device=weight.device)
-            for gradient, sign in ((far, 1.0), (near, -1.0)):
-                if gradient is not None:
-                    product += sign * inner_product(as_real(gradient).double(), as_real(weight.detach()).double())
-            products.append(product / step)
-        return torch.stack([product.cpu() for product in products])
+        for p, there, slope, here in zip(scaled, far, slopes, near, strict=True):
+            if slope is None:
+                products.append((_inner(there, p.value) - _inner(here, p.value)) / step)
+            else:
+                products.append((slope - _inner(here, p.value)) / step - _inner(here, directions.get(p.value)))
+        return to_cpu(products)
 
-    def _here(self, d: int, scaled: Sequence[Tensor]) -> Gradients:
-        known: dict[Tensor, Tensor | None] = {
-            p.value: g for p, g in zip(self.problem.grad_params, self._gradients[d], strict=True)
-        }
-        missing = [weight for weight in scaled if weight not in known]
+    def _far(self, d: int) -> tuple[Gradients, list[Tensor | None]]:
+        """Where the weights are now: gradients, and in their place s_k of tensors that are used in replaced operations."""
+        scaled = self.problem.scale_params
+
+        def of_part(part: Part) -> tuple[Tensor, Gradients]:
+            ops = self._engine.ops()
+            with seeded(*part.seed):
+                if ops is None:
+                    loss = self._loss(d, part)
+                    found = torch.autograd.grad(loss, [p.value for p in scaled], allow_unused=True)
+                    return loss.detach(), [*found, *[None] * len(scaled)]
+                with ops.replacing():
+                    loss = self._loss(d, part)
+                gradients, of_scale = ops.derivatives(loss)
+            return loss.detach(), [*gradients, *(of_scale.get(p.value) for p in scaled)]
+
+        _, both = self._of_parts(d, lambda parts: added(map(of_part, parts)))
+        gradients, slopes = both[: len(scaled)], both[len(scaled) :]
+        each = zip(slopes, gradients, scaled, strict=True)
+        return gradients, [None if slope is None else slope + _inner(g, p.value) for slope, g, p in each]
+
+    def _near(self, d: int) -> Gradients:
+        """Gradients where the weights were, for every scaled tensor."""
+        known: dict[Tensor, Tensor | None] = dict(zip(self._parameters, self._gradients[d], strict=True))
+        missing = [p.value for p in self.problem.scale_params if p.value not in known]
         if missing:
-            _, found = self._one(d, missing)
-            known |= dict(zip(missing, found, strict=True))
-        return [known[weight] for weight in scaled]
+            known |= dict(zip(missing, self._one(d, missing)[1], strict=True))
+        return [known[p.value] for p in self.problem.scale_params]
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         vectors = weighted_sums(self._gradients, weights)
@@ -148,13 +200,20 @@ class _Differences(Evaluation):
     def absolute_step(self, vector: Gradients, relative: float) -> float:
         """The factor of a vector that makes a step of this length, relative to that of the weights; 0 for a zero vector."""
         length = _length([g for g in vector if g is not None])
-        weights = _length([p.value for p in self.problem.grad_params])
-        return relative * max(weights, 1e-3) / length if length > 0 else 0.0
+        return relative * max(_length(self._parameters), 1e-3) / length if length > 0 else 0.0
+
+
+def _inner(left: Tensor | None, right: Tensor | None) -> Tensor:
+    """Inner product in float64, zero where there is nothing."""
+    if left is None or right is None:
+        some = left if right is None else right
+        return torch.zeros((), dtype=torch.float64, device=None if some is None else some.device)
+    return inner_product(as_real(left.detach()).double(), as_real(right.detach()).double())
 
 
 def _length(tensors: Sequence[Tensor]) -> float:
-    norms = [torch.linalg.vector_norm(as_real(t.detach()).double()).cpu() for t in tensors]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    norms = [torch.linalg.vector_norm(as_real(t.detach()), dtype=torch.float64) for t in tensors]
+    return float(torch.linalg.vector_norm(to_cpu(norms))) if norms else 0.0
 
 
 @contextmanager

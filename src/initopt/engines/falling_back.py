@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from initopt.engines.base import Engine, Evaluation
 from initopt.engines.coupled import CoupledEngine
 from initopt.engines.differences import DifferencesEngine
 from initopt.engines.groups import GroupsEngine
+from initopt.engines.memory import estimate, free_memory
+from initopt.engines.microbatches import is_out_of_memory
 from initopt.engines.separate import GraphEngine, RecomputeEngine
 from initopt.errors import NonFiniteError, ZeroGradientError
 from initopt.problem import Batch, Problem
@@ -29,12 +30,18 @@ _MISSING = (
 )
 
 
+_COMPILED = re.compile(r"backward function was compiled with non-empty donated buffers")
+"""What torch says of a compiled part of a model, whose backward pass can be taken only once."""
+
+
 def missing_derivative(error: BaseException) -> str | None:
     """The operator that has no second derivative, if that is what an error says.
 
     >>> missing_derivative(NotImplementedError("the derivative for '_embedding_bag_backward' is not implemented."))
     '_embedding_bag_backward'
     """
+    if _COMPILED.search(str(error)):
+        return "torch.compile"
     for pattern in _MISSING:
         match = pattern.search(str(error))
         if match:
@@ -48,11 +55,13 @@ costs its overhead (docs/benchmarks.md)."""
 
 
 class FallingBackEngine(Engine):
-    """Starts with the cheapest exact engine, and goes over, for good, to one that can do with less.
+    """Starts with the cheapest exact engine that fits into memory, and goes over, for good, to one that can do with less.
 
     - From ``groups``, for models without batch norm or 8 sub-batches or more, to ``graph`` on a model beyond it; both are
       exact.
-    - From ``graph`` to ``recompute`` when the accelerator's memory runs out, with a warning.
+    - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
+      if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.memory`).
+    - The same when memory runs out all the same, with a warning.
     - From an exact engine to ``differences`` when an operation has no second derivative, with a warning.
 
     Args:
@@ -63,15 +72,21 @@ class FallingBackEngine(Engine):
     def __init__(self, problem: Problem, allow_differences: bool) -> None:
         super().__init__(problem)
         self._allow_differences = allow_differences
-        if problem.batch_norm == "batch":
-            self._engine: Engine = CoupledEngine(problem)
+        self._budgeted = False
+        if problem.microbatch is not None:
+            refusal = RecomputeEngine.refusal(problem)
+            if refusal is not None:
+                raise ValueError(f"microbatch={problem.microbatch} cannot be used here: {refusal}")
+            self._engine: Engine = RecomputeEngine(problem)
+            self.reason = f"exact, and runs {problem.microbatch} samples at a time"
+        elif problem.batch_norm == "batch":
+            self._engine = CoupledEngine(problem)
             self.reason = 'exact with batch_norm="batch"'
         else:
-            normed = any(isinstance(module, _BatchNorm) for module in problem.model.modules())
-            together = not normed or problem.num_subbatches >= _MANY
+            together = not problem.normalizes or problem.num_subbatches >= _MANY
             self._engine = GroupsEngine(problem) if together else GraphEngine(problem)
             self.reason = f"exact, and the cheapest for {problem.num_subbatches} sub-batches"
-            self.reason += " with batch norm" if normed else " without batch norm"
+            self.reason += " with batch norm" if problem.normalizes else " without batch norm"
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -83,6 +98,8 @@ class FallingBackEngine(Engine):
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         try:
+            if differentiate and not self._budgeted:
+                self._keep_to_budget(batch)
             return _FallingBack(self, self._engine.evaluate(batch, differentiate), batch)
         except Exception as error:
             self._fall_back(error)
@@ -94,13 +111,32 @@ class FallingBackEngine(Engine):
 
     def load_state(self, state: dict[str, Any]) -> None:
         engines = (CoupledEngine, GroupsEngine, GraphEngine, RecomputeEngine, DifferencesEngine)
+        self._budgeted = True
         self._engine = next(engine for engine in engines if engine.name == state["engine"])(self.problem)
         self._engine.load_state(state["inner"])
         self.reason = state["reason"]
 
+    def _keep_to_budget(self, batch: Batch) -> None:
+        """Go over to an engine that takes less memory if this one is going to take too much."""
+        self._budgeted = True
+        given = self.problem.memory_budget
+        budget = free_memory(self.problem.device) if given is None else given
+        if budget is None or not isinstance(self._engine, (GraphEngine, GroupsEngine)):
+            return
+        need = estimate(self.problem, batch)
+        if need.keeping_graphs <= budget:
+            return
+        self.reason = f"the graphs of all sub-batches, some {_size(need.keeping_graphs)}, exceed {_size(budget)}"
+        problem = self.problem
+        if need.recomputing > budget and not problem.normalizes:
+            problem = replace(problem, microbatch=need.microbatch(budget))
+            self.reason += f", and one graph does, too, so {problem.microbatch} samples are run at a time"
+        self._engine = RecomputeEngine(problem)
+
     def _fall_back(self, error: Exception) -> None:
         """Go over to the next engine, or raise the error again."""
-        if isinstance(self._engine, GroupsEngine) and not isinstance(error, (NonFiniteError, ZeroGradientError)):
+        numerical = isinstance(error, (NonFiniteError, ZeroGradientError))
+        if isinstance(self._engine, GroupsEngine) and not numerical and not is_out_of_memory(error):
             # Whatever it was that the model cannot do with all sub-batches at once: if it is the model's own fault, it
             # will fail again.
             self._engine = GraphEngine(self.problem)
@@ -118,7 +154,7 @@ class FallingBackEngine(Engine):
             self._engine = DifferencesEngine(self.problem)
             self.reason = f"{operator} has no second derivative"
             message = f"{operator} has no second derivative, so derivatives are taken by finite differences from here on"
-        elif isinstance(error, torch.OutOfMemoryError) and isinstance(self._engine, GraphEngine):
+        elif is_out_of_memory(error) and isinstance(self._engine, (GraphEngine, GroupsEngine)):
             self._engine = RecomputeEngine(self.problem)
             self.reason = "the graphs of all sub-batches did not fit into memory"
             message = f"{self.reason}, so they are recomputed from here on"
@@ -127,6 +163,15 @@ class FallingBackEngine(Engine):
                 error.add_note("(reentrant activation checkpointing; use torch.utils.checkpoint(..., use_reentrant=False))")
             raise error
         warn(f"initopt: {message} (engine {self.name!r})")
+
+
+def _size(number: float) -> str:
+    """Bytes in words.
+
+    >>> _size(3.21e8)
+    '321 MB'
+    """
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 class _FallingBack(Evaluation):

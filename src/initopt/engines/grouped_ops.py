@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from initopt.engines.batch_norm import batch_norm
+from initopt.engines.grouped_attention import self_attention
 from initopt.engines.operations import Call
 from initopt.engines.scaled_ops import Replacing, scale_leaves
 from initopt.parameters import NamedParameter
 
-__all__ = ["Grouping", "NotCoveredError"]
+__all__ = ["Grouping", "NotCoveredError", "are_positions"]
 
 
 class NotCoveredError(NotImplementedError):
@@ -53,8 +54,12 @@ class Grouping(Replacing):
         """Each group by its own statistics, and with its own weight and bias: see :func:`_batch_norm`."""
         return _batch_norm(self, *args, **kwargs)
 
+    def used(self, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The parameters among the arguments of a call."""
+        return [value for value in _tensors(args, kwargs) if value in self.leaves]
+
     def other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        used = [value for value in _tensors(args, kwargs) if value in self.leaves]
+        used = self.used(args, kwargs)
         if func in _GROUPED:
             result = _GROUPED[func](self, *args, **kwargs)
             if result is not None:
@@ -144,11 +149,8 @@ def _batch_norm(
         return _affine(mode, y, weight, bias, channels_last=False)
     if len(input) == mode.groups and input.ndim == 2:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {[1, *input.shape[1:]]}")
-    # Groups become channels, which have statistics of their own.
-    grouped = input.reshape(mode.groups, -1, *input.shape[1:]).transpose(0, 1).flatten(1, 2)
-    y = batch_norm(grouped, None, None, eps, mode.phase)
-    y = y.reshape(y.shape[0], mode.groups, -1, *y.shape[2:]).transpose(0, 1).flatten(0, 1)
-    return _affine(mode, y, weight, bias, channels_last=False)
+    scale, shift = (None if t is None else mode.leaves.get(t, t.expand(mode.groups, -1)) for t in (weight, bias))
+    return batch_norm(input, scale, shift, eps, mode.phase, mode.groups)
 
 
 def _instance_norm(
@@ -169,7 +171,7 @@ def _embedding(
     leaf = mode.leaves.get(weight)
     if leaf is None or max_norm is not None or scale_grad_by_freq or sparse or input.ndim == 0:
         return None
-    if _has_samples(mode, input) and not _are_positions(input):
+    if _has_samples(mode, input) and not are_positions(input):
         offsets = torch.arange(mode.groups, device=input.device) * len(weight)
         rows = input.reshape(mode.groups, -1) + offsets.unsqueeze(1)
         found = F.embedding(rows.reshape(input.shape), leaf.flatten(0, 1))
@@ -181,7 +183,7 @@ def _embedding(
     return found
 
 
-def _are_positions(index: Tensor) -> bool:
+def are_positions(index: Tensor) -> bool:
     """Whether these are the positions of a sequence that happens to be as long as the batch."""
     return index.ndim == 1 and torch.equal(index, torch.arange(len(index), dtype=index.dtype, device=index.device))
 
@@ -238,6 +240,7 @@ _GROUPED: dict[Any, Callable[..., Any]] = {
     F.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
     F.embedding: _embedding,
+    F.multi_head_attention_forward: self_attention,
     F.prelu: _prelu,
     Tensor.expand: _expand,
 } | {

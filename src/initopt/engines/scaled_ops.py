@@ -30,16 +30,16 @@ from torch.overrides import TorchFunctionMode
 
 from initopt.engines.base import Gradients
 from initopt.engines.batch_norm import batch_norm
-from initopt.engines.contraction import along_weights
+from initopt.engines.contraction import along_weights, first_derivatives
 from initopt.engines.operations import CALLS, Call, Operation
 from initopt.parameters import NamedParameter
 from initopt.problem import inner_product
 
-__all__ = ["Replacing", "ScaledOps", "scale_leaves"]
+__all__ = ["Replacing", "ScaledOps", "replacing", "scale_leaves"]
 
 
 class _Phase:
-    """Which of the two derivatives the graph is being walked for, and whether the values of the first are wanted."""
+    """What the graph is being walked for: gradients, whose values may not be wanted, or, last, derivatives along scales."""
 
     def __init__(self, groups: int | None) -> None:
         self.groups = groups
@@ -169,7 +169,7 @@ class Replacing(TorchFunctionMode):
         if func in CALLS and "out" not in kwargs and torch.is_grad_enabled():
             call = CALLS[func](*args, **kwargs)
             if call is not None and self.replaceable(call):
-                return self._replaced(call)
+                return self.replaced(call)
         if func is F.batch_norm and torch.is_grad_enabled():
             normalized = self.batch_norm(*args, **kwargs)
             if normalized is not None:
@@ -198,7 +198,8 @@ class Replacing(TorchFunctionMode):
         """What becomes of any other call."""
         return func(*args, **kwargs)
 
-    def _replaced(self, call: Call) -> Any:
+    def replaced(self, call: Call) -> Any:
+        """The same operation, as this mode has it."""
         x, weight, bias, _ = call
         bias_leaf = None if bias is None else self.leaves.get(bias, bias)
         leaf = self.leaves.get(weight, weight)
@@ -227,6 +228,7 @@ class Replacing(TorchFunctionMode):
             )
 
     def replaceable(self, call: Call) -> bool:
+        """Whether this mode has an operation."""
         x, weight, bias, _ = call
         # Subclasses, lower precision under autocast and functorch's wrappers have dispatch of their own.
         return (
@@ -260,8 +262,7 @@ class ScaledOps:
     @contextmanager
     def replacing(self) -> Iterator[None]:
         """The block in which the model runs forward and its first derivatives are taken."""
-        # Backward passes stay in this thread, where the mode is.
-        with torch.autograd.set_multithreading_enabled(False), self._mode:
+        with replacing(self._mode):
             yield
 
     @contextmanager
@@ -278,6 +279,22 @@ class ScaledOps:
         self._mode.phase.second = True
         with self.replacing():
             return along_weights(gradients, vectors, self._parameters, self._mode.scales, self._mode.leaves)
+
+    def derivatives(self, loss: Tensor) -> tuple[Gradients, Mapping[Tensor, Tensor | None]]:
+        """:func:`initopt.engines.contraction.first_derivatives` of a loss, which is freed.
+
+        A weight that is only used in replaced operations has a derivative with respect to its scale, and none of its own.
+        """
+        self._mode.phase.second = True
+        with self.replacing():
+            return first_derivatives([loss], [torch.ones_like(loss)], self._parameters, self._mode.scales, {})
+
+
+@contextmanager
+def replacing(mode: Replacing) -> Iterator[None]:
+    """The block in which a mode is on, and backward passes stay in this thread, where it is."""
+    with torch.autograd.set_multithreading_enabled(False), mode:
+        yield
 
 
 def scale_leaves(parameters: Sequence[NamedParameter]) -> dict[Tensor, Tensor]:

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, joined, weighted_sums
+from initopt.engines.base import (
+    WHOLE,
+    Engine,
+    Evaluation,
+    Gradients,
+    added,
+    check_gram,
+    gram_matrix,
+    joined,
+    weighted_sums,
+)
 from initopt.engines.contraction import along_weights
+from initopt.engines.microbatches import Microbatches
 from initopt.engines.scaled_ops import ScaledOps
 from initopt.plain_ops import plain_attention
-from initopt.problem import Batch, Problem
+from initopt.problem import Batch, Part, Problem
 from initopt.randomness import seeded
 
 __all__ = ["GraphEngine", "PlainEngine", "RecomputeEngine"]
+
+_T = TypeVar("_T")
 
 
 class _SeparateEngine(Engine):
@@ -23,10 +38,12 @@ class _SeparateEngine(Engine):
     def refusal(cls, problem: Problem) -> str | None:
         if problem.batch_norm == "batch":
             return 'it runs sub-batches apart, and batch_norm="batch" couples them'
-        return None
+        return WHOLE if problem.microbatch is not None else None
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
-        return self._evaluation(batch) if differentiate else _GradientsOnly(self.problem, batch)
+        return self._evaluation(batch) if differentiate else _GradientsOnly(self.problem, batch, self._microbatches)
+
+    _microbatches: Microbatches | None = None
 
     @abstractmethod
     def _evaluation(self, batch: Batch) -> Evaluation: ...
@@ -48,13 +65,29 @@ class GraphEngine(_SeparateEngine):
 class RecomputeEngine(_SeparateEngine):
     """Sub-batch gradients first; then each sub-batch once more for its Hessian-vector product.
 
-    Holds the D gradients and at no time more than one graph, so the memory is that of a training step on one sub-batch.
+    Holds the D gradients and at no time more than one graph, so the memory is that of a training step on one sub-batch, or
+    on ``problem.microbatch`` samples of it. Where that is too much, it goes on with half as many samples at a time.
     """
 
     name = "recompute"
 
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._microbatches: Microbatches = Microbatches(problem)
+
+    @classmethod
+    def refusal(cls, problem: Problem) -> str | None:
+        whole = super().refusal(problem)
+        return Microbatches.refusal(problem) if whole in (None, WHOLE) else whole
+
+    def state(self) -> dict[str, Any]:
+        return self._microbatches.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._microbatches.load_state(state)
+
     def _evaluation(self, batch: Batch) -> Evaluation:
-        return _Recompute(self.problem, batch)
+        return _Recompute(self.problem, batch, self._microbatches)
 
 
 class PlainEngine(_SeparateEngine):
@@ -72,26 +105,34 @@ class PlainEngine(_SeparateEngine):
 class _Separate(Evaluation):
     """Gradients of every sub-batch, and their Gram matrix."""
 
-    def __init__(self, problem: Problem, batch: Batch) -> None:
+    def __init__(self, problem: Problem, batch: Batch, microbatches: Microbatches | None = None) -> None:
         self._problem = problem
         self._batch = batch
-        found = [self._first(d) for d in range(len(batch.windows))]
+        self._microbatches = microbatches
+        found = [self._of_parts(d, self._first) for d in range(len(batch.windows))]
         self._gradients = [gradients for _, gradients in found]
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, [loss for loss, _ in found], self._gradients, problem.grad_params)
 
+    def _of_parts(self, d: int, function: Callable[[list[Part]], _T]) -> _T:
+        """What a function makes of the parts of sub-batch d: the whole, if there are no micro-batches."""
+        if self._microbatches is None:
+            return function(self._problem.parts(self._batch, d, None))
+        return self._microbatches.run(self._batch, d, function)
+
     def _gradient(
-        self, d: int, create_graph: bool, backward: AbstractContextManager[None] | None = None
+        self, part: Part, create_graph: bool, backward: AbstractContextManager[None] | None = None
     ) -> tuple[Tensor, Gradients]:
-        with plain_attention(), seeded(*self._batch.seed, d):
-            loss = self._problem.subbatch_loss(self._batch, d)
+        with plain_attention(), seeded(*part.seed):
+            loss = self._problem.part_loss(self._batch, part)
             parameters = [p.value for p in self._problem.grad_params]
             with backward or nullcontext():
                 gradients = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
             return loss.detach(), gradients
 
-    def _first(self, d: int) -> tuple[Tensor, Gradients]:
-        return self._gradient(d, create_graph=False)
+    def _first(self, parts: list[Part]) -> tuple[Tensor, Gradients]:
+        """Loss and gradient of a sub-batch."""
+        return added(self._gradient(part, create_graph=False) for part in parts)
 
 
 class _GradientsOnly(_Separate):
@@ -104,9 +145,10 @@ class _Graph(_Separate):
         self._ops = ScaledOps(problem.scale_params)
         super().__init__(problem, batch)
 
-    def _first(self, d: int) -> tuple[Tensor, Gradients]:
+    def _first(self, parts: list[Part]) -> tuple[Tensor, Gradients]:
+        (whole,) = parts
         with self._ops.replacing():
-            return self._gradient(d, create_graph=True)
+            return self._gradient(whole, create_graph=True)
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         vectors = weighted_sums(self._gradients, weights)
@@ -117,17 +159,17 @@ class _Recompute(_Separate):
     def derivatives_along(self, weights: Tensor) -> Tensor:
         total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64, device="cpu")
         for d, vector in enumerate(weighted_sums(self._gradients, weights)):
-            total += self._along(d, vector)
+            total += self._of_parts(d, lambda parts, v=vector: sum(self._along(part, v) for part in parts))  # type: ignore[misc]
         return total
 
-    def _along(self, d: int, vector: Gradients) -> Tensor:
+    def _along(self, part: Part, vector: Gradients) -> Tensor:
         ops = ScaledOps(self._problem.scale_params)
         with ops.replacing():
-            _, gradients = self._gradient(d, create_graph=True, backward=ops.values_unwanted())
+            _, gradients = self._gradient(part, create_graph=True, backward=ops.values_unwanted())
         return ops.along_weights(gradients, vector)
 
 
 class _Plain(_Recompute):
-    def _along(self, d: int, vector: Gradients) -> Tensor:
-        _, gradients = self._gradient(d, create_graph=True)
+    def _along(self, part: Part, vector: Gradients) -> Tensor:
+        _, gradients = self._gradient(part, create_graph=True)
         return along_weights(gradients, vector, self._problem.scale_params)

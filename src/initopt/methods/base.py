@@ -12,7 +12,7 @@ from initopt.checks import plain_numbers
 from initopt.engines import Engine
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
-from initopt.problem import BatchNorm, Problem, Split
+from initopt.problem import BatchNorm, Problem, Split, check_memory
 from initopt.result import StepRecord
 
 __all__ = ["Method", "MethodRun"]
@@ -38,10 +38,13 @@ class Method(ABC):
     scale_params: ParameterFilter | None
     engine: str
     train_mode: bool
+    microbatch: int | None = None
+    memory_budget: float | None = None
 
     def __post_init__(self) -> None:
         for option in fields(self):  # so that they can be stored: numbers of NumPy as Python's own
             object.__setattr__(self, option.name, plain_numbers(getattr(self, option.name)))
+        check_memory(self.microbatch, self.memory_budget)
 
     @abstractmethod
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
