@@ -341,8 +341,9 @@ import sys
 from pathlib import Path
 from comparing import NIO, RECIPE, compare, small
 if __name__ == "__main__":
+    epochs, report = {"quick": (10, False), "thorough": (60, True)}[sys.argv[3]]
     compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],
-            recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": 60}, seeds=4, workers=int(sys.argv[2]), report=True)
+            recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": epochs}, seeds=4, workers=int(sys.argv[2]), report=report)
 """
 RUNS = 2 * 2 * (2 * 2 + 4)
 
@@ -350,13 +351,13 @@ RUNS = 2 * 2 * (2 * 2 + 4)
 class Killed:
     """A comparison that is killed by kill -9 again and again, and then left alone."""
 
-    def __init__(self, folder, workers):
-        self.folder, self.workers = folder, workers
+    def __init__(self, folder, workers, kind):
+        self.folder, self.workers, self.kind = folder, workers, kind
         self.script = folder / "script.py"
         self.script.write_text(KILLED)
 
     def start(self, name):
-        command = [sys.executable, str(self.script), str(self.folder / name), str(self.workers)]
+        command = [sys.executable, str(self.script), str(self.folder / name), str(self.workers), self.kind]
         return subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
 
     def stored(self):
@@ -382,7 +383,7 @@ class Killed:
 
 
 def test_killed_twice(tmp_path):
-    comparison = Killed(tmp_path, workers=1)
+    comparison = Killed(tmp_path, workers=1, kind="quick")
     comparison.kill(1, 0.02, group=False)
     comparison.kill(18, 0.0, group=False)  # among the final runs
     assert comparison.stored() >= 19
@@ -392,7 +393,7 @@ def test_killed_twice(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "group"), [(1, False), (2, True), (2, False)])
 def test_killed_at_ten_random_moments(tmp_path, workers, group):
-    comparison = Killed(tmp_path, workers)
+    comparison = Killed(tmp_path, workers, kind="thorough")
     draws = random.Random(workers)
     for _ in range(10):
         more = draws.choice([0, 1, 2])
