@@ -8,22 +8,19 @@ from contextlib import contextmanager
 
 import rich.progress
 from rich.console import Console
-from torch import Tensor
-
-from initopt import functional
 
 __all__ = ["Progress", "Report", "reporter"]
 
 Progress = bool | None
 """Whether to show a progress bar; ``None`` shows one if standard error is a terminal."""
 
-Report = Callable[[Tensor], None]
-"""Is given the Gram matrix of every batch that is done."""
+Report = Callable[[str], None]
+"""Is given the figures of every batch that is done, as text."""
 
 
 @contextmanager
 def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -> Iterator[Report]:
-    """A progress bar with GradCosine and gradient norm live, for as long as the block lasts.
+    """A progress bar with the latest figures, for as long as the block lasts.
 
     Args:
         progress: whether to show it; see :data:`Progress`.
@@ -34,7 +31,7 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
     # There is no standard error in a windowed program.
     terminal = sys.stderr is not None and sys.stderr.isatty()
     if not (terminal if progress is None else progress):
-        yield lambda gram: None
+        yield lambda figures: None
         return
     columns = (
         rich.progress.TextColumn("[progress.description]{task.description}"),
@@ -47,8 +44,7 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(doing, total=total, completed=done, figures="")
 
-        def report(gram: Tensor) -> None:
-            cosine, norm = float(functional.grad_cosine(gram)), float(functional.grad_norm(gram))
-            bar.update(task, advance=1, figures=f"GradCosine {cosine:+.3f}  gradient norm {norm:.3g}")
+        def report(figures: str) -> None:
+            bar.update(task, advance=1, figures=figures)
 
         yield report

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from initopt._version import __version__
 from initopt.checkpoint import Checkpoint, loader_generators
@@ -27,15 +27,16 @@ from initopt.preserve import Originals, put_values
 from initopt.problem import Problem
 from initopt.progress import Progress, reporter
 from initopt.randomness import RandomState, derive_seed
-from initopt.result import Result, StepRecord
+from initopt.records import Record, steps_taken
+from initopt.result import Result
 from initopt.storage import plain, unplain
 from initopt.stream import BatchStream
 from initopt.where import located, warn
 
 __all__ = ["Callback", "Run", "Settings"]
 
-Callback = Callable[[StepRecord], object]
-"""Is called with the record of each step when the step is done."""
+Callback = Callable[[Record], object]
+"""Is called with each record when its step is done."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,19 @@ class Run:
                 generator.set_state(self._generators[name])
         self._engine = create_engine(method.engine, self._problem)
         self._at_work = method.start(self._problem, self._engine, self._originals)
-        self._history: list[StepRecord] = []
+        self._history: list[Record] = []
         if previous is not None:
             self._history = list(previous.history)
             self._begun -= previous.seconds
             self._engine.load_state(previous.engine)
             self._at_work.load_state(previous.state)
         self._first_batch = ""
+        taken, left = method.batches_taken(self._history), method.steps - steps_taken(self._history)
         self._stream = BatchStream(
             batches,
-            method.steps * method.batches_per_step,
+            taken + left * method.batches_per_step,
             settings.measure_steps,
-            skip=len(self._history) * method.batches_per_step,
+            skip=taken,
             on_first=None if settings.checkpoint is None else self._meet_first_batch,
         )
 
@@ -149,7 +151,7 @@ class Run:
 
     def _stored_weights(self, previous: Checkpoint) -> Originals:
         """The original weights of the run that is resumed, in the place of the model's own."""
-        path, done, steps = self._settings.checkpoint, len(previous.history), self._method.steps
+        path, done, steps = self._settings.checkpoint, steps_taken(previous.history), self._method.steps
         stored = {p: previous.start[self._names[p]].to(value.device) for p, value in self._originals.items()}
         same = all(torch.equal(stored[parameter], value) for parameter, value in self._originals.items())
         if done > steps:
@@ -189,26 +191,25 @@ class Run:
         ).write(self._settings.checkpoint)
 
     def _take_steps(self) -> None:
-        steps, per_step = self._method.steps, self._method.batches_per_step
-        with reporter(self._settings.progress, self._method.name, steps, len(self._history)) as report:
-            taken: list[Any] = []
-            for data in self._stream:
-                taken.append(data)
-                if len(taken) == per_step:
-                    gram = self._take_step(taken)
-                    taken = []
-                    report(gram)
+        done, steps = steps_taken(self._history), self._method.steps
+        batches = iter(self._stream)
+        with reporter(self._settings.progress, self._method.name, steps, done) as report:
+            for number in range(done, steps):
+                records = self._take_step(number, batches)
+                report(records[-1].summary())
+                for record in records:
                     for callback in self._settings.callbacks:
-                        callback(self._history[-1])
+                        callback(record)
+        if done == steps:  # a finished run: the batches of its steps are passed over, up to those held back
+            next(batches, None)
 
-    def _take_step(self, batches: list[Any]) -> Tensor:
-        number = len(self._history)
+    def _take_step(self, number: int, batches: Iterator[Any]) -> Sequence[Record]:
         with located(f"step {number}"):
-            record, gram = self._at_work.step(number, batches)
-        self._history.append(record)
-        if len(self._history) % self._settings.checkpoint_every == 0 or len(self._history) == self._method.steps:
+            records = self._at_work.step(number, batches)
+        self._history += records
+        if (number + 1) % self._settings.checkpoint_every == 0 or number + 1 == self._method.steps:
             self._save()
-        return gram
+        return records
 
     def _measure(self) -> tuple[Measurement | None, Measurement | None]:
         """Measure with the original and with the new weights on the batches held back.

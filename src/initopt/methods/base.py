@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from initopt.engines import Engine
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
 from initopt.problem import BatchNorm, Problem, Split
-from initopt.result import StepRecord
+from initopt.records import Record, steps_taken
 
 __all__ = ["Method", "MethodRun"]
 
@@ -27,13 +28,9 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    batches_per_step: ClassVar[int] = 1
 
     steps: int
     num_subbatches: int
-    overlap: float
-    split: Split
-    batch_norm: BatchNorm
     grad_params: ParameterFilter | None
     scale_params: ParameterFilter | None
     engine: str
@@ -42,6 +39,32 @@ class Method(ABC):
     def __post_init__(self) -> None:
         for option in fields(self):  # so that they can be stored: numbers of NumPy as Python's own
             object.__setattr__(self, option.name, plain_numbers(getattr(self, option.name)))
+
+    # How batches are split and normalized, for the measurements before and after; options of a method that has a say.
+
+    @property
+    def overlap(self) -> float:
+        """Overlap ratio of the sub-batches."""
+        return 0.0
+
+    @property
+    def split(self) -> Split:
+        """Rule of splitting."""
+        return "cyclic"
+
+    @property
+    def batch_norm(self) -> BatchNorm:
+        """Whose statistics normalize."""
+        return "subbatch"
+
+    @property
+    def batches_per_step(self) -> int:
+        """The most batches that a step takes."""
+        return 1
+
+    def batches_taken(self, history: Sequence[Record]) -> int:
+        """How many batches the steps of a history have taken."""
+        return steps_taken(history) * self.batches_per_step
 
     @abstractmethod
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
@@ -52,15 +75,15 @@ class MethodRun(ABC):
     """A method at work on one model."""
 
     @abstractmethod
-    def step(self, number: int, batches: list[Any]) -> tuple[StepRecord, Tensor]:
+    def step(self, number: int, batches: Iterator[Any]) -> Sequence[Record]:
         """Do one step, which changes the weights.
 
         Args:
             number: of the step, from 0.
-            batches: ``batches_per_step`` batches as the user's loader gave them.
+            batches: gives batches as the user's loader gave them; at most ``batches_per_step`` are to be taken.
 
         Returns:
-            the record of the step, and the Gram matrix of its batch.
+            The record of the step; a method that goes from layer to layer gives one for each.
         """
 
     @abstractmethod
