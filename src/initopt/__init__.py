@@ -6,12 +6,16 @@ Measure how good a network's starting point is on its own data, and improve it b
 from initopt import functional, objectives, presets
 from initopt._version import __version__
 from initopt.errors import LoaderError, LossError, MismatchError, NonFiniteError, ZeroGradientError
+from initopt.gradinit import gradinit
 from initopt.measure import measure
 from initopt.measurement import Measurement
+from initopt.metainit import metainit
 from initopt.optimize import nio, optimize
-from initopt.result import Result, StepRecord
+from initopt.records import LayerRecord, StepRecord
+from initopt.result import Result
 
 __all__ = [
+    "LayerRecord",
     "LoaderError",
     "LossError",
     "Measurement",
@@ -22,7 +26,9 @@ __all__ = [
     "ZeroGradientError",
     "__version__",
     "functional",
+    "gradinit",
     "measure",
+    "metainit",
     "nio",
     "objectives",
     "optimize",

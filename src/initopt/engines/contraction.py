@@ -14,7 +14,7 @@ from initopt.parameters import NamedParameter
 from initopt.plain_ops import plain_attention
 from initopt.problem import as_real, inner_product
 
-__all__ = ["along_weights"]
+__all__ = ["along_weights", "without_hooks"]
 
 
 def along_weights(
@@ -45,7 +45,7 @@ def along_weights(
         return torch.zeros(len(parameters), dtype=torch.float64, device="cpu")
     weights = [leaves.get(p.value, p.value) for p in parameters]
     # Activation checkpointing runs parts of the model again, now.
-    with plain_attention(), _without_hooks([p.value for p in parameters]):
+    with plain_attention(), without_hooks([p.value for p in parameters]):
         found = torch.autograd.grad(
             [g for g, _ in pairs], [*weights, *scales.values()], [v for _, v in pairs], allow_unused=True
         )
@@ -69,7 +69,7 @@ def along_weights(
 
 
 @contextmanager
-def _without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Gradient hooks act on first derivatives, and have acted; these are second ones."""
     kept = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
     for hooks, _ in kept:

@@ -6,11 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 from initopt.methods.base import Method
+from initopt.methods.gradinit import GradInit
+from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
 
 __all__ = ["METHODS", "create_method"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO, GradInit, MetaInit)}
 """Every method by name."""
 
 
