@@ -39,6 +39,7 @@ def gradinit(
     scale_params: ParameterFilter | None = None,
     grad_params: ParameterFilter | None = None,
     num_subbatches: int = 4,
+    scheme: str | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     measure_steps: int = 10,
@@ -83,7 +84,9 @@ def gradinit(
             that train, by default.
         grad_params: the same, for the parameters that the optimizer's step moves and that make up g.
         num_subbatches: D, the number of sub-batches in the measurements before and after.
-        engine: how these are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
+        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
+            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        engine: how the measurements are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
         measure_steps: how many batches to hold back and measure on, before and after; see :func:`initopt.optimize`.
@@ -133,6 +136,7 @@ def gradinit(
         scale_params=scale_params,
         grad_params=grad_params,
         num_subbatches=num_subbatches,
+        scheme=scheme,
         engine=engine,
         train_mode=train_mode,
     )

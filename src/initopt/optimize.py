@@ -135,6 +135,7 @@ def nio(
     min_bias_scale: float = 0.0,
     scale_params: ParameterFilter | None = None,
     grad_params: ParameterFilter | None = None,
+    scheme: str | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     measure_steps: int = 10,
@@ -172,6 +173,8 @@ def nio(
         scale_params: a function of (qualified name, parameter, owning module) that says which tensors get a scale; all
             that train, by default.
         grad_params: the same, for the parameters whose gradients are compared.
+        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
+            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
         engine: how derivatives are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
@@ -223,6 +226,7 @@ def nio(
         min_bias_scale=min_bias_scale,
         scale_params=scale_params,
         grad_params=grad_params,
+        scheme=scheme,
         engine=engine,
         train_mode=train_mode,
     )

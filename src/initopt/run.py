@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from initopt.identity import fingerprint, identify
 from initopt.losses import LossFunction
 from initopt.measure import measure_batches
 from initopt.measurement import Measurement
-from initopt.methods import Method
+from initopt.methods import Method, MethodRun
 from initopt.modes import measuring
 from initopt.parameters import trainable_parameters
 from initopt.preserve import Originals, put_values
@@ -29,6 +30,7 @@ from initopt.progress import Progress, reporter
 from initopt.randomness import RandomState, derive_seed
 from initopt.records import Record, steps_taken
 from initopt.result import Result
+from initopt.schemes import apply_
 from initopt.storage import plain, unplain
 from initopt.stream import BatchStream
 from initopt.where import located, warn
@@ -108,21 +110,21 @@ class Run:
             for name, generator in generators.items():
                 generator.set_state(self._generators[name])
         self._engine = create_engine(method.engine, self._problem)
-        self._at_work = method.start(self._problem, self._engine, self._originals)
         self._history: list[Record] = []
         if previous is not None:
             self._history = list(previous.history)
             self._begun -= previous.seconds
             self._engine.load_state(previous.engine)
-            self._at_work.load_state(previous.state)
+        self._loss_fn = loss_fn
         self._first_batch = ""
+        self._at_work: MethodRun
         taken, left = method.batches_taken(self._history), method.steps - steps_taken(self._history)
         self._stream = BatchStream(
             batches,
             taken + left * method.batches_per_step,
             settings.measure_steps,
             skip=taken,
-            on_first=None if settings.checkpoint is None else self._meet_first_batch,
+            on_first=self._begin,
         )
 
     def result(self) -> Result:
@@ -167,10 +169,20 @@ class Run:
             )
         return stored
 
-    def _meet_first_batch(self, batch: Any) -> None:
-        self._first_batch = fingerprint(batch)
+    def _begin(self, batch: Any) -> None:
+        """Put the method to work, the first batch being there."""
+        if self._settings.checkpoint is not None:
+            self._first_batch = fingerprint(batch)
         if self._previous is not None:
             self._previous.refuse_unless_first(self._first_batch)
+        start = self._originals
+        if self._method.scheme is not None:
+            put_values(self._originals)
+            apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
+            start = {p: p.detach().clone() for p in self._originals}
+        self._at_work = self._method.start(self._problem, self._engine, start)
+        if self._previous is not None:
+            self._at_work.load_state(self._previous.state)
         else:
             self._save()  # all checks are done; a path that cannot be written is found out now
 
@@ -192,7 +204,9 @@ class Run:
 
     def _take_steps(self) -> None:
         done, steps = steps_taken(self._history), self._method.steps
-        batches = iter(self._stream)
+        stream = iter(self._stream)
+        # Reading a batch begins the run; one that is finished has none, but passes over those of its steps.
+        batches = itertools.chain([next(stream)] if done < steps else list(stream), stream)
         with reporter(self._settings.progress, self._method.name, steps, done) as report:
             for number in range(done, steps):
                 records = self._take_step(number, batches)
@@ -200,8 +214,6 @@ class Run:
                 for record in records:
                     for callback in self._settings.callbacks:
                         callback(record)
-        if done == steps:  # a finished run: the batches of its steps are passed over, up to those held back
-            next(batches, None)
 
     def _take_step(self, number: int, batches: Iterator[Any]) -> Sequence[Record]:
         with located(f"step {number}"):

@@ -15,8 +15,9 @@ from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
 from initopt.problem import BatchNorm, Problem, Split
 from initopt.records import Record, steps_taken
+from initopt.schemes import check_scheme
 
-__all__ = ["Method", "MethodRun"]
+__all__ = ["Method", "MethodRun", "check_start"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Method(ABC):
         return "subbatch"
 
     @property
+    def scheme(self) -> str | None:
+        """The scheme whose weights are the start, one of :data:`initopt.schemes.NAMES`; the model's own, if ``None``."""
+        return None
+
+    @property
     def batches_per_step(self) -> int:
         """The most batches that a step takes."""
         return 1
@@ -68,7 +74,13 @@ class Method(ABC):
 
     @abstractmethod
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
-        """Begin on a problem, whose weights are the original ones."""
+        """Begin on a problem, whose weights are the ones at the start, those of the scheme if there is one."""
+
+
+def check_start(scheme: str | None) -> None:
+    """Refuse an unknown scheme with a ValueError that lists the known ones."""
+    if scheme is not None:
+        check_scheme(scheme)
 
 
 class MethodRun(ABC):
@@ -92,7 +104,7 @@ class MethodRun(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that later steps depend on, but for the original weights."""
+        """All that later steps depend on, but for the weights at the start."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from initopt.engines.base import Gradients
 from initopt.engines.choose import check_engine
 from initopt.engines.contraction import without_hooks
 from initopt.errors import NonFiniteError
-from initopt.methods.base import Method, MethodRun
+from initopt.methods.base import Method, MethodRun, check_start
 from initopt.methods.scales_run import ScalesRun
 from initopt.methods.whole_batch import LossGradient, check_gradients, loss_of, sum_over, whole_batch
 from initopt.parameters import ParameterFilter
@@ -68,6 +68,7 @@ class GradInit(Method):
     scale_params: ParameterFilter | None = None
     grad_params: ParameterFilter | None = None
     num_subbatches: int = 4
+    scheme: str | None = None
     engine: str = "auto"
     train_mode: bool = False
 
@@ -82,6 +83,7 @@ class GradInit(Method):
             check_number("max_grad_norm", self.max_grad_norm, above=0)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
         check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
+        check_start(self.scheme)
         check_engine(self.engine)
 
     @property

@@ -19,7 +19,7 @@ from initopt.engines.base import Gradients
 from initopt.engines.choose import check_engine
 from initopt.engines.contraction import along_weights, without_hooks
 from initopt.errors import LossError, NonFiniteError
-from initopt.methods.base import Method, MethodRun
+from initopt.methods.base import Method, MethodRun, check_start
 from initopt.methods.scales_run import ScalesRun
 from initopt.methods.whole_batch import check_gradients, explain_missing, loss_of, sum_over, whole_batch
 from initopt.parameters import ParameterFilter
@@ -67,6 +67,7 @@ class MetaInit(Method):
     scale_params: ParameterFilter | None = None
     grad_params: ParameterFilter | None = None
     num_subbatches: int = 4
+    scheme: str | None = None
     engine: str = "auto"
     train_mode: bool = False
 
@@ -78,6 +79,7 @@ class MetaInit(Method):
         check_number("quotient_eps", self.quotient_eps, above=0, finite=True)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
         check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
+        check_start(self.scheme)
         check_engine(self.engine)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:

@@ -15,7 +15,7 @@ from initopt.checks import check_integer, check_number
 from initopt.engines import Engine
 from initopt.engines.choose import check_engine
 from initopt.errors import NonFiniteError
-from initopt.methods.base import Method, MethodRun
+from initopt.methods.base import Method, MethodRun, check_start
 from initopt.methods.scales_run import ScalesRun
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
@@ -56,6 +56,7 @@ class NIO(Method):
     min_bias_scale: float = 0.0
     scale_params: ParameterFilter | None = None
     grad_params: ParameterFilter | None = None
+    scheme: str | None = None
     engine: str = "auto"
     train_mode: bool = False
 
@@ -67,6 +68,7 @@ class NIO(Method):
         check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
+        check_start(self.scheme)
         check_engine(self.engine)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
