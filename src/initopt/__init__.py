@@ -3,10 +3,11 @@
 Measure how good a network's starting point is on its own data, and improve it before the first training step.
 """
 
-from initopt import functional, objectives, presets
+from initopt import functional, objectives, presets, schemes
 from initopt._version import __version__
 from initopt.errors import LoaderError, LossError, MismatchError, NonFiniteError, ZeroGradientError
 from initopt.gradinit import gradinit
+from initopt.lsuv import lsuv
 from initopt.measure import measure
 from initopt.measurement import Measurement
 from initopt.metainit import metainit
@@ -27,10 +28,12 @@ __all__ = [
     "__version__",
     "functional",
     "gradinit",
+    "lsuv",
     "measure",
     "metainit",
     "nio",
     "objectives",
     "optimize",
     "presets",
+    "schemes",
 ]

@@ -2,8 +2,9 @@
 
 from initopt.methods.base import Method, MethodRun
 from initopt.methods.gradinit import GradInit
+from initopt.methods.lsuv import LSUV
 from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
 from initopt.methods.registry import METHODS, create_method
 
-__all__ = ["METHODS", "NIO", "GradInit", "MetaInit", "Method", "MethodRun", "create_method"]
+__all__ = ["LSUV", "METHODS", "NIO", "GradInit", "MetaInit", "Method", "MethodRun", "create_method"]

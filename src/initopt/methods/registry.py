@@ -7,12 +7,13 @@ from typing import Any
 
 from initopt.methods.base import Method
 from initopt.methods.gradinit import GradInit
+from initopt.methods.lsuv import LSUV
 from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
 
 __all__ = ["METHODS", "create_method"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO, GradInit, MetaInit)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO, GradInit, MetaInit, LSUV)}
 """Every method by name."""
 
 
