@@ -45,7 +45,7 @@ def optimize(
         batches: an iterable of batches, as for :func:`initopt.measure`. The steps take them in their order. One that can
             be iterated over again and is shorter than the steps is cycled.
         loss_fn: as for :func:`initopt.measure`.
-        method: a name in :data:`initopt.methods.METHODS`, or a :class:`initopt.methods.Method` with its options.
+        method: a name in :func:`initopt.methods.method_names`, or a :class:`initopt.methods.Method` with its options.
         measure_steps: how many batches to hold back from the steps and measure on, with the original and with the new
             weights: those after the last one that a step takes. They are kept in memory meanwhile. 0 measures nothing.
             Steps never take one of these batches; but if a loader that shuffles anew in each pass is cycled, its later

@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from initopt.checks import plain_numbers
+from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine
+from initopt.engines.choose import check_engine
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
-from initopt.problem import BatchNorm, Problem, Split
+from initopt.problem import BatchNorm, Problem, Split, check_splitting
 from initopt.records import Record, steps_taken
 from initopt.schemes import check_scheme
 
-__all__ = ["Method", "MethodRun", "check_start"]
+__all__ = ["Method", "MethodRun"]
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,38 @@ class Method(ABC):
     """An initialization method with its options, checked when it is made.
 
     A method is a frozen dataclass: its fields are its options, its defaults are theirs. What a run of it accumulates
-    lives in the :class:`MethodRun` that :meth:`start` returns.
+    lives in the :class:`MethodRun` that :meth:`start` returns. The options that are here, every method has.
+
+    Attributes:
+        name: its name.
+        steps: number of steps.
+        num_subbatches: D, the number of sub-batches that an engine splits a batch into.
+        grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
+            gradient; all that train, by default.
+        scale_params: the same, for the tensors that get a scale.
+        scheme: one of :data:`initopt.schemes.NAMES`, whose weights are the start; the model's own weights by default.
+        engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
+        train_mode: whether the model runs wholly in training mode.
     """
 
     name: ClassVar[str]
 
-    steps: int
-    num_subbatches: int
-    grad_params: ParameterFilter | None
-    scale_params: ParameterFilter | None
-    engine: str
-    train_mode: bool
+    steps: int = 100
+    num_subbatches: int = 4
+    grad_params: ParameterFilter | None = None
+    scale_params: ParameterFilter | None = None
+    scheme: str | None = None
+    engine: str = "auto"
+    train_mode: bool = False
 
     def __post_init__(self) -> None:
         for option in fields(self):  # so that they can be stored: numbers of NumPy as Python's own
             object.__setattr__(self, option.name, plain_numbers(getattr(self, option.name)))
+        check_integer("steps", self.steps, 1)
+        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
+        if self.scheme is not None:
+            check_scheme(self.scheme)
+        check_engine(self.engine)
 
     # How batches are split and normalized, for the measurements before and after; options of a method that has a say.
 
@@ -59,11 +77,6 @@ class Method(ABC):
         return "subbatch"
 
     @property
-    def scheme(self) -> str | None:
-        """The scheme whose weights are the start, one of :data:`initopt.schemes.NAMES`; the model's own, if ``None``."""
-        return None
-
-    @property
     def batches_per_step(self) -> int:
         """The most batches that a step takes."""
         return 1
@@ -75,12 +88,6 @@ class Method(ABC):
     @abstractmethod
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         """Begin on a problem, whose weights are the ones at the start, those of the scheme if there is one."""
-
-
-def check_start(scheme: str | None) -> None:
-    """Refuse an unknown scheme with a ValueError that lists the known ones."""
-    if scheme is not None:
-        check_scheme(scheme)
 
 
 class MethodRun(ABC):

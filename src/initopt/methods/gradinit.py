@@ -12,19 +12,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from initopt.checks import check_choice, check_flag, check_integer, check_number
+from initopt.checks import check_choice, check_flag, check_number
 from initopt.engines import Engine
 from initopt.engines.base import Gradients
-from initopt.engines.choose import check_engine
 from initopt.engines.contraction import without_hooks
 from initopt.errors import NonFiniteError
-from initopt.methods.base import Method, MethodRun, check_start
+from initopt.methods.base import Method, MethodRun
 from initopt.methods.scales_run import ScalesRun
 from initopt.methods.whole_batch import LossGradient, check_gradients, loss_of, sum_over, whole_batch
 from initopt.parameters import ParameterFilter
 from initopt.plain_ops import plain_attention
 from initopt.preserve import Originals
-from initopt.problem import Problem, as_real, check_splitting, inner_product
+from initopt.problem import Problem, as_real, inner_product
 from initopt.records import Record, StepRecord, steps_taken
 from initopt.rescale import check_rescaling
 from initopt.trees import concatenate
@@ -74,7 +73,6 @@ class GradInit(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("steps", self.steps, 1)
         check_number("eta", self.eta, above=0, finite=True)
         check_choice("optimizer", self.optimizer, ("sgd", "adam"))
         check_flag("normalize_grad", self.normalize_grad)
@@ -82,9 +80,6 @@ class GradInit(Method):
         if self.max_grad_norm is not None:
             check_number("max_grad_norm", self.max_grad_norm, above=0)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
-        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
-        check_start(self.scheme)
-        check_engine(self.engine)
 
     @property
     def batches_per_step(self) -> int:

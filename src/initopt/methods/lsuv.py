@@ -15,13 +15,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from initopt.checks import check_integer, check_number
 from initopt.engines import Engine
-from initopt.engines.choose import check_engine
 from initopt.errors import NonFiniteError
-from initopt.methods.base import Method, MethodRun, check_start
+from initopt.methods.base import Method, MethodRun
 from initopt.methods.whole_batch import loss_of, whole_batch
 from initopt.parameters import NamedParameter, ParameterFilter
 from initopt.preserve import Originals
-from initopt.problem import Problem, check_splitting
+from initopt.problem import Problem
 from initopt.records import LayerRecord, Record
 from initopt.scales import Scales
 from initopt.schemes.matrices import is_embedding, matrices_of
@@ -56,12 +55,8 @@ class LSUV(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("steps", self.steps, 1)
         check_number("tolerance", self.tolerance, above=0, below=1)
         check_integer("max_iterations", self.max_iterations, 1)
-        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
-        check_start(self.scheme)
-        check_engine(self.engine)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _LSUVRun(self, problem, originals)

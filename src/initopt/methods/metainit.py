@@ -13,19 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from initopt.checks import check_choice, check_integer, check_number
+from initopt.checks import check_choice, check_number
 from initopt.engines import Engine
 from initopt.engines.base import Gradients
-from initopt.engines.choose import check_engine
 from initopt.engines.contraction import along_weights, without_hooks
 from initopt.errors import LossError, NonFiniteError
-from initopt.methods.base import Method, MethodRun, check_start
+from initopt.methods.base import Method, MethodRun
 from initopt.methods.scales_run import ScalesRun
 from initopt.methods.whole_batch import check_gradients, explain_missing, loss_of, sum_over, whole_batch
 from initopt.parameters import ParameterFilter
 from initopt.plain_ops import plain_attention, plain_embedding, plain_norms
 from initopt.preserve import Originals
-from initopt.problem import Problem, as_real, check_splitting
+from initopt.problem import Problem, as_real
 from initopt.randomness import seeded
 from initopt.records import Record, StepRecord
 from initopt.rescale import check_rescaling
@@ -73,14 +72,10 @@ class MetaInit(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("steps", self.steps, 1)
         check_choice("inputs", self.inputs, ("data", "random"))
         check_choice("norms", self.norms, ("fused", "exact"))
         check_number("quotient_eps", self.quotient_eps, above=0, finite=True)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
-        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
-        check_start(self.scheme)
-        check_engine(self.engine)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _MetaInitRun(self, problem, originals)

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from initopt import functional, objectives
-from initopt.checks import check_integer, check_number
+from initopt.checks import check_number
 from initopt.engines import Engine
-from initopt.engines.choose import check_engine
 from initopt.errors import NonFiniteError
-from initopt.methods.base import Method, MethodRun, check_start
+from initopt.methods.base import Method, MethodRun
 from initopt.methods.scales_run import ScalesRun
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
-from initopt.problem import BatchNorm, Problem, Split, check_splitting
+from initopt.problem import BatchNorm, Problem, Split
 from initopt.records import StepRecord
 from initopt.rescale import Kind, check_rescaling
 
@@ -62,14 +61,10 @@ class NIO(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("steps", self.steps, 1)
-        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
         objectives.get(self.objective)
         check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
-        check_start(self.scheme)
-        check_engine(self.engine)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _NIORun(self, problem, engine, originals)
