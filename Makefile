@@ -23,6 +23,7 @@ test-zoo: $(ZOO)/.installed
 # Goes on where it was stopped.
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/report.py

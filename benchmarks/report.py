@@ -14,6 +14,7 @@ from typing import Any
 
 from accuracy import accuracy_table
 from contenders import PUBLISHED, TRAINING
+from methods import methods_section
 from results import ratios
 from tables import case_title, contenders_of, left_out, memory_table, time_table
 
@@ -59,6 +60,9 @@ def page(folder: Path) -> str:
         path = folder / f"{name}.json"
         if path.exists():
             parts.append(section(read_json(path), title, name, picture))
+    path = folder / "methods-cpu.json"
+    if path.exists():
+        parts.append(methods_section(read_json(path), path.stem))
     path = folder / "accuracy.json"
     if path.exists():
         parts.append(accuracy_table(read_json(path)))

@@ -348,3 +348,16 @@ def test_autocast_and_single_precision_agree_with_double() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             low = run(method, make_model(), make_batches(), steps=1)
         assert low.history[0].grad_norm == pytest.approx(expected.history[0].grad_norm, rel=0.1)
+
+
+def test_progress_shows_the_figures_of_each_kind_of_record(capsys: pytest.CaptureFixture[str]) -> None:
+    for method, figure in (
+        (initopt.gradinit, "objective "),
+        (initopt.metainit, "gradient norm"),
+        (initopt.lsuv, "variance"),
+    ):
+        options = {} if method is initopt.lsuv else {"steps": 2}
+        method(make_model(), make_batches(), measure_steps=2, progress=True, **options)
+        shown = capsys.readouterr().err
+        assert figure in shown
+        assert "GradCosine" in shown  # of the measurements
