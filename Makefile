@@ -25,6 +25,7 @@ benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/measuring.py
 	$(BIN)/python benchmarks/profile_step.py
+	$(BIN)/python benchmarks/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/report.py

@@ -19,7 +19,17 @@ from initopt.modes import measuring
 from initopt.preserve import preserved
 from initopt.problem import Problem
 
-__all__ = ["OBJECTIVE", "PUBLISHED", "TRAINING", "Contender", "Step", "contender", "contender_names", "model_and_batch"]
+__all__ = [
+    "OBJECTIVE",
+    "PUBLISHED",
+    "TRAINING",
+    "Contender",
+    "Step",
+    "contender",
+    "contender_names",
+    "make_problem",
+    "model_and_batch",
+]
 
 TRAINING = "training step"
 PUBLISHED = "published"
@@ -31,6 +41,7 @@ Contender = Callable[[], AbstractContextManager[Step]]
 
 
 def make_problem(model: nn.Module, case: Case, num_subbatches: int | None = None) -> Problem:
+    """What the steps of a case work on."""
     return Problem.create(
         model,
         None,

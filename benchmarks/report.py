@@ -15,6 +15,7 @@ from typing import Any
 from accuracy import accuracy_table
 from contenders import PUBLISHED, TRAINING
 from measuring import MEASURE
+from methods import methods_section
 from networks import NETWORKS
 from profile_step import products
 from results import RESULTS, ratios
@@ -61,6 +62,9 @@ def page(folder: Path) -> str:
         path = folder / f"{name}.json"
         if path.exists():
             parts.append(section(read_json(path), title, name, picture))
+    path = folder / "methods-cpu.json"
+    if path.exists():
+        parts.append(methods_section(read_json(path), path.stem))
     path = folder / "measuring.json"
     if path.exists():
         parts.append(measuring_section(read_json(path)))

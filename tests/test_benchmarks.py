@@ -31,6 +31,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import accuracy
 import engines
 import measuring as measuring_step
+import methods
 import plot
 import profile_step
 import report
@@ -152,6 +153,28 @@ def test_a_run_is_stored_and_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
         assert f"| {name} " in page
     assert len(plot.against_d([results["cases"][case.key] for case in cases]).axes) == 2
     assert len(plot.over_networks(list(results["cases"].values())).axes) == 2
+
+
+def test_methods_are_timed_and_leave_the_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    case = Case("tiny-resnet", batch_size=8)
+    model, data = model_and_batch(case, "cpu")
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for name in methods.METHODS:
+        with methods.method_contender(name, case, model, data)() as step:
+            records = step()
+            assert any(not torch.equal(parameter, before[n]) for n, parameter in model.named_parameters())
+        assert all(torch.equal(parameter, before[n]) for n, parameter in model.named_parameters())
+        if name.startswith("gradinit"):
+            assert records[0].constrained == name.endswith("constrained")
+        if name == "lsuv":
+            assert all(record.iterations for record in records)
+    out = tmp_path / "methods-cpu.json"
+    results = methods.run_cases([case], out, device="cpu", threads=1, repetitions=1)
+    assert json.loads(out.read_text(encoding="utf-8")) == results
+    page = report.page(tmp_path)
+    assert "## Other methods" in page
+    assert "| gradinit, free | gradinit, constrained |" in page
 
 
 def test_accuracy_of_an_entry_of_the_gallery() -> None:

@@ -211,7 +211,7 @@ class TestRun:
             "Scales that moved most",
             "layers.1.weight",
             "3 steps in",
-            "gradients by the engine",
+            "; engine 'groups'",
         ):
             assert text in out
         assert 'initopt.Result.load("out/first").apply(model)' in out
@@ -298,7 +298,7 @@ class TestConfig:
             ("stpes: 3", "no option 'stpes'; did you mean 'steps'?"),
             ("loss: {class_path: math.sqrt, init_args: {x: 1}}", "no option 'loss.x'"),
             ("steps: many", "--steps: expected int; got many"),
-            ("method: nope", "unknown --method 'nope'; known are 'nio'"),
+            ("method: nope", "unknown --method 'nope'; known are 'nio', 'gradinit', 'metainit', 'lsuv'"),
         ],
     )
     def test_bad_files(self, cli, text, message):

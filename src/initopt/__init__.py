@@ -3,16 +3,21 @@
 Measure how good a network's starting point is on its own data, and improve it before the first training step.
 """
 
-from initopt import functional, objectives, presets
+from initopt import functional, objectives, presets, schemes
 from initopt._version import __version__
 from initopt.compare import compare
 from initopt.errors import LoaderError, LossError, MismatchError, NonFiniteError, ZeroGradientError
+from initopt.gradinit import gradinit
+from initopt.lsuv import lsuv
 from initopt.measure import measure
 from initopt.measurement import Measurement
+from initopt.metainit import metainit
 from initopt.optimize import nio, optimize
-from initopt.result import Result, StepRecord
+from initopt.records import LayerRecord, StepRecord
+from initopt.result import Result
 
 __all__ = [
+    "LayerRecord",
     "LoaderError",
     "LossError",
     "Measurement",
@@ -24,9 +29,13 @@ __all__ = [
     "__version__",
     "compare",
     "functional",
+    "gradinit",
+    "lsuv",
     "measure",
+    "metainit",
     "nio",
     "objectives",
     "optimize",
     "presets",
+    "schemes",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from initopt.errors import MismatchError
 from initopt.identity import differences
 from initopt.randomness import RandomState
-from initopt.result import StepRecord
+from initopt.records import Record, record_from
 from initopt.storage import plain, unplain, write_file
 from initopt.tensorfile import load_tensors, save_tensors
 
@@ -44,7 +44,7 @@ class Checkpoint:
     first_batch: str
     seed: int
     seconds: float
-    history: list[StepRecord]
+    history: list[Record]
     start: dict[str, Tensor]
     state: dict[str, Tensor]
     engine: dict[str, Any]
@@ -93,7 +93,7 @@ class Checkpoint:
             first_batch=record["first_batch"],
             seed=record["seed"],
             seconds=record["seconds"],
-            history=[StepRecord(**unplain(step)) for step in record["history"]],
+            history=[record_from(unplain(step)) for step in record["history"]],
             start=groups["start"],
             state=groups["state"],
             engine=unplain(record["engine"]),

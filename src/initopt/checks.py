@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any, SupportsIndex
 
-__all__ = ["check_integer", "check_number", "plain_numbers"]
+__all__ = ["check_choice", "check_flag", "check_integer", "check_number", "plain_numbers"]
 
 
 def plain_numbers(value: Any) -> Any:
@@ -22,6 +23,19 @@ def plain_numbers(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     return operator.index(value) if isinstance(value, SupportsIndex) else float(value)
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise a ValueError unless ``value`` is one of the known names."""
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"unknown {name} {value!r}; known are {', '.join(map(repr, names))}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a ValueError unless ``value`` is ``True`` or ``False``."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False; got {value!r}")
 
 
 def check_integer(name: str, value: Any, minimum: int) -> int:

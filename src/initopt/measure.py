@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from initopt import functional
 from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine, create_engine
 from initopt.engines.choose import check_engine
@@ -161,7 +162,12 @@ def measure_batches(
         small.append(batch.windows.small_batch)
         big.append(batch.windows.big_batch)
         if report is not None:
-            report(grams[-1])
+            report(_figures(grams[-1]))
     if not grams:
         raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
     return Measurement.from_grams(grams, small, big, engine.name)
+
+
+def _figures(gram: Tensor) -> str:
+    cosine, norm = float(functional.grad_cosine(gram)), float(functional.grad_norm(gram))
+    return f"GradCosine {cosine:+.3f}  gradient norm {norm:.3g}"

@@ -45,7 +45,7 @@ def optimize(
         batches: an iterable of batches, as for :func:`initopt.measure`. The steps take them in their order. One that can
             be iterated over again and is shorter than the steps is cycled.
         loss_fn: as for :func:`initopt.measure`.
-        method: a name in :data:`initopt.methods.METHODS`, or a :class:`initopt.methods.Method` with its options.
+        method: a name in :func:`initopt.methods.method_names`, or a :class:`initopt.methods.Method` with its options.
         measure_steps: how many batches to hold back from the steps and measure on, with the original and with the new
             weights: those after the last one that a step takes. They are kept in memory meanwhile. 0 measures nothing.
             Steps never take one of these batches; but if a loader that shuffles anew in each pass is cycled, its later
@@ -135,6 +135,7 @@ def nio(
     min_bias_scale: float = 0.0,
     scale_params: ParameterFilter | None = None,
     grad_params: ParameterFilter | None = None,
+    scheme: str | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     microbatch: int | None = None,
@@ -174,6 +175,8 @@ def nio(
         scale_params: a function of (qualified name, parameter, owning module) that says which tensors get a scale; all
             that train, by default.
         grad_params: the same, for the parameters whose gradients are compared.
+        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
+            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
         engine: how derivatives are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
@@ -229,6 +232,7 @@ def nio(
         min_bias_scale=min_bias_scale,
         scale_params=scale_params,
         grad_params=grad_params,
+        scheme=scheme,
         engine=engine,
         train_mode=train_mode,
         microbatch=microbatch,

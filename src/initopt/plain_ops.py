@@ -18,7 +18,14 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["plain_attention", "plain_hard_sigmoid", "plain_recurrence", "plain_weight_norm"]
+__all__ = [
+    "plain_attention",
+    "plain_embedding",
+    "plain_hard_sigmoid",
+    "plain_norms",
+    "plain_recurrence",
+    "plain_weight_norm",
+]
 
 
 class _Shared:
@@ -75,6 +82,68 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+_embedding = torch.embedding
+
+
+def _dense_embedding(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Tensor:
+    return _embedding(weight, indices, padding_idx, scale_grad_by_freq, False)
+
+
+_layer_norm, _batch_norm, _instance_norm = torch.layer_norm, torch.batch_norm, torch.instance_norm
+
+
+def _normalized(x: Tensor, dimensions: list[int], eps: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    centred = wide - wide.mean(dimensions, keepdim=True)
+    return (centred * (centred.square().mean(dimensions, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int]) -> Tensor:
+    scaled = x if weight is None else x * weight.reshape(shape)
+    return scaled if bias is None else scaled + bias.reshape(shape)
+
+
+def _composed_layer_norm(
+    x: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enable: bool = True
+) -> Tensor:
+    shape = list(normalized_shape)
+    return _affine(_normalized(x, list(range(-len(shape), 0)), eps), weight, bias, shape)
+
+
+def _composed_batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, cudnn: bool
+) -> Tensor:
+    if not training:
+        return _batch_norm(x, weight, bias, mean, var, training, momentum, eps, cudnn)
+    if mean is not None:
+        with torch.no_grad():  # for the running statistics
+            _batch_norm(x, None, None, mean, var, training, momentum, eps, cudnn)
+    return _affine(_normalized(x, [0, *range(2, x.ndim)], eps), weight, bias, [1, -1, *([1] * (x.ndim - 2))])
+
+
+def _composed_instance_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, from_input: bool, momentum: float, eps: float, cudnn: bool
+) -> Tensor:
+    if not from_input:
+        return _instance_norm(x, weight, bias, mean, var, from_input, momentum, eps, cudnn)
+    if mean is not None:
+        with torch.no_grad():  # for the running statistics
+            _instance_norm(x, None, None, mean, var, from_input, momentum, eps, cudnn)
+    return _affine(_normalized(x, list(range(2, x.ndim)), eps), weight, bias, [1, -1, *([1] * (x.ndim - 2))])
+
+
+@contextmanager
+def _composed_norms() -> Iterator[None]:
+    with (
+        _replaced([torch], "layer_norm", _composed_layer_norm),
+        _replaced([torch], "batch_norm", _composed_batch_norm),
+        _replaced([torch], "instance_norm", _composed_instance_norm),
+    ):
+        yield
+
+
 plain_hard_sigmoid = _Shared(_hard_sigmoids)
 """``F.hardsigmoid``: mobile networks are full of it, and torch (2.13) has no second derivative of its kernel."""
 
@@ -84,6 +153,13 @@ plain_weight_norm = _Shared(
 )
 """Weight norm: the double backward of torch's kernel takes the norms for constants where there is one per row or column,
 and is silently wrong (seen in torch 2.13: off by more than the value itself)."""
+
+plain_norms = _Shared(_composed_norms)
+"""Layer, batch and instance norm: the third derivative of torch's kernels takes the statistics for constants, and is
+silently wrong (seen in torch 2.13); that of group norm and RMS norm is right."""
+
+plain_embedding = _Shared(lambda: _replaced([torch], "embedding", _dense_embedding))
+"""Embeddings with sparse gradients: their third derivative is silently wrong, too (seen in torch 2.13)."""
 
 plain_attention = _Shared(lambda: sdpa_kernel(SDPBackend.MATH))
 """Scaled dot-product attention: the fused kernels have no second derivative."""

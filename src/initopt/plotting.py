@@ -12,7 +12,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from initopt.measurement import Measurement
 from initopt.parameters import is_bias as is_bias_name
-from initopt.result import Result, StepRecord
+from initopt.records import LayerRecord, StepRecord, steps_taken
+from initopt.result import Result
 
 __all__ = ["plot_result"]
 
@@ -24,8 +25,9 @@ _NAMED_TICKS = 40
 def plot_result(result: Result) -> Figure:
     """Draw a result.
 
-    Top: GradCosine and gradient norm over the steps, the norm's bound drawn in and constrained steps marked; before
-    against after, with standard errors. Bottom: the scale of every tensor in network order.
+    Top: GradCosine, or the objective of a method that has none, and gradient norm over the steps, the norm's bound drawn in
+    and constrained steps marked, or the output variance of each layer; before against after, with standard errors. Bottom:
+    the scale of every tensor in network order.
 
     Args:
         result: the result of a run.
@@ -34,10 +36,19 @@ def plot_result(result: Result) -> Figure:
         A figure that belongs to no window.
     """
     figure = Figure(figsize=(11, 6.6), layout="constrained")
-    figure.suptitle(f"{result.method}: {len(result.history)} steps in {result.seconds:.1f} s", x=0.01, ha="left")
-    axes = figure.subplot_mosaic("CNcn;SSSS", width_ratios=[3, 3, 1.3, 1.3], height_ratios=[1.15, 1])
-    _plot_steps(axes["C"], result.history, "grad_cosine", "GradCosine")
-    _plot_steps(axes["N"], result.history, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
+    count = steps_taken(result.history)
+    title = f"{result.method}: {count} step{'s' if count != 1 else ''} in {result.seconds:.1f} s"
+    figure.suptitle(title, x=0.01, ha="left")
+    steps = [record for record in result.history if isinstance(record, StepRecord)]
+    layers = [record for record in result.history if isinstance(record, LayerRecord)]
+    mosaic = "CCcn;SSSS" if layers else "CNcn;SSSS"
+    axes = figure.subplot_mosaic(mosaic, width_ratios=[3, 3, 1.3, 1.3], height_ratios=[1.15, 1])
+    if layers:
+        _plot_layers(axes["C"], layers)
+    else:
+        split = any(record.grad_cosine is not None for record in steps) or not steps
+        _plot_steps(axes["C"], steps, *(("grad_cosine", "GradCosine") if split else ("objective", "objective")))
+        _plot_steps(axes["N"], steps, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
     _plot_change(axes["c"], result.before, result.after, "grad_cosine", "GradCosine")
     _plot_change(axes["n"], result.before, result.after, "grad_norm", "gradient norm")
     _plot_scales(axes["S"], result.scales)
@@ -54,6 +65,7 @@ def _tidy(axes: Axes, title: str) -> None:
 
 def _plot_steps(axes: Axes, history: Sequence[StepRecord], name: str, title: str, bound: object = None) -> None:
     _tidy(axes, title)
+    history = [record for record in history if getattr(record, name) is not None]
     steps = [record.step for record in history]
     values = [getattr(record, name) for record in history]
     axes.plot(steps, values, color=AFTER, linewidth=1.2)
@@ -73,6 +85,19 @@ def _plot_steps(axes: Axes, history: Sequence[StepRecord], name: str, title: str
     if handles:
         axes.legend(handles=handles, fontsize=8, frameon=False, loc="best")
     axes.set_xlabel("step", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _plot_layers(axes: Axes, layers: Sequence[LayerRecord]) -> None:
+    _tidy(axes, "variance of each layer's output, in the order in which they run")
+    positions = np.arange(len(layers))
+    for name, label, colour in (("before", "at its turn", BEFORE), ("after", "with its new weight", AFTER)):
+        values = [getattr(record, f"variance_{name}") for record in layers]
+        axes.plot(positions, values, "o", color=colour, markersize=4, label=label)
+    axes.set_yscale("log")
+    axes.axhline(1, color="0.6", linewidth=0.8)
+    axes.legend(fontsize=8, frameon=False, loc="best")
+    axes.set_xlabel("layer", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -8,22 +8,19 @@ from contextlib import contextmanager
 
 import rich.progress
 from rich.console import Console
-from torch import Tensor
-
-from initopt import functional
 
 __all__ = ["Progress", "Report", "counter", "reporter"]
 
 Progress = bool | None
 """Whether to show a progress bar; ``None`` shows one if standard error is a terminal."""
 
-Report = Callable[[Tensor], None]
-"""Is given the Gram matrix of every batch that is done."""
+Report = Callable[[str], None]
+"""Is given the figures of every batch that is done, as text."""
 
 
 @contextmanager
 def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -> Iterator[Report]:
-    """A progress bar with GradCosine and gradient norm live, for as long as the block lasts.
+    """A progress bar with the latest figures, for as long as the block lasts.
 
     Args:
         progress: whether to show it; see :data:`Progress`.
@@ -32,7 +29,7 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
         done: how many of them are done already.
     """
     if not _is_wanted(progress):
-        yield lambda gram: None
+        yield lambda figures: None
         return
     columns = (
         rich.progress.TextColumn("[progress.description]{task.description}"),
@@ -44,9 +41,8 @@ def reporter(progress: Progress, doing: str, total: int | None, done: int = 0) -
     with rich.progress.Progress(*columns, console=_console(progress), transient=True) as bar:
         task = bar.add_task(doing, total=total, completed=done, figures="")
 
-        def report(gram: Tensor) -> None:
-            cosine, norm = float(functional.grad_cosine(gram)), float(functional.grad_norm(gram))
-            bar.update(task, advance=1, figures=f"GradCosine {cosine:+.3f}  gradient norm {norm:.3g}")
+        def report(figures: str) -> None:
+            bar.update(task, advance=1, figures=figures)
 
         yield report
 

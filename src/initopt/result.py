@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from initopt.errors import MismatchError
 from initopt.measurement import Measurement
+from initopt.records import Record, StepRecord, record_from
 from initopt.storage import plain, read_json, unplain, write_folder, write_json
 from initopt.tensorfile import load_tensors, save_tensors
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Result", "StepRecord"]
+__all__ = ["Result"]
 
 _T = TypeVar("_T")
 
@@ -30,29 +31,6 @@ _WEIGHTS = "weights.safetensors"
 _GRAMS = "grams.safetensors"
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """One step of a method, as it was before the step's own update.
-
-    Attributes:
-        step: number of the step, from 0.
-        grad_cosine: GradCosine of the step's batch.
-        grad_norm: mean norm of its sub-batch gradients.
-        grad_variance: population variance of its sub-batch gradients.
-        objective: value of the method's objective, also in a step that enforced the constraint instead.
-        constrained: whether the gradient norm exceeded its bound, so that the step lowered it.
-        seconds: wall-clock time of the step, without loading the batch.
-    """
-
-    step: int
-    grad_cosine: float
-    grad_norm: float
-    grad_variance: float
-    objective: float
-    constrained: bool
-    seconds: float
-
-
 @dataclass(frozen=True, eq=False)
 class Result:
     """The outcome of a run.
@@ -60,12 +38,12 @@ class Result:
     Attributes:
         method: name of the method.
         options: its options.
-        history: a record per step.
+        history: a :class:`initopt.StepRecord` per step; of LSUV, a :class:`initopt.LayerRecord` per layer.
         scales: scale of every tensor by parameter name, in the order of the model.
         before: measurement with the original weights, or ``None`` if none was asked for.
         after: measurement with the new weights, on the same batches.
         seconds: wall-clock time of the whole run, measurements and loading included.
-        engine: name of the engine that computed the derivatives.
+        engine: name of the engine that measured, and, where the method works on Gram matrices, computed the derivatives.
         engine_reason: why this engine and no other.
         weights: the new values of the trainable parameters, on the CPU.
         versions: of initopt, torch and Python.
@@ -73,7 +51,7 @@ class Result:
 
     method: str
     options: dict[str, Any]
-    history: list[StepRecord] = field(repr=False)
+    history: list[Record] = field(repr=False)
     scales: dict[str, float] = field(repr=False)
     before: Measurement | None
     after: Measurement | None
@@ -103,7 +81,7 @@ class Result:
                 own[name].copy_(value)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The history as a pandas table, a row per step and a column per field of :class:`StepRecord`.
+        """The history as a pandas table, a row per record and a column per field.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -112,7 +90,8 @@ class Result:
             import pandas as pd
         except ImportError as error:
             raise ImportError("to_dataframe() needs pandas: pip install 'initopt[pandas]'") from error
-        columns = [record_field.name for record_field in fields(StepRecord)]
+        kind = type(self.history[0]) if self.history else StepRecord
+        columns = [record_field.name for record_field in fields(kind)]
         return pd.DataFrame([asdict(record) for record in self.history], columns=columns)
 
     def plot(self) -> Figure:
@@ -195,7 +174,7 @@ class Result:
         result = cls(
             method=record["method"],
             options=unplain(record["options"]),
-            history=[StepRecord(**unplain(step)) for step in record["history"]],
+            history=[record_from(unplain(step)) for step in record["history"]],
             scales={name: float(scale) for name, scale in record["scales"].items()},
             before=found.get("before"),
             after=found.get("after"),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from initopt._version import __version__
 from initopt.checkpoint import Checkpoint, loader_generators
@@ -20,22 +21,24 @@ from initopt.identity import fingerprint, identify
 from initopt.losses import LossFunction
 from initopt.measure import measure_batches
 from initopt.measurement import Measurement
-from initopt.methods import Method
+from initopt.methods import Method, MethodRun
 from initopt.modes import measuring
 from initopt.parameters import trainable_parameters
 from initopt.preserve import Originals, put_values
 from initopt.problem import Problem
 from initopt.progress import Progress, reporter
 from initopt.randomness import RandomState, derive_seed
-from initopt.result import Result, StepRecord
+from initopt.records import Record, steps_taken
+from initopt.result import Result
+from initopt.schemes import apply_
 from initopt.storage import plain, unplain
 from initopt.stream import BatchStream
 from initopt.where import located, warn
 
 __all__ = ["Callback", "Run", "Settings"]
 
-Callback = Callable[[StepRecord], object]
-"""Is called with the record of each step when the step is done."""
+Callback = Callable[[Record], object]
+"""Is called with each record when its step is done."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,21 @@ class Run:
             for name, generator in generators.items():
                 generator.set_state(self._generators[name])
         self._engine = create_engine(method.engine, self._problem)
-        self._at_work = method.start(self._problem, self._engine, self._originals)
-        self._history: list[StepRecord] = []
+        self._history: list[Record] = []
         if previous is not None:
             self._history = list(previous.history)
             self._begun -= previous.seconds
             self._engine.load_state(previous.engine)
-            self._at_work.load_state(previous.state)
+        self._loss_fn = loss_fn
         self._first_batch = ""
+        self._at_work: MethodRun
+        taken, left = method.batches_taken(self._history), method.steps - steps_taken(self._history)
         self._stream = BatchStream(
             batches,
-            method.steps * method.batches_per_step,
+            taken + left * method.batches_per_step,
             settings.measure_steps,
-            skip=len(self._history) * method.batches_per_step,
-            on_first=None if settings.checkpoint is None else self._meet_first_batch,
+            skip=taken,
+            on_first=self._begin,
         )
 
     def result(self) -> Result:
@@ -151,7 +155,7 @@ class Run:
 
     def _stored_weights(self, previous: Checkpoint) -> Originals:
         """The original weights of the run that is resumed, in the place of the model's own."""
-        path, done, steps = self._settings.checkpoint, len(previous.history), self._method.steps
+        path, done, steps = self._settings.checkpoint, steps_taken(previous.history), self._method.steps
         stored = {p: previous.start[self._names[p]].to(value.device) for p, value in self._originals.items()}
         same = all(torch.equal(stored[parameter], value) for parameter, value in self._originals.items())
         if done > steps:
@@ -167,10 +171,20 @@ class Run:
             )
         return stored
 
-    def _meet_first_batch(self, batch: Any) -> None:
-        self._first_batch = fingerprint(batch)
+    def _begin(self, batch: Any) -> None:
+        """Put the method to work, the first batch being there."""
+        if self._settings.checkpoint is not None:
+            self._first_batch = fingerprint(batch)
         if self._previous is not None:
             self._previous.refuse_unless_first(self._first_batch)
+        start = self._originals
+        if self._method.scheme is not None:
+            put_values(self._originals)
+            apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
+            start = {p: p.detach().clone() for p in self._originals}
+        self._at_work = self._method.start(self._problem, self._engine, start)
+        if self._previous is not None:
+            self._at_work.load_state(self._previous.state)
         else:
             self._save()  # all checks are done; a path that cannot be written is found out now
 
@@ -191,26 +205,25 @@ class Run:
         ).write(self._settings.checkpoint)
 
     def _take_steps(self) -> None:
-        steps, per_step = self._method.steps, self._method.batches_per_step
-        with reporter(self._settings.progress, self._method.name, steps, len(self._history)) as report:
-            taken: list[Any] = []
-            for data in self._stream:
-                taken.append(data)
-                if len(taken) == per_step:
-                    gram = self._take_step(taken)
-                    taken = []
-                    report(gram)
+        done, steps = steps_taken(self._history), self._method.steps
+        stream = iter(self._stream)
+        # Reading a batch begins the run; one that is finished has none, but passes over those of its steps.
+        batches = itertools.chain([next(stream)] if done < steps else list(stream), stream)
+        with reporter(self._settings.progress, self._method.name, steps, done) as report:
+            for number in range(done, steps):
+                records = self._take_step(number, batches)
+                report(records[-1].summary())
+                for record in records:
                     for callback in self._settings.callbacks:
-                        callback(self._history[-1])
+                        callback(record)
 
-    def _take_step(self, batches: list[Any]) -> Tensor:
-        number = len(self._history)
+    def _take_step(self, number: int, batches: Iterator[Any]) -> Sequence[Record]:
         with located(f"step {number}"):
-            record, gram = self._at_work.step(number, batches)
-        self._history.append(record)
-        if len(self._history) % self._settings.checkpoint_every == 0 or len(self._history) == self._method.steps:
+            records = self._at_work.step(number, batches)
+        self._history += records
+        if (number + 1) % self._settings.checkpoint_every == 0 or number + 1 == self._method.steps:
             self._save()
-        return gram
+        return records
 
     def _measure(self) -> tuple[Measurement | None, Measurement | None]:
         """Measure with the original and with the new weights on the batches held back.

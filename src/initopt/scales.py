@@ -52,6 +52,13 @@ class Scales:
         self.values = torch.where(self.active, torch.maximum(values, self._minimum), self.values)
         self.apply()
 
+    def multiply(self, weight: nn.Parameter, factor: float) -> None:
+        """Set the scale of one tensor to a multiple of what it is, and the tensor with it."""
+        (index,) = (k for k, parameter in enumerate(self._parameters) if parameter.value is weight)
+        self.values[index] *= factor
+        with torch.no_grad():
+            weight.copy_(self._originals[weight] * float(self.values[index]))
+
     @torch.no_grad()
     def apply(self) -> None:
         """Write alpha * W(0) into the model."""

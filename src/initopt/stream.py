@@ -49,7 +49,7 @@ def check_batches(batches: Any) -> None:
 
 
 class BatchStream:
-    """Hands out ``count`` batches and keeps ``held_back`` others, none of which is handed out.
+    """Hands out up to ``count`` batches and keeps ``held_back`` others, none of which is handed out.
 
     A first-in first-out queue runs ``held_back`` batches ahead of what is handed out. When a re-iterable (one whose
     ``iter()`` starts anew each time) comes to its end, the queue holds its last batches; they stay held back, and the
@@ -61,7 +61,7 @@ class BatchStream:
 
     Args:
         batches: any iterable of batches.
-        count: how many to hand out.
+        count: the most to hand out; fewer if the reader stops.
         held_back: how many to keep for :attr:`held`.
         skip: how many of the first ones to pass over, for a run that is resumed; they count as handed out.
         on_first: is called with the first batch that is read, before any is handed out.
@@ -131,5 +131,5 @@ class BatchStream:
 
     @property
     def held(self) -> list[Any]:
-        """The batches held back, in their order; complete once the iteration is over."""
+        """The batches held back, in their order; complete once a batch was handed out after which the reader stops."""
         return list(self._queue)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["batch_size", "map_tensors", "named_tensors", "take", "to_device"]
+__all__ = ["batch_size", "concatenate", "map_tensors", "named_tensors", "take", "to_device"]
 
 
 def named_tensors(tree: Any, path: str = "batch") -> Iterator[tuple[str, Tensor]]:
@@ -109,6 +109,65 @@ def take(tree: Any, indices: Tensor, size: int) -> Any:
         return leaf
 
     return _map_leaves(of_leaf, tree)
+
+
+def concatenate(batches: Sequence[Any]) -> Any:
+    """Several batches as one, the samples of the first one first.
+
+    Tensors and arrays are joined along their first dimension, and so are lists of plain values as long as the batch.
+    Anything else is that of the first batch.
+
+    Args:
+        batches: nests of the same form.
+
+    Raises:
+        ValueError: if they are not of the same form, or samples are not of the same shape.
+
+    >>> concatenate([{"x": torch.tensor([1, 2])}, {"x": torch.tensor([3])}])
+    {'x': tensor([1, 2, 3])}
+    """
+    sizes = [batch_size(batch) for batch in batches]
+    named = [list(named_tensors(batch)) for batch in batches]
+    for other in named[1:]:
+        if [name for name, _ in other] != [name for name, _ in named[0]]:
+            raise ValueError(
+                f"batches cannot be joined: one has {', '.join(name for name, _ in named[0])}, another "
+                f"{', '.join(name for name, _ in other)}"
+            )
+        for (name, tensor), (_, first) in zip(other, named[0], strict=True):
+            if tensor.shape[1:] != first.shape[1:] or tensor.dtype != first.dtype:
+                raise ValueError(
+                    f"batches cannot be joined: in one, {name} is {first.dtype} {tuple(first.shape)}, in another "
+                    f"{tensor.dtype} {tuple(tensor.shape)}; pad all batches to one length, say"
+                )
+    return _joined(batches, sizes)
+
+
+def _joined(trees: Sequence[Any], sizes: Sequence[int]) -> Any:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return torch.cat([tree.to(first.device) for tree in trees])
+    if isinstance(first, np.ndarray) and _as_long(trees, sizes):
+        return np.concatenate(trees)
+    if isinstance(first, Mapping):
+        joined = {key: _joined([tree[key] for tree in trees], sizes) for key in first}
+        if type(first) is dict:
+            return joined
+        copied = copy.copy(first)
+        for key, value in joined.items():
+            copied[key] = value  # type: ignore[index]
+        return copied
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(_joined(parts, sizes) for parts in zip(*trees, strict=True)))
+    if isinstance(first, (list, tuple)) and not _is_plain(first):
+        return type(first)(_joined(parts, sizes) for parts in zip(*trees, strict=True))
+    if isinstance(first, (list, tuple)) and _as_long(trees, sizes):
+        return type(first)(item for tree in trees for item in tree)
+    return first
+
+
+def _as_long(trees: Sequence[Any], sizes: Sequence[int]) -> bool:
+    return all(np.ndim(tree) > 0 and len(tree) == size for tree, size in zip(trees, sizes, strict=True))
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ from initopt.cli.command import Command, Request
 from initopt.cli.components import Component, find_component
 from initopt.cli.config import Config, as_yaml, read_configs
 from initopt.cli.help import HelpFormatter
-from initopt.methods import METHODS
+from initopt.methods import find_method, method_names
 
 __all__ = ["parse"]
 
@@ -39,8 +39,9 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
         if getattr(flags, name) is not None:
             config.choose(name, getattr(flags, name))
     method = config.chosen.pop("method", "nio")
-    if method not in METHODS:
-        raise ValueError(f"unknown --method {method!r}; known are {', '.join(map(repr, METHODS))}")
+    if method not in method_names():
+        raise ValueError(f"unknown --method {method!r}; known are {', '.join(map(repr, method_names()))}")
+    find_method(method)  # one that cannot be imported is found out now
     components = {name: find_component(name, path) for name, path in config.chosen.items()}
     if flags.help:
         parser = _empty_parser(command)

@@ -14,7 +14,8 @@ from initopt.cli.command import Command, Request
 from initopt.cli.components import import_path
 from initopt.cli.config import write_yaml
 from initopt.cli.report import comparison, largest_moves
-from initopt.methods import METHODS
+from initopt.methods import METHODS, find_method, method_names
+from initopt.records import steps_taken
 from initopt.result import Result
 from initopt.storage import check_replaceable, write_file
 
@@ -39,13 +40,12 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
         help="folder for the result; a folder that holds an earlier result is replaced, any other is refused",
     )
     group = parser.add_argument_group(f"options of --method {method}")
-    # Its entry point of the same name has the documentation.
-    group.add_function_arguments(
-        getattr(initopt, method),
-        as_group=False,
-        skip={"model", "batches", "loss_fn", "seed", "progress", "callbacks"},
-        fail_untyped=False,
-    )
+    given: set[str | int] = {"model", "batches", "loss_fn", "seed", "progress", "callbacks"}
+    if method in METHODS:  # its function of the same name has the documentation
+        group.add_function_arguments(getattr(initopt, method), as_group=False, skip=given, fail_untyped=False)
+    else:
+        group.add_class_arguments(find_method(method), as_group=False, instantiate=False, fail_untyped=False)
+        group.add_function_arguments(initopt.optimize, as_group=False, skip={*given, "method"}, fail_untyped=False)
     add_common_options(parser)
 
 
@@ -62,10 +62,13 @@ def _run(request: Request) -> None:
     result = initopt.optimize(model, batches, loss, method=request.method, progress=request.progress, **options)
     if result.before is not None and result.after is not None:
         print(comparison(result.before, result.after))
-    print("\nScales that moved most (new weights = scale * old weights):")
+    scheme = result.options.get("scheme")
+    old = "old weights" if scheme is None else f"weights of the scheme {scheme!r}"
+    print(f"\nScales that moved most (new weights = scale * {old}):")
     print(largest_moves(result.scales))
-    steps = f"{len(result.history)} step{'s' if len(result.history) != 1 else ''}"
-    print(f"\n{result.method}: {steps} in {result.seconds:.1f} s; gradients by the engine {result.engine!r}")
+    count = steps_taken(result.history)
+    steps = f"{count} step{'s' if count != 1 else ''}"
+    print(f"\n{result.method}: {steps} in {result.seconds:.1f} s; engine {result.engine!r}")
     _save(result, out, request.config)
     print(f"\n{out}/")
     for name, what in _FILES.items():
@@ -113,7 +116,7 @@ examples:
 
 Then, before training:
   initopt.Result.load("result").apply(model)""",
-    choices=CHOICES | {"method": f"how to improve the weights: {', '.join(METHODS)} (default: nio)"},
+    choices=CHOICES | {"method": f"how to improve the weights: {', '.join(method_names())} (default: nio)"},
     add_options=_add_options,
     run=_run,
 )

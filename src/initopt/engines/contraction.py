@@ -14,7 +14,7 @@ from initopt.parameters import NamedParameter
 from initopt.plain_ops import plain_attention
 from initopt.problem import as_real, inner_product
 
-__all__ = ["along_weights", "first_derivatives", "to_cpu"]
+__all__ = ["along_weights", "first_derivatives", "to_cpu", "without_hooks"]
 
 
 def along_weights(
@@ -76,7 +76,7 @@ def first_derivatives(
         is no dependence.
     """
     weights = [leaves.get(p.value, p.value) for p in parameters]
-    with _without_hooks([p.value for p in parameters]):
+    with without_hooks([p.value for p in parameters]):
         found = torch.autograd.grad(outputs, [*weights, *scales.values()], slopes, allow_unused=True)
     return found[: len(weights)], dict(zip(scales, found[len(weights) :], strict=True))
 
@@ -108,7 +108,7 @@ def to_cpu(scalars: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Gradient hooks act on gradients; these are derivatives of them, or along scales."""
     kept = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
     for hooks, _ in kept:

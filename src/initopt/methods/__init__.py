@@ -1,7 +1,22 @@
 """Initialization methods, one per file."""
 
 from initopt.methods.base import Method, MethodRun
+from initopt.methods.gradinit import GradInit
+from initopt.methods.lsuv import LSUV
+from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
-from initopt.methods.registry import METHODS, create_method
+from initopt.methods.registry import GROUP, METHODS, create_method, find_method, method_names
 
-__all__ = ["METHODS", "NIO", "Method", "MethodRun", "create_method"]
+__all__ = [
+    "GROUP",
+    "LSUV",
+    "METHODS",
+    "NIO",
+    "GradInit",
+    "MetaInit",
+    "Method",
+    "MethodRun",
+    "create_method",
+    "find_method",
+    "method_names",
+]

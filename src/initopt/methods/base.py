@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from initopt.checks import plain_numbers
+from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine
+from initopt.engines.choose import check_engine
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
-from initopt.problem import BatchNorm, Problem, Split, check_memory
-from initopt.result import StepRecord
+from initopt.problem import BatchNorm, Problem, Split, check_memory, check_splitting
+from initopt.records import Record, steps_taken
+from initopt.schemes import check_scheme
 
 __all__ = ["Method", "MethodRun"]
 
@@ -23,47 +26,94 @@ class Method(ABC):
     """An initialization method with its options, checked when it is made.
 
     A method is a frozen dataclass: its fields are its options, its defaults are theirs. What a run of it accumulates
-    lives in the :class:`MethodRun` that :meth:`start` returns.
+    lives in the :class:`MethodRun` that :meth:`start` returns. The options that are here, every method has.
+
+    Attributes:
+        name: its name.
+        steps: number of steps.
+        num_subbatches: D, the number of sub-batches that an engine splits a batch into.
+        grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
+            gradient; all that train, by default.
+        scale_params: the same, for the tensors that get a scale.
+        scheme: one of :data:`initopt.schemes.NAMES`, whose weights are the start; the model's own weights by default.
+        engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
+        train_mode: whether the model runs wholly in training mode.
     """
 
     name: ClassVar[str]
-    batches_per_step: ClassVar[int] = 1
 
-    steps: int
-    num_subbatches: int
-    overlap: float
-    split: Split
-    batch_norm: BatchNorm
-    grad_params: ParameterFilter | None
-    scale_params: ParameterFilter | None
-    engine: str
-    train_mode: bool
-    microbatch: int | None = None
-    memory_budget: float | None = None
+    steps: int = 100
+    num_subbatches: int = 4
+    grad_params: ParameterFilter | None = None
+    scale_params: ParameterFilter | None = None
+    scheme: str | None = None
+    engine: str = "auto"
+    train_mode: bool = False
 
     def __post_init__(self) -> None:
         for option in fields(self):  # so that they can be stored: numbers of NumPy as Python's own
             object.__setattr__(self, option.name, plain_numbers(getattr(self, option.name)))
         check_memory(self.microbatch, self.memory_budget)
+        check_integer("steps", self.steps, 1)
+        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
+        if self.scheme is not None:
+            check_scheme(self.scheme)
+        check_engine(self.engine)
+
+    # How batches are split, normalized and run, for the measurements before and after; options of a method that has a say.
+
+    @property
+    def overlap(self) -> float:
+        """Overlap ratio of the sub-batches."""
+        return 0.0
+
+    @property
+    def split(self) -> Split:
+        """Rule of splitting."""
+        return "cyclic"
+
+    @property
+    def batch_norm(self) -> BatchNorm:
+        """Whose statistics normalize."""
+        return "subbatch"
+
+    @property
+    def microbatch(self) -> int | None:
+        """Most samples of a sub-batch to run at a time."""
+        return None
+
+    @property
+    def memory_budget(self) -> float | None:
+        """Bytes that an engine may take."""
+        return None
+
+    @property
+    def batches_per_step(self) -> int:
+        """The most batches that a step takes."""
+        return 1
+
+    def batches_taken(self, history: Sequence[Record]) -> int:
+        """How many batches the steps of a history have taken."""
+        return steps_taken(history) * self.batches_per_step
 
     @abstractmethod
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
-        """Begin on a problem, whose weights are the original ones."""
+        """Begin on a problem, whose weights are the ones at the start, those of the scheme if there is one."""
 
 
 class MethodRun(ABC):
     """A method at work on one model."""
 
     @abstractmethod
-    def step(self, number: int, batches: list[Any]) -> tuple[StepRecord, Tensor]:
+    def step(self, number: int, batches: Iterator[Any]) -> Sequence[Record]:
         """Do one step, which changes the weights.
 
         Args:
             number: of the step, from 0.
-            batches: ``batches_per_step`` batches as the user's loader gave them.
+            batches: gives batches as the user's loader gave them; at most ``batches_per_step`` are to be taken.
 
         Returns:
-            the record of the step, and the Gram matrix of its batch.
+            The record of the step; a method that goes from layer to layer gives one for each.
         """
 
     @abstractmethod
@@ -72,7 +122,7 @@ class MethodRun(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that later steps depend on, but for the original weights."""
+        """All that later steps depend on, but for the weights at the start."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:

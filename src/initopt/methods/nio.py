@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,17 +11,16 @@ import torch
 from torch import Tensor
 
 from initopt import functional, objectives
-from initopt.checks import check_integer, check_number
+from initopt.checks import check_number
 from initopt.engines import Engine
-from initopt.engines.choose import check_engine
 from initopt.errors import NonFiniteError
 from initopt.methods.base import Method, MethodRun
+from initopt.methods.scales_run import ScalesRun
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
-from initopt.problem import BatchNorm, Problem, Split, check_splitting
-from initopt.rescale import Kind, ScaleAdam, check_rescaling
-from initopt.result import StepRecord
-from initopt.scales import Scales
+from initopt.problem import BatchNorm, Problem, Split
+from initopt.records import StepRecord
+from initopt.rescale import Kind, check_rescaling
 
 __all__ = ["NIO"]
 
@@ -55,36 +55,34 @@ class NIO(Method):
     min_bias_scale: float = 0.0
     scale_params: ParameterFilter | None = None
     grad_params: ParameterFilter | None = None
+    scheme: str | None = None
     engine: str = "auto"
     train_mode: bool = False
+    microbatch: int | None = None
+    memory_budget: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("steps", self.steps, 1)
-        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
         objectives.get(self.objective)
         check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
-        check_engine(self.engine)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _NIORun(self, problem, engine, originals)
 
 
-class _NIORun(MethodRun):
+class _NIORun(ScalesRun):
     def __init__(self, method: NIO, problem: Problem, engine: Engine, originals: Originals) -> None:
-        self._problem = problem
+        super().__init__(method, problem, originals)
         self._engine = engine
         self._max_grad_norm = method.max_grad_norm
         self._objective = objectives.get(method.objective, method.norm_weight)
-        self._scales = Scales(problem.scale_params, originals, method.min_scale, method.min_bias_scale)
-        count = len(problem.scale_params)
-        self._optimizer = ScaleAdam(count, method.lr, method.betas, method.eps, method.scale_grad_clip)
 
-    def step(self, number: int, batches: list[Any]) -> tuple[StepRecord, Tensor]:
+    def step(self, number: int, batches: Iterator[Any]) -> list[StepRecord]:
+        data = next(batches)
         start = time.perf_counter()
-        evaluation = self._engine.evaluate(self._problem.prepare(batches[0], number), differentiate=True)
+        evaluation = self._engine.evaluate(self._problem.prepare(data, number), differentiate=True)
         gram = evaluation.gram.requires_grad_()
         norm = functional.grad_norm(gram)
         constrained = bool(norm > self._max_grad_norm)
@@ -93,8 +91,7 @@ class _NIORun(MethodRun):
         if not torch.isfinite(minimized[kind]):
             raise NonFiniteError(f"the {kind} to be minimized is {minimized[kind].item()}")
         (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
-        along_weights = evaluation.scale_derivatives(gram_derivative)
-        self._scales.move(self._optimizer.step(self._scales.values, along_weights, kind))
+        self.descend(evaluation.scale_derivatives(gram_derivative), kind)
         gram = gram.detach()
         record = StepRecord(
             step=number,
@@ -105,7 +102,7 @@ class _NIORun(MethodRun):
             constrained=constrained,
             seconds=time.perf_counter() - start,
         )
-        return record, gram
+        return [record]
 
     def _objective_of(self, gram: Tensor) -> Tensor:
         value: Any = self._objective(gram)
@@ -121,14 +118,3 @@ class _NIORun(MethodRun):
             "the objective must return a scalar tensor, computed from the Gram matrix by differentiable operations; it "
             f"returned {found}"
         )
-
-    def scales(self) -> dict[str, float]:
-        return self._scales.named()
-
-    def state(self) -> dict[str, Tensor]:
-        return {"scales": self._scales.values} | self._optimizer.state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self._scales.values = state["scales"]
-        self._scales.apply()
-        self._optimizer.load_state(state)

@@ -1,24 +1,77 @@
-"""Methods by name."""
+"""Methods by name: those of initopt, and those of other packages."""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from initopt.methods.base import Method
+from initopt.methods.gradinit import GradInit
+from initopt.methods.lsuv import LSUV
+from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
+from initopt.where import warn
 
-__all__ = ["METHODS", "create_method"]
+__all__ = ["GROUP", "METHODS", "create_method", "find_method", "method_names"]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO,)}
-"""Every method by name."""
+METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO, GradInit, MetaInit, LSUV)}
+"""Every method of initopt by name."""
+
+GROUP = "initopt.methods"
+"""The group of entry points by which a package brings a method: its name, and the class."""
+
+
+def method_names() -> list[str]:
+    """The names of all methods, those of installed packages last; none of these is imported for it."""
+    return list(dict.fromkeys([*METHODS, *sorted(entry_points(group=GROUP).names)]))
+
+
+def find_method(name: str) -> type[Method]:
+    """The class of a name.
+
+    Raises:
+        ValueError: if there is none, or two packages bring one; the message lists the known names.
+        ImportError: if its package cannot be imported.
+        TypeError: if what its entry point names is no method of this name.
+
+    Warns:
+        UserWarning: if a package brings a method with the name of one of initopt's, which is the one that counts.
+    """
+    brought = list(entry_points(group=GROUP, name=name))
+    if name in METHODS:
+        for other in brought:
+            warn(f"initopt: {_source(other)} is not used, since {name!r} is the name of a method of initopt's own")
+        return METHODS[name]
+    if not brought:
+        raise ValueError(f"unknown method {name!r}; known are {', '.join(map(repr, method_names()))}")
+    if len(brought) > 1:
+        raise ValueError(f"method {name!r} is brought by more than one package: {'; '.join(map(_source, brought))}")
+    return _load(brought[0])
+
+
+def _load(entry: EntryPoint) -> type[Method]:
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise ImportError(f"{_source(entry)} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise TypeError(f"{_source(entry)} is no subclass of initopt.methods.Method, but {found!r}")
+    if getattr(found, "name", None) != entry.name:
+        raise TypeError(f"{_source(entry)} has the name {getattr(found, 'name', None)!r}; both have to be the same")
+    return found
+
+
+def _source(entry: EntryPoint) -> str:
+    package = f" of the package {entry.dist.name!r}" if entry.dist is not None else ""
+    return f"method {entry.name!r} ({entry.value}){package}"
 
 
 def create_method(method: Any, options: dict[str, Any]) -> Method:
     """The method of a name with its options, or the method itself.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError, ImportError, TypeError: as :func:`find_method`.
         TypeError: for an option that the method does not have, options beside a method that has its own, or anything that
             is neither a method nor a name.
     """
@@ -30,10 +83,9 @@ def create_method(method: Any, options: dict[str, Any]) -> Method:
         raise TypeError(f"method is the class {method.__name__}; pass an instance, {method.__name__}(), or its name")
     if not isinstance(method, str):
         raise TypeError(f"method must be the name of a method or a Method; got {type(method).__name__}")
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known are {', '.join(map(repr, METHODS))}")
-    known = [field.name for field in fields(METHODS[method])]
+    found = find_method(method)
+    known = [field.name for field in fields(found)]
     for option in options:
         if option not in known:
             raise TypeError(f"method {method!r} has no option {option!r}; it has {', '.join(known)}")
-    return METHODS[method](**options)
+    return found(**options)

@@ -1,0 +1,182 @@
+"""GradInit (arXiv 2102.08098)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from initopt.checks import check_choice, check_flag, check_number
+from initopt.engines import Engine
+from initopt.engines.base import Gradients
+from initopt.engines.contraction import without_hooks
+from initopt.errors import NonFiniteError
+from initopt.methods.base import Method, MethodRun
+from initopt.methods.scales_run import ScalesRun
+from initopt.methods.whole_batch import LossGradient, check_gradients, loss_of, sum_over, whole_batch
+from initopt.parameters import ParameterFilter
+from initopt.plain_ops import plain_attention
+from initopt.preserve import Originals
+from initopt.problem import Problem, as_real, inner_product
+from initopt.records import Record, StepRecord, steps_taken
+from initopt.rescale import check_rescaling
+from initopt.trees import concatenate
+
+__all__ = ["GradInit", "InnerOptimizer"]
+
+InnerOptimizer = Literal["sgd", "adam"]
+
+
+@dataclass(frozen=True)
+class GradInit(Method):
+    r"""Learn one scale per parameter tensor so that one step of the optimizer lowers the loss as far as it can.
+
+    With the gradient g of the loss on a first batch S, a step on the scales minimizes
+
+    .. math:: \frac1\eta L_{\tilde S}(W - \eta u), \qquad u = g / \lVert g \rVert_2 \text{ for SGD}, \quad
+        \operatorname{sign}(g) \text{ for Adam},
+
+    with u held fixed, on a second batch that shares half of its samples with the first; or, if the norm of g exceeds
+    ``max_grad_norm``, that norm: the 2-norm for SGD, the 1-norm for Adam (algorithm 1 of arXiv 2102.08098, as its published
+    code has it). The options are those of :func:`initopt.gradinit`.
+
+    >>> GradInit(optimizer="adam", eta=1e-3, max_grad_norm=100.0).steps
+    100
+    """
+
+    name: ClassVar[str] = "gradinit"
+
+    steps: int = 100
+    eta: float = 0.1
+    optimizer: InnerOptimizer = "sgd"
+    normalize_grad: bool = True
+    fresh_second_batch: bool = False
+    max_grad_norm: float | None = None
+    lr: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    scale_grad_clip: float = 1.0
+    min_scale: float = 0.01
+    min_bias_scale: float = 0.0
+    scale_params: ParameterFilter | None = None
+    grad_params: ParameterFilter | None = None
+    num_subbatches: int = 4
+    scheme: str | None = None
+    engine: str = "auto"
+    train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("eta", self.eta, above=0, finite=True)
+        check_choice("optimizer", self.optimizer, ("sgd", "adam"))
+        check_flag("normalize_grad", self.normalize_grad)
+        check_flag("fresh_second_batch", self.fresh_second_batch)
+        if self.max_grad_norm is not None:
+            check_number("max_grad_norm", self.max_grad_norm, above=0)
+        check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
+
+    @property
+    def batches_per_step(self) -> int:
+        return 4 if self.fresh_second_batch else 3
+
+    def batches_taken(self, history: Sequence[Record]) -> int:
+        constrained = sum(isinstance(record, StepRecord) and record.constrained for record in history)
+        return 2 * constrained + self.batches_per_step * (steps_taken(history) - constrained)
+
+    def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
+        return _GradInitRun(self, problem, originals)
+
+
+class _GradInitRun(ScalesRun):
+    def __init__(self, method: GradInit, problem: Problem, originals: Originals) -> None:
+        super().__init__(method, problem, originals)
+        self._method = method
+        default = 1.0 if method.optimizer == "sgd" else math.inf
+        self._max_grad_norm = default if method.max_grad_norm is None else method.max_grad_norm
+
+    def step(self, number: int, batches: Iterator[Any]) -> list[Record]:
+        halves = [next(batches), next(batches)]
+        start = time.perf_counter()
+        gradient = LossGradient(self._problem, whole_batch(self._problem, concatenate(halves), number, 0))
+        norm = self._norm(gradient.gradients)
+        constrained = norm > self._max_grad_norm
+        objective = None
+        if constrained:
+            along_weights = gradient.along_weights(self._norm_derivative(gradient.gradients, norm))
+            self.descend(along_weights, "constraint")
+        else:
+            directions = self._directions(gradient.gradients, norm)
+            del gradient  # and its graph, before the weights are written to
+            loading = time.perf_counter()
+            other = next(batches)
+            half = next(batches) if self._method.fresh_second_batch else halves[0]
+            start += time.perf_counter() - loading
+            second = whole_batch(self._problem, concatenate([half, other]), number, 1)
+            objective, along_weights = self._after_step(second, directions)
+            self.descend(along_weights)
+        seconds = time.perf_counter() - start
+        return [StepRecord(number, None, norm, None, objective, constrained, seconds)]
+
+    def _norm(self, gradients: Gradients) -> float:
+        if self._method.optimizer == "adam":
+            return sum_over(gradients, torch.abs)
+        return math.sqrt(sum_over(gradients, torch.square))
+
+    def _norm_derivative(self, gradients: Gradients, norm: float) -> Gradients:
+        if self._method.optimizer == "adam":
+            return _signs(gradients)
+        return [None if g is None else g / norm for g in gradients]
+
+    def _directions(self, gradients: Gradients, norm: float) -> Gradients:
+        """u, the direction of the step of the optimizer, over its learning rate."""
+        if self._method.optimizer == "adam":
+            return _signs(gradients)
+        return [None if g is None else g / norm for g in gradients] if self._method.normalize_grad else gradients
+
+    def _after_step(self, batch: Any, directions: Gradients) -> tuple[float, Tensor]:
+        """The objective, and <dW_k, W_k> of it for every scaled tensor, W_k being its value before the step."""
+        eta = self._method.eta
+        weights = [p.value for p in self._problem.scale_params]
+        with _moved([p.value for p in self._problem.grad_params], directions, -eta):
+            try:
+                loss = loss_of(self._problem, batch)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"after the optimizer's step, {error}; try a smaller eta than {eta:g}") from None
+            with plain_attention(), without_hooks(weights):
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        products = torch.zeros(len(weights), dtype=torch.float64, device="cpu")
+        for k, (gradient, weight) in enumerate(zip(gradients, weights, strict=True)):
+            if gradient is not None:
+                products[k] = inner_product(as_real(gradient).double(), as_real(weight.detach()).double())
+        if not torch.isfinite(products).all():
+            check_gradients(gradients, self._problem.scale_params)
+        return float(loss.detach()) / eta, products / eta
+
+
+def _signs(gradients: Gradients) -> Gradients:
+    def sign(g: Tensor) -> Tensor:
+        return torch.complex(g.real.sign(), g.imag.sign()) if g.is_complex() else g.sign()
+
+    return [None if g is None else sign(g) for g in gradients]
+
+
+@contextmanager
+def _moved(parameters: Sequence[Tensor], directions: Gradients, length: float) -> Iterator[None]:
+    """The parameters moved by ``length`` times a direction; exactly as they were afterwards."""
+    moving = [(p, u) for p, u in zip(parameters, directions, strict=True) if u is not None]
+    kept = [p.detach().clone() for p, _ in moving]
+    try:
+        with torch.no_grad():
+            for parameter, direction in moving:
+                parameter.add_(direction, alpha=length)
+        yield
+    finally:
+        with torch.no_grad():
+            for (parameter, _), value in zip(moving, kept, strict=True):
+                parameter.copy_(value)

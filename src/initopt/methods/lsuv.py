@@ -1,0 +1,197 @@
+"""LSUV (arXiv 1511.06422)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from initopt.checks import check_integer, check_number
+from initopt.engines import Engine
+from initopt.errors import NonFiniteError
+from initopt.methods.base import Method, MethodRun
+from initopt.methods.whole_batch import loss_of, whole_batch
+from initopt.parameters import NamedParameter, ParameterFilter
+from initopt.preserve import Originals
+from initopt.problem import Problem
+from initopt.records import LayerRecord, Record
+from initopt.scales import Scales
+from initopt.schemes.matrices import is_embedding, matrices_of
+from initopt.where import warn
+
+__all__ = ["LSUV"]
+
+
+@dataclass(frozen=True)
+class LSUV(Method):
+    """Give the output of every layer unit variance, layer by layer, by a scale of its weight.
+
+    In the order in which the layers run on a batch, the weight of each is divided by the standard deviation of the layer's
+    output over all samples, channels and places, until the variance is 1 within ``tolerance`` (algorithm 1 of arXiv
+    1511.06422). The options are those of :func:`initopt.lsuv`.
+
+    >>> LSUV().scheme
+    'orthogonal'
+    """
+
+    name: ClassVar[str] = "lsuv"
+
+    steps: int = 1
+    tolerance: float = 0.1
+    max_iterations: int = 10
+    scale_params: ParameterFilter | None = None
+    grad_params: ParameterFilter | None = None
+    num_subbatches: int = 4
+    scheme: str | None = "orthogonal"
+    engine: str = "auto"
+    train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("tolerance", self.tolerance, above=0, below=1)
+        check_integer("max_iterations", self.max_iterations, 1)
+
+    def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
+        return _LSUVRun(self, problem, originals)
+
+
+_Layers = Mapping[nn.Parameter, tuple[NamedParameter, list[nn.Module]]]
+"""The weights that are scaled, with the modules that hold each."""
+
+
+class _LSUVRun(MethodRun):
+    def __init__(self, method: LSUV, problem: Problem, originals: Originals) -> None:
+        self._method = method
+        self._problem = problem
+        self._scales = Scales(problem.scale_params, originals, 0.0, 0.0)
+        self._layers, self._left = _layers(problem.scale_params)
+        if not self._layers:
+            raise ValueError(
+                f"lsuv found no layer in {type(problem.model).__name__}: it scales the weights of linear and bilinear "
+                "layers and convolutions that train, that scale_params selects and that are shared with no embedding"
+            )
+
+    def step(self, number: int, batches: Iterator[Any]) -> list[Record]:
+        data = next(batches)
+        pass_over = _Pass(number, self._layers, self._scales, self._method)
+        with ExitStack() as stack:
+            for module in {module for _, modules in self._layers.values() for module in modules}:
+                handle = module.register_forward_hook(pass_over.hook, prepend=True, with_kwargs=True)
+                stack.callback(handle.remove)
+            loss_of(self._problem, whole_batch(self._problem, data, number))
+        self._tell(number, pass_over)
+        return list(pass_over.records)
+
+    def _tell(self, number: int, done: _Pass) -> None:
+        if not done.records:
+            raise ValueError(
+                "lsuv found no layer that runs: none of the modules with the weights "
+                f"{_some([p.name for p, _ in self._layers.values()])} is called as a module by the model"
+            )
+        tolerance, most = self._method.tolerance, self._method.max_iterations
+        told = {
+            "has an output of variance 0, and was left alone": done.constant,
+            f"has an output further than {tolerance:g} from unit variance after {most} iterations (a bias, which is not "
+            "scaled, can keep it there)": done.missed,
+        }
+        if number == 0:
+            silent = [p.name for p, _ in self._layers.values() if p.value not in done.seen]
+            told |= {
+                "was left alone, since no module that holds it was called": silent,
+                "was left alone, being no weight of a linear layer or convolution, or an embedding's, too": self._left,
+            }
+        for what, names in told.items():
+            if names:
+                warn(f"initopt: lsuv: {_some(names)} {what}")
+
+    def scales(self) -> dict[str, float]:
+        return self._scales.named()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"scales": self._scales.values}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._scales.values = state["scales"]
+        self._scales.apply()
+
+
+class _Pass:
+    """One forward pass over the network, in which each layer is scaled when it is run for the first time."""
+
+    def __init__(
+        self,
+        number: int,
+        layers: _Layers,
+        scales: Scales,
+        method: LSUV,
+    ) -> None:
+        self.records: list[LayerRecord] = []
+        self.constant: list[str] = []
+        self.missed: list[str] = []
+        self.seen: set[Tensor] = set()
+        self._number = number
+        self._layers = layers
+        self._scales = scales
+        self._method = method
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        weight: Any = module.weight
+        if weight in self.seen:
+            return None
+        self.seen.add(weight)
+        start = time.perf_counter()
+        name = self._layers[weight][0].name
+        before = variance = _variance(output, name)
+        iterations = 0
+        with torch.no_grad():
+            while abs(variance - 1) > self._method.tolerance and variance > 0 and iterations < self._method.max_iterations:
+                self._scales.multiply(weight, 1 / math.sqrt(variance))
+                variance = _variance(module.forward(*args, **kwargs), name)
+                iterations += 1
+        if variance == 0:
+            self.constant.append(name)
+        elif abs(variance - 1) > self._method.tolerance:
+            self.missed.append(name)
+        layer = name.rpartition(".")[0] or name
+        seconds = time.perf_counter() - start
+        self.records.append(LayerRecord(self._number, layer, before, variance, iterations, seconds))
+        # Once more, with a graph if there is to be one.
+        new: Tensor = module.forward(*args, **kwargs)
+        return new
+
+
+def _variance(output: Tensor, name: str) -> float:
+    wide = torch.view_as_real(output.detach()) if output.is_complex() else output.detach()
+    variance = float(wide.double().var(correction=0))
+    if not math.isfinite(variance):
+        raise NonFiniteError(f"the variance of the output of the layer with {name!r} is {variance}")
+    return variance
+
+
+def _layers(parameters: Sequence[NamedParameter]) -> tuple[_Layers, list[str]]:
+    """The weights that are scaled, and the names of the others that are matrices."""
+    layers: dict[nn.Parameter, tuple[NamedParameter, list[nn.Module]]] = {}
+    left = []
+    for parameter in parameters:
+        modules = [module for _, module in parameter.holders if _is_layer(module) and module.weight is parameter.value]
+        if modules and not any(is_embedding(module) for _, module in parameter.holders):
+            layers[parameter.value] = (parameter, modules)
+        elif any(matrices_of(module) for _, module in parameter.holders) and parameter.value.ndim > 1:
+            left.append(parameter.name)
+    return layers, left
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd)) and "weight" in module._parameters
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

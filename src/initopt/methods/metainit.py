@@ -1,0 +1,167 @@
+"""MetaInit (Dauphin and Schoenholz, NeurIPS 2019)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from initopt.checks import check_choice, check_number
+from initopt.engines import Engine
+from initopt.engines.base import Gradients
+from initopt.engines.contraction import along_weights, without_hooks
+from initopt.errors import LossError, NonFiniteError
+from initopt.methods.base import Method, MethodRun
+from initopt.methods.scales_run import ScalesRun
+from initopt.methods.whole_batch import check_gradients, explain_missing, loss_of, sum_over, whole_batch
+from initopt.parameters import ParameterFilter
+from initopt.plain_ops import plain_attention, plain_embedding, plain_norms
+from initopt.preserve import Originals
+from initopt.problem import Problem, as_real
+from initopt.randomness import seeded
+from initopt.records import Record, StepRecord
+from initopt.rescale import check_rescaling
+from initopt.trees import map_tensors, named_tensors
+
+__all__ = ["Inputs", "MetaInit", "Norms", "gradient_quotient"]
+
+Inputs = Literal["data", "random"]
+Norms = Literal["fused", "exact"]
+
+
+@dataclass(frozen=True)
+class MetaInit(Method):
+    r"""Learn one scale per parameter tensor so that the gradient changes little along itself.
+
+    Minimized is the gradient quotient, with the gradient g of the loss and its Hessian H,
+
+    .. math:: \frac1N \sum_i \left| \frac{g_i - (H g)_i}{g_i + \epsilon \operatorname{sign}(g_i)} - 1 \right|,
+
+    in which :math:`\epsilon` is ``quotient_eps``, and sign(0) is 1 (equation 1 of the paper). Adam moves the scales, as in
+    the MetaInit of the published code of GradInit. The options are those of :func:`initopt.metainit`.
+
+    >>> MetaInit(inputs="random").quotient_eps
+    1e-05
+    """
+
+    name: ClassVar[str] = "metainit"
+
+    steps: int = 100
+    inputs: Inputs = "data"
+    quotient_eps: float = 1e-5
+    norms: Norms = "fused"
+    lr: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    scale_grad_clip: float = 1.0
+    min_scale: float = 0.01
+    min_bias_scale: float = 0.0
+    scale_params: ParameterFilter | None = None
+    grad_params: ParameterFilter | None = None
+    num_subbatches: int = 4
+    scheme: str | None = None
+    engine: str = "auto"
+    train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("inputs", self.inputs, ("data", "random"))
+        check_choice("norms", self.norms, ("fused", "exact"))
+        check_number("quotient_eps", self.quotient_eps, above=0, finite=True)
+        check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
+
+    def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
+        return _MetaInitRun(self, problem, originals)
+
+
+class _MetaInitRun(ScalesRun):
+    def __init__(self, method: MetaInit, problem: Problem, originals: Originals) -> None:
+        super().__init__(method, problem, originals)
+        self._method = method
+
+    def step(self, number: int, batches: Iterator[Any]) -> list[Record]:
+        data = next(batches)
+        start = time.perf_counter()
+        if self._method.inputs == "random":
+            with seeded(self._problem.seed, number, 1):
+                data = _with_random_inputs(data)
+        try:
+            with plain_embedding(), plain_norms() if self._method.norms == "exact" else nullcontext():
+                quotient, norm, derivatives = self._evaluate(data, number)
+        except (RuntimeError, NotImplementedError) as error:
+            explain_missing(error)
+            raise
+        self.descend(derivatives)
+        return [StepRecord(number, None, norm, None, quotient, False, time.perf_counter() - start)]
+
+    def _evaluate(self, data: Any, number: int) -> tuple[float, float, Tensor]:
+        """The gradient quotient, the norm of the gradient, and <dW_k, W_k> of the quotient for every scaled tensor."""
+        parameters = self._problem.grad_params
+        loss = loss_of(self._problem, whole_batch(self._problem, data, number))
+        values = [p.value for p in parameters]
+        with plain_attention():  # activation checkpointing runs parts of the model again
+            found = torch.autograd.grad(loss, values, create_graph=True, allow_unused=True)
+        gradients = [None if g is None else g.to_dense() for g in found]
+        check_gradients(gradients, parameters)
+        quotient = gradient_quotient(gradients, values, self._method.quotient_eps)
+        if not torch.isfinite(quotient):
+            raise NonFiniteError(f"the gradient quotient is {quotient.item()}")
+        try:
+            derivatives = along_weights([quotient], [torch.ones_like(quotient)], self._problem.scale_params)
+        except (RuntimeError, NotImplementedError) as error:
+            error.add_note(
+                "(MetaInit needs third derivatives of the loss, and PyTorch's third derivative of an operation fails)"
+            )
+            raise
+        return float(quotient.detach()), math.sqrt(sum_over(gradients, torch.square)), derivatives
+
+
+def gradient_quotient(gradients: Gradients, parameters: list[Any], eps: float) -> Tensor:
+    """The gradient quotient, float64, with its graph.
+
+    Args:
+        gradients: the gradient with its graph, a dense tensor per parameter; those at ``None`` do not count.
+        parameters: with respect to which it is the gradient.
+        eps: added to the size of each entry of the gradient that is divided by.
+    """
+    products = _along_itself(gradients, parameters)
+    eps = float(np.float32(eps))  # as the published code has it, in any precision; it makes 1e-7 in the scales
+    terms, count = [], 0
+    for gradient, product in zip(gradients, products, strict=True):
+        if gradient is None:
+            continue
+        g = as_real(gradient).double()
+        p = torch.zeros_like(g) if product is None else as_real(product).double()
+        shift = torch.full_like(g, eps).copysign(g.detach() + 0.0)  # a zero of either sign counts as positive
+        terms.append(((g - p) / (g + shift) - 1).abs().sum().cpu())
+        count += g.numel()
+    return torch.stack(terms).sum() / count
+
+
+def _along_itself(gradients: Gradients, parameters: list[Any]) -> Gradients:
+    """Hg, with a graph that is that of H and of g."""
+    graphs = [g for g in gradients if g is not None and g.requires_grad]
+    if not graphs:
+        return [None] * len(parameters)
+    with plain_attention(), without_hooks(parameters):
+        return torch.autograd.grad(graphs, parameters, graphs, create_graph=True, allow_unused=True)
+
+
+def _with_random_inputs(data: Any) -> Any:
+    """The batch with standard normal inputs; its targets stay."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise LossError(
+            f'inputs="random" needs batches of the form (inputs, targets), of which it replaces the inputs; got '
+            f'{type(data).__name__}. Use inputs="data"'
+        )
+    for name, tensor in named_tensors(data[0], "inputs"):
+        if not tensor.is_floating_point():
+            raise LossError(f'inputs="random" draws normal inputs, but {name} is {tensor.dtype}; use inputs="data"')
+    return map_tensors(torch.randn_like, data[0]), data[1]

@@ -1,0 +1,76 @@
+"""Which parameters of a module are matrices of linear maps, and how these lie in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
+
+__all__ = ["Matrices", "biases_of", "is_embedding", "matrices_of"]
+
+Blocks = Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A parameter that holds one matrix or several.
+
+    Attributes:
+        name: of the parameter in its module.
+        blocks: the matrices in a tensor of the parameter's shape: views, with the outputs along the first dimension, the
+            inputs along the second, and the places of a kernel along the others.
+    """
+
+    name: str
+    blocks: Blocks
+
+
+def matrices_of(module: nn.Module) -> list[Matrices]:
+    """The parameters of linear maps that a module holds itself.
+
+    - ``nn.Linear``, convolutions and ``nn.Bilinear`` (whose inputs are the pairs of inputs);
+    - transposed convolutions, whose weight has the inputs first, a matrix for each group of channels;
+    - ``nn.MultiheadAttention``, a matrix each for query, key and value;
+    - recurrent layers and cells, a matrix for each gate.
+
+    A parametrized weight (weight norm, say) is not a parameter of the module and is not among them.
+    """
+    own = {name for name, value in module._parameters.items() if value is not None}
+    return [matrices for matrices in _all(module) if matrices.name in own]
+
+
+def _all(module: nn.Module) -> Iterator[Matrices]:
+    if isinstance(module, _ConvTransposeNd):
+        groups = module.groups
+        yield Matrices("weight", lambda w: [part.transpose(0, 1) for part in w.chunk(groups)])
+    elif isinstance(module, (nn.Linear, _ConvNd)):
+        yield Matrices("weight", lambda w: [w])
+    elif isinstance(module, nn.Bilinear):
+        yield Matrices("weight", lambda w: [w.flatten(1)])
+    elif isinstance(module, nn.MultiheadAttention):
+        yield Matrices("in_proj_weight", lambda w: list(w.chunk(3)))
+        for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            yield Matrices(name, lambda w: [w])
+    elif isinstance(module, (RNNBase, RNNCellBase)):
+        hidden = module.hidden_size
+        for name in module._parameters:
+            if name.startswith("weight_hr"):  # the projection of an LSTM
+                yield Matrices(name, lambda w: [w])
+            elif name.startswith("weight"):
+                yield Matrices(name, lambda w: list(torch.split(w, hidden)))
+
+
+def biases_of(module: nn.Module) -> list[str]:
+    """The biases that a module with matrices holds itself."""
+    if not matrices_of(module):
+        return []
+    return [name for name, value in module._parameters.items() if value is not None and "bias" in name and value.ndim == 1]
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """Whether a module looks its output up in its weight."""
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
