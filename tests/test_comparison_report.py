@@ -3,6 +3,7 @@ import hashlib
 import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -172,6 +173,20 @@ class TestWords:
         (text,) = findings(summarize(made(network="batch norm", names=("default", "orthogonal"))))
         assert "orthogonal cannot be told from default" in text
         assert "A head start that does not last: after epoch 1, orthogonal was clearly better" in text
+
+    def test_a_slow_start_that_is_gone(self):
+        def slow(record):
+            if record.initialization == "default":
+                return record
+            points = [
+                replace(p, accuracy=p.accuracy - 0.15) if p.epoch == 1 and p.subset == "test" else p for p in record.curve
+            ]
+            return replace(record, curve=tuple(points))
+
+        (text,) = findings(summarize(made(network="batch norm", names=("default", "orthogonal"), change=slow)))
+        assert "orthogonal cannot be told from default" in text
+        assert "A slow start that does not last: after epoch 1, orthogonal was clearly worse" in text
+        assert "head start" not in text
 
     def test_one_seed_is_no_evidence(self):
         summary = summarize(made(seeds=1))

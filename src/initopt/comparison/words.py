@@ -79,24 +79,25 @@ def _against_reference(network: NetworkSummary) -> Iterable[str]:
 
 
 def _early(network: NetworkSummary) -> Iterable[str]:
-    """A head start that is gone in the end, which is what initializations most often give."""
+    """What is clear after the first epoch and not, or no longer, in the end: a head start, or a price."""
     if network.first_epoch is None:
         return
-    ahead = [
-        entry
+    clear = [
+        (entry, network.better(paired.estimate.mean))
         for entry in network.others
-        if (paired := entry.first_difference) is not None
-        and paired.p_holm is not None
-        and paired.p_holm < SIGNIFICANT
-        and network.better(paired.estimate.mean)
-        and not (entry.verdict and network.better(_mean(entry)))
+        if (paired := entry.first_difference) is not None and paired.p_holm is not None and paired.p_holm < SIGNIFICANT
     ]
-    if ahead:
-        yield (
-            f"A head start that does not last: after {epoch_name(network.first_epoch)}, "
-            f"{listed([entry.name for entry in ahead])} {'was' if len(ahead) == 1 else 'were'} clearly better than "
-            f"{network.reference}, in the end not."
-        )
+    for ahead, what, how in ((True, "A head start", "better"), (False, "A slow start", "worse")):
+        names = [
+            entry.name
+            for entry, is_ahead in clear
+            if is_ahead is ahead and not (entry.verdict and network.better(_mean(entry)) is ahead)
+        ]
+        if names:
+            yield (
+                f"{what} that does not last: after {epoch_name(network.first_epoch)}, {listed(names)} "
+                f"{'was' if len(names) == 1 else 'were'} clearly {how} than {network.reference}, in the end not."
+            )
 
 
 def _diverged(network: NetworkSummary) -> Iterable[str]:
