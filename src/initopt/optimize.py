@@ -134,6 +134,7 @@ def nio(
     min_scale: float = 0.01,
     min_bias_scale: float = 0.0,
     scale_params: ParameterFilter | None = None,
+    scale_invariant: bool = False,
     grad_params: ParameterFilter | None = None,
     scheme: str | None = None,
     engine: str = "auto",
@@ -174,7 +175,10 @@ def nio(
         min_bias_scale: least scale of a bias (by its name).
         scale_params: a function of (qualified name, parameter, owning module) that says which tensors get a scale; all
             that train, by default.
-        grad_params: the same, for the parameters whose gradients are compared.
+        scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
+            Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
+            training step.
+        grad_params: the same as ``scale_params``, for the parameters whose gradients are compared.
         scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
             refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
         engine: how derivatives are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
@@ -231,6 +235,7 @@ def nio(
         min_scale=min_scale,
         min_bias_scale=min_bias_scale,
         scale_params=scale_params,
+        scale_invariant=scale_invariant,
         grad_params=grad_params,
         scheme=scheme,
         engine=engine,

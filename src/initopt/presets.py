@@ -30,6 +30,7 @@ published_measure: dict[str, Any] = {
 
 published: dict[str, Any] = published_measure | {
     "scale_params": _named_weight_or_bias,
+    "scale_invariant": True,
     "objective": "cosine+norm",
     "min_scale": 0.01,
     "min_bias_scale": 0.0,

@@ -13,6 +13,7 @@ from torch import Tensor
 from initopt import functional, objectives
 from initopt.checks import check_number
 from initopt.engines import Engine
+from initopt.engines.invariance import scale_invariant
 from initopt.errors import NonFiniteError
 from initopt.methods.base import Method, MethodRun
 from initopt.methods.scales_run import ScalesRun
@@ -54,6 +55,7 @@ class NIO(Method):
     min_scale: float = 0.01
     min_bias_scale: float = 0.0
     scale_params: ParameterFilter | None = None
+    scale_invariant: bool = False
     grad_params: ParameterFilter | None = None
     scheme: str | None = None
     engine: str = "auto"
@@ -77,12 +79,16 @@ class _NIORun(ScalesRun):
         super().__init__(method, problem, originals)
         self._engine = engine
         self._max_grad_norm = method.max_grad_norm
+        self._scale_invariant = method.scale_invariant
         self._objective = objectives.get(method.objective, method.norm_weight)
 
     def step(self, number: int, batches: Iterator[Any]) -> list[StepRecord]:
         data = next(batches)
         start = time.perf_counter()
-        evaluation = self._engine.evaluate(self._problem.prepare(data, number), differentiate=True)
+        batch = self._problem.prepare(data, number)
+        if number == 0 and not self._scale_invariant:
+            self._scales.held = torch.tensor(scale_invariant(self._problem, batch))
+        evaluation = self._engine.evaluate(batch, differentiate=True)
         gram = evaluation.gram.requires_grad_()
         norm = functional.grad_norm(gram)
         constrained = bool(norm > self._max_grad_norm)
