@@ -30,7 +30,7 @@ class Data:
     passes: int
 
     def training(self, seed: int) -> list[Batch]:
-        """All that is trained on, in order: one pass, or three of the digits."""
+        """All that is trained on, in order: one pass of images, three of digits and texts."""
         return [batch for number in range(self.passes) for batch in self._batches(2 * seed, number)]
 
     def for_start(self, seed: int, count: int) -> list[Batch]:
@@ -64,7 +64,7 @@ def load(kind: str, cifar: Path, book: Path) -> Data:
         return Data(digits_splits(), halve=False, passes=3)
     if kind == "text":
         found = text(book, _CONTEXT, train_samples=_TRAIN, validation_samples=_VALIDATION, test_samples=_VALIDATION)
-        return Data(found, halve=False, passes=1)
+        return Data(found, halve=False, passes=3)
     found = cifar10(cifar, train_samples=_TRAIN, validation_samples=_VALIDATION, test_samples=_VALIDATION)
     return Data(found, halve=True, passes=1)
 

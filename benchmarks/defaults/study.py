@@ -27,6 +27,7 @@ from torch import nn
 from train import judge, loss_of, train
 
 import initopt
+from initopt.preserve import preserved
 from initopt.schemes import apply_
 
 __all__ = ["main"]
@@ -39,7 +40,7 @@ def begin(model: nn.Module, start: Start, data: Data, seed: int) -> dict[str, An
     """Initialize in place; what is known of it."""
     batches = data.for_start(seed, _TAKEN)
     held, others = batches[:_MEASURED], batches[_MEASURED:]
-    before = initopt.measure(model, held, loss_of, seed=0, progress=False)
+    before, loss_before = _measured(model, held)
     begun = time.perf_counter()
     scales, constrained = None, None
     options = dict(start.options)
@@ -58,14 +59,23 @@ def begin(model: nn.Module, start: Start, data: Data, seed: int) -> dict[str, An
         if start.method == "nio":
             constrained = sum(record.constrained for record in result.history)
     seconds = time.perf_counter() - begun
-    after = initopt.measure(model, held, loss_of, seed=0, progress=False)
+    after, loss_after = _measured(model, held)
     return {
         "seconds": seconds,
+        "start_loss": [loss_before, loss_after],
         "grad_cosine": [before.grad_cosine, after.grad_cosine],
         "grad_norm": [before.grad_norm, after.grad_norm],
         "constrained": constrained,
         "scales": scales,
     }
+
+
+def _measured(model: nn.Module, batches: Sequence[Batch]) -> tuple[initopt.Measurement, float]:
+    measured = initopt.measure(model, batches, loss_of, seed=0, progress=False)
+    model.train()
+    with torch.no_grad(), preserved(model):
+        losses = [float(loss_of(model, batch)) for batch in batches]
+    return measured, sum(losses) / len(losses)
 
 
 def _halved(batches: Sequence[Batch]) -> Iterable[Batch]:
