@@ -2,7 +2,21 @@
 
 from initopt.data.cifar import cifar10, cifar100
 from initopt.data.digits import digits, digits_tensors
+from initopt.data.image_folder import image_folder
+from initopt.data.imagenet import imagenet
 from initopt.data.sources import SOURCES
 from initopt.data.splits import Splits, digits_splits
+from initopt.data.text import text
 
-__all__ = ["SOURCES", "Splits", "cifar10", "cifar100", "digits", "digits_splits", "digits_tensors"]
+__all__ = [
+    "SOURCES",
+    "Splits",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "digits_splits",
+    "digits_tensors",
+    "image_folder",
+    "imagenet",
+    "text",
+]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import numpy as np
-
 from initopt.data.augmentation import AUGMENTATIONS, Augment, augmentation, chosen_names
 from initopt.data.hub import open_source
 from initopt.data.pixels import Pixels, decoded
@@ -106,7 +104,7 @@ def _cifar(
 ) -> Splits:
     names = chosen_names(augment, usual=("crop", "flip"), known=AUGMENTATIONS)
     sources = open_source(repository, path, image=("img", "image"), label=label)
-    labels = {split: np.asarray(source.records["label"]) for split, source in sources.items()}
+    labels = {split: source.labels() for split, source in sources.items()}
     made = {
         part: Pixels(
             *decoded(sources[split], indices, _SIDE), mean, std, augmentation(names, _SIDE) if part == "train" else None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from initopt.data.extra import require_extra
 
 __all__ = ["Source", "open_source"]
@@ -28,6 +30,10 @@ class Source:
     records: Any
     classes: tuple[str, ...]
     name: str
+
+    def labels(self) -> np.ndarray:
+        """Those of all images, shape ``(N,)``; only of what is no stream."""
+        return np.asarray(self.records.with_format("numpy")["label"][:])
 
 
 def open_source(
