@@ -71,20 +71,20 @@ def streamed_splits(sources: Mapping[str, Source], sizes: Sizes, shown: Mapping[
     Raises:
         ValueError: if there are too few images.
     """
-    test = test_split(sources)
+    test = test_split(sources) or "train"
+    origins = {
+        "validation": "validation" if "validation" in sources and test != "validation" else "train",
+        "test": test,
+        "train": "train",
+    }
     made: dict[str, Dataset[object]] = {}
     taken = 0
-    for part, origin in (
-        ("validation", "validation" if test != "validation" else None),
-        ("test", test),
-        ("train", "train"),
-    ):
-        size, apart = getattr(sizes, part), origin in sources
-        source = sources[origin] if apart and origin is not None else sources["train"]
-        begin = taken if source is sources["train"] else 0
+    for part, origin in origins.items():
+        size, source = getattr(sizes, part), sources[origin]
+        begin = taken if origin == "train" else 0
         if size:
             made[part] = read(source, begin, size, shown[part])
-            taken += size if source is sources["train"] else 0
-        elif size is None and apart:
+            taken = begin + size if origin == "train" else taken
+        elif size is None and (part == "train" or origin != "train"):
             made[part] = PictureStream(source, shown[part], begin)
     return Splits(made["train"], made.get("validation"), made.get("test"), sources["train"].classes)

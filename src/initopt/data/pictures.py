@@ -87,8 +87,8 @@ def read(source: Source, begin: int, count: int, show: Show) -> Pictures:
     records = list(islice(_mixed(source.records, _SEED).skip(begin), count))
     if len(records) < count:
         raise ValueError(
-            f"{source.name}, has {begin + len(records)} images, of which {begin} are in other parts; {count} more were asked "
-            "for: lower train_samples, validation_samples or test_samples"
+            f"{source.name} has {begin + len(records)} images, of which {begin} are in other parts; {count} more were "
+            "asked for: lower train_samples, validation_samples or test_samples"
         )
     return Pictures(records, lambda index: f"{source.name}: image {begin + index} of the stream", show)
 

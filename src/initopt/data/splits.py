@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Splits:
     train: Dataset[Any]
     validation: Dataset[Any] | None
     test: Dataset[Any] | None
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = field(default=(), repr=False)
 
     def batches(self, batch_size: int = 64, *, subset: Subset = "train", seed: int = 0) -> Iterable[Any]:
         """The batches of a part, in a random order.

@@ -26,7 +26,7 @@ class View:
 
     Without ``"crop"``: the middle of the image, scaled so that its shorter side is 256/224 of the size. With it: a random
     part, of 8 to 100 % of the area and sides in a ratio of 3/4 to 4/3 (Szegedy et al., *Going Deeper with Convolutions*,
-    2014). kornia draws the part, from torch's global generator; Pillow takes it out and scales it, bilinear and antialiased.
+    2014). kornia draws the part, from torch's global generator; Pillow takes it out and scales it, with antialiasing.
 
     Args:
         size: side of the result, in pixels.
