@@ -331,7 +331,7 @@ class TestErrors:
             ("measure --data digits --model USER.NoNet", "USER.NoNet gave NoNet; it must give an nn.Module"),
             ("measure --data digits --model USER.untyped_net", "needs --model.width"),
             ("measure --data digits --model torch.nn.Linear", "are required: --model.in_features, --model.out_features"),
-            ("measure --data digitz --model USER.Net", "a short name (digits)"),
+            ("measure --data digitz --model USER.Net", "a short name (digits, cifar10"),
             ("measure --data USER.NoNet --model USER.Net", "must be an iterable of batches"),
             ("measure --data USER.floats --model USER.Net", "no integer class labels"),
             ("measure --data USER.batches --data.count 0 --model USER.Net", "batches is empty"),
@@ -503,7 +503,7 @@ class TestCompare:
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data mnist",
-                "--data takes a short name (digits) or an",
+                "--data takes a short name (digits, cifar10",
             ),
         ],
     )

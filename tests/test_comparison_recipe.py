@@ -154,7 +154,7 @@ def _no_length():
         ({"seeds": "12"}, "seeds must be a number of seeds or a list of seeds; got '12'"),
         ({"seeds": [2**32]}, r"seeds must be below 2\*\*32; got 4294967296"),
         ({"recipe": {"lr": [0.1, 1.0]}, "selection_seeds": [1]}, r"seeds and selection_seeds share \[1\]"),
-        ({"data": "mnist"}, "unknown data 'mnist'; known is 'digits'"),
+        ({"data": "mnist"}, "unknown data 'mnist'; known are 'digits', 'cifar10'"),
         (
             {"data": lambda: [1]},
             "data must have the attributes train, validation and test, .* list has no train and no test",

@@ -14,6 +14,7 @@ from torch import nn
 from initopt.checks import check_integer
 from initopt.cli.command import Request
 from initopt.cli.device import find_device
+from initopt.data import SOURCES
 from initopt.losses import LossFunction
 
 __all__ = ["CHOICES", "add_common_options", "make_problem"]
@@ -21,9 +22,9 @@ __all__ = ["CHOICES", "add_common_options", "make_problem"]
 CHOICES = {
     "model": "class of your network, or a function that returns it, by import path, as in my_net.Net; the current folder "
     "is searched, too. Or the name of a network in initopt.zoo. Its arguments are --model.ARG VALUE",
-    "data": "function or class whose result is an iterable of batches (a DataLoader, say), by import path; or 'digits', "
-    "the handwritten digits that come with initopt (arguments: --data.batch_size, --data.subset, ...). Its arguments are "
-    "--data.ARG VALUE",
+    "data": "function or class whose result is an iterable of batches (a DataLoader, say), by import path; or the "
+    f"name of a data set in initopt.data ({', '.join(SOURCES)}). Its arguments are --data.ARG VALUE (of data sets also "
+    "--data.batch_size, --data.subset and --data.seed)",
     "loss": "a criterion class, such as torch.nn.MSELoss, with its arguments as --loss.ARG VALUE; or a function of "
     "(model, batch) that returns the loss. Not given: cross-entropy of (inputs, integer targets), or the .loss that the "
     "model returns for a dict",

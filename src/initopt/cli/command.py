@@ -53,6 +53,7 @@ class Command:
         choices: what has to be chosen before its options are known, with a help text each.
         add_options: adds the options, given the name of the method.
         run: does it.
+        as_batches: whether it takes data as batches; else in three parts.
         recipes: files of options that go by a name, for ``--recipe``; ``None`` where there is no such option.
     """
 
@@ -64,4 +65,5 @@ class Command:
     choices: Mapping[str, str]
     add_options: Callable[[ArgumentParser, str], None]
     run: Callable[[Request], None]
+    as_batches: bool = True
     recipes: Mapping[str, Path] | None = None

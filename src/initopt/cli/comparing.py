@@ -19,10 +19,11 @@ from initopt.cli.report import table
 from initopt.cli.wording import reworded
 from initopt.comparison import Comparison, Network, Recipe
 from initopt.comparison.recipes import RECIPES
+from initopt.data import SOURCES
 
 __all__ = ["COMPARE"]
 
-_OWN_OPTIONS = {"models", "data", "loss", "initializations", "recipe", "out"}
+_OWN_OPTIONS = {"models", "loss", "initializations", "recipe", "out"}
 
 
 def _add_options(parser: ArgumentParser, method: str) -> None:
@@ -32,13 +33,6 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
         type=dict[str, str | dict],  # type: ignore[type-arg]  # of Any, jsonargparse would make instances
         help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, or a name in "
         "initopt.zoo; in a file also {class_path: PATH, init_args: {ARG: VALUE}, recipe: {FIELD: VALUE}}",
-    )
-    group.add_argument(
-        "--data",
-        type=str | dict,
-        default="digits",
-        help="'digits', or a class or function by import path whose result has the data sets train, validation and "
-        "test; in a file also {class_path: PATH, init_args: {ARG: VALUE}}",
     )
     group.add_argument(
         "--loss", type=str | dict | None, help="a criterion class or a function of (model, batch), as for initopt run"
@@ -78,7 +72,7 @@ def _run(request: Request) -> None:
             )
     found = initopt.compare(
         {name: _network(name, value) for name, value in options["models"].items()},
-        _data(options["data"]),
+        _data(request),
         options["initializations"],
         loss_fn=_loss(options["loss"]),
         recipe=_plain(options["recipe"]),
@@ -108,11 +102,11 @@ def _network(name: str, value: Any) -> Network:
     return Network(partial(component.target, **arguments), recipe)
 
 
-def _data(value: Any) -> Any:
-    if value == "digits":
+def _data(request: Request) -> Any:
+    component = request.components.get("data")
+    if component is None or component.path == "digits":
         return "digits"
-    component, arguments = _component("data", value)
-    return partial(component.target, **arguments)
+    return partial(component.target, **request.arguments["data"])
 
 
 def _loss(value: Any) -> Any:
@@ -167,8 +161,12 @@ examples:
   initopt compare --models.mine my_net.Net --initializations [default,nio]
                   --recipe.epochs 5 --recipe.lr [0.01,0.1] --out comparison
   initopt compare --recipe digits --print_config > mine.yaml""",
-    choices={},
+    choices={
+        "data": f"{', '.join(SOURCES)} (default: digits); or a class or function by import path whose result has the data "
+        "sets train, validation and test. Its arguments are --data.ARG VALUE"
+    },
     add_options=_add_options,
     run=_run,
+    as_batches=False,
     recipes=RECIPES,
 )

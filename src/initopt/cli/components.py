@@ -8,20 +8,22 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from initopt.data import SOURCES, Splits, digits
+
 __all__ = ["Component", "find_component", "import_path", "short_names"]
 
-_HOMES = {"model": "initopt.zoo", "models": "initopt.zoo", "data": "initopt.data", "loss": "torch.nn.modules"}
+_HOMES = {"model": "initopt.zoo", "models": "initopt.zoo", "loss": "torch.nn.modules"}
 _EXAMPLES = {"model": "Net", "models": "Net", "data": "batches", "loss": "loss"}
 
 
 def short_names(option: str) -> list[str]:
     """The names that need no path, as values of an option."""
     if option == "data":
-        return ["digits"]
+        return list(SOURCES)
     return list(getattr(importlib.import_module(_HOMES[option]), "__all__", []))
 
 
@@ -33,11 +35,13 @@ class Component:
         option: ``"model"``, ``"models"``, ``"data"`` or ``"loss"``.
         path: its import path, or short name, as the user gave it.
         target: what was found there.
+        as_batches: whether data in three parts are to be made into the batches of one of them.
     """
 
     option: str
     path: str
     target: Callable[..., Any]
+    as_batches: bool = False
 
     @property
     def takes_arguments(self) -> bool:
@@ -53,6 +57,8 @@ class Component:
             group.add_class_arguments(self.target, self.option, as_group=False, instantiate=False, fail_untyped=False)
         else:
             group.add_function_arguments(self.target, self.option, as_group=False, fail_untyped=False)
+        if self._makes_batches:
+            group.add_method_arguments(Splits, "batches", self.option, as_group=False)
 
     def make(self, arguments: Mapping[str, Any]) -> Any:
         """The object.
@@ -67,17 +73,42 @@ class Component:
             untyped = parameter.annotation is inspect.Parameter.empty and parameter.default is inspect.Parameter.empty
             if untyped and name in arguments and arguments[name] is None:
                 raise ValueError(f"--{self.option} {self.path} needs --{self.option}.{name}")
-        return self.target(**arguments)
+        if not self._makes_batches:
+            return self.target(**arguments)
+        known = inspect.signature(Splits.batches).parameters
+        of_batches = {name: value for name, value in arguments.items() if name in known}
+        splits = self.target(**{name: value for name, value in arguments.items() if name not in of_batches})
+        return splits.batches(**of_batches)
+
+    @property
+    def _makes_batches(self) -> bool:
+        return self.as_batches and _returns_splits(self.target)
 
 
-def find_component(option: str, path: str) -> Component:
+def _returns_splits(target: Callable[..., Any]) -> bool:
+    """Whether a function says that its result are data in three parts."""
+    try:
+        returned = get_type_hints(target).get("return")
+    except Exception:  # annotations of the user's may name what is not there
+        return False
+    return inspect.isclass(returned) and issubclass(returned, Splits)
+
+
+def find_component(option: str, path: str, *, as_batches: bool = True) -> Component:
     """The component at an import path or with a short name.
+
+    Args:
+        option: what it is for.
+        path: the import path or name.
+        as_batches: whether data are batches; else they are in three parts.
 
     Raises:
         ValueError, ImportError: if there is none; the message says what was looked for, and where.
     """
     if "." not in path:
         known = short_names(option)
+        if path in known and option == "data":
+            return Component(option, path, digits if as_batches and path == "digits" else SOURCES[path], as_batches)
         if path in known:
             return Component(option, path, getattr(importlib.import_module(_HOMES[option]), path))
         few = f"a short name ({', '.join(known)}) or " if 0 < len(known) <= 20 else ""
@@ -85,7 +116,7 @@ def find_component(option: str, path: str) -> Component:
     target = import_path(option, path)
     if not (inspect.isclass(target) or inspect.isroutine(target)):
         raise ValueError(f"--{option} {path}: this is an instance of {type(target).__name__}; give a class or a function")
-    return Component(option, path, target)
+    return Component(option, path, target, as_batches)
 
 
 def import_path(option: str, path: str) -> Any:

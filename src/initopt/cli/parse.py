@@ -42,7 +42,7 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     if method not in method_names():
         raise ValueError(f"unknown --method {method!r}; known are {', '.join(map(repr, method_names()))}")
     find_method(method)  # one that cannot be imported is found out now
-    components = {name: find_component(name, path) for name, path in config.chosen.items()}
+    components = {name: find_component(name, path, as_batches=command.as_batches) for name, path in config.chosen.items()}
     if flags.help:
         parser = _empty_parser(command)
         _add_choices(command, parser)

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-__all__ = ["EpochOrder", "batches_in", "start_batches"]
+from initopt.data.seeded_batches import SeededBatches
+
+__all__ = ["EpochOrder", "batches_in", "start_batches", "training_batches"]
 
 _TRAINING, _START = 0, 1  # streams of random numbers; a start does not see the batches of the first epoch
+_TRAINING_DRAWS, _START_DRAWS = 3, 4  # what data sets draw, for augmentation
 
 
 class EpochOrder(Sampler[list[int]]):
@@ -39,6 +42,11 @@ class EpochOrder(Sampler[list[int]]):
     def __len__(self) -> int:
         return self._count // self._batch_size
 
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """The seed of what the data set draws in this epoch."""
+        return (self._seed, _TRAINING_DRAWS, self.epoch, self._rank)
+
     def __iter__(self) -> Iterator[list[int]]:
         for batch in _permuted(self._count, self._batch_size, self._seed, _TRAINING, self.epoch):
             yield batch[self._rank :: self._world_size]
@@ -58,7 +66,12 @@ def batches_in(dataset: Dataset[Any], order: Iterable[list[int]]) -> DataLoader[
     return DataLoader(dataset, batch_sampler=order, generator=unused)
 
 
-def start_batches(dataset: Dataset[Any], batch_size: int, held_back: int, seed: int) -> tuple[list[Any], DataLoader[Any]]:
+def training_batches(dataset: Dataset[Any], order: EpochOrder) -> SeededBatches:
+    """The batches of the epoch that the order is at; what the data set draws for them follows from the seed, too."""
+    return SeededBatches(batches_in(dataset, order), *order.draws)
+
+
+def start_batches(dataset: Dataset[Any], batch_size: int, held_back: int, seed: int) -> tuple[list[Any], SeededBatches]:
     """The batches that a start is measured on, and the others, which an initialization may see.
 
     Args:
@@ -68,7 +81,8 @@ def start_batches(dataset: Dataset[Any], batch_size: int, held_back: int, seed: 
         seed: of the run.
 
     Returns:
-        The batches held back, and a loader of the others, always in the same order.
+        The batches held back, and the others, always the same in the same order.
     """
     order = _permuted(len(dataset), batch_size, seed, _START)  # type: ignore[arg-type]
-    return list(batches_in(dataset, order[:held_back])), batches_in(dataset, order[held_back:])
+    held = SeededBatches(batches_in(dataset, order[:held_back]), seed, _START_DRAWS, 0)
+    return list(held), SeededBatches(batches_in(dataset, order[held_back:]), seed, _START_DRAWS, 1)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from initopt.data import Splits, digits_splits
+from initopt.data import SOURCES, Splits
 from initopt.identity import fingerprint
 from initopt.randomness import seeded
 
@@ -18,15 +18,21 @@ _LOOKED_AT = 64
 
 
 def load_splits(data: Any) -> Splits:
-    """The parts of what the user gave: ``"digits"``, an object with the parts as attributes, or a factory of one.
+    """The parts of what the user gave.
+
+    Args:
+        data: a name in :data:`initopt.data.SOURCES`, an object with the parts as attributes, or a factory of one.
 
     Raises:
         TypeError, ValueError: if a part is missing or is nothing that can be indexed; the message says which.
     """
     if isinstance(data, str):
-        if data == "digits":
-            return digits_splits()
-        raise ValueError(f"unknown data {data!r}; known is 'digits', or give an object with train, validation and test")
+        if data not in SOURCES:
+            raise ValueError(
+                f"unknown data {data!r}; known are {', '.join(map(repr, SOURCES))}, or give an object with train, "
+                "validation and test"
+            )
+        data = SOURCES[data]
     if not all(hasattr(data, part) for part in ("train", "test")) and callable(data):
         with seeded(0):
             data = data()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from initopt.comparison.batches import EpochOrder, batches_in
+from initopt.comparison.batches import EpochOrder, training_batches
 from initopt.comparison.judge import Judge, hits, outputs_of, share
 from initopt.comparison.recipe import Recipe
 from initopt.comparison.record import CurvePoint
@@ -101,7 +101,7 @@ class _Training:
         self._model, self._optimizer = fabric.setup(model, optimizer)
         rank, processes = fabric.global_rank, fabric.world_size
         self._order = EpochOrder(len(dataset), recipe.batch_size, seed, rank, processes)  # type: ignore[arg-type]
-        self._batches = batches_in(dataset, self._order)
+        self._dataset = dataset
         self._total = recipe.epochs * len(self._order)
         self._found = Trained()
         self._first_loss = math.nan
@@ -120,7 +120,7 @@ class _Training:
             losses: list[Tensor] = []
             found: list[Tensor | None] = []
             begun = time.perf_counter()
-            for step, data in enumerate(self._batches, 1):
+            for step, data in enumerate(training_batches(self._dataset, self._order), 1):
                 outputs.clear()
                 batch = to_device(data, self._fabric.device)
                 losses.append(self._step(batch, epoch * len(self._order) + step - 1))

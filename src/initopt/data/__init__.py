@@ -1,6 +1,22 @@
-"""Small data sets that come with the package."""
+"""Data sets, in three parts each, and batches of them."""
 
+from initopt.data.cifar import cifar10, cifar100
 from initopt.data.digits import digits, digits_tensors
+from initopt.data.image_folder import image_folder
+from initopt.data.imagenet import imagenet
+from initopt.data.sources import SOURCES
 from initopt.data.splits import Splits, digits_splits
+from initopt.data.text import text
 
-__all__ = ["Splits", "digits", "digits_splits", "digits_tensors"]
+__all__ = [
+    "SOURCES",
+    "Splits",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "digits_splits",
+    "digits_tensors",
+    "image_folder",
+    "imagenet",
+    "text",
+]

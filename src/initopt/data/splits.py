@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch.utils.data import Dataset, TensorDataset
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from initopt.data.digits import digits_tensors
+from initopt.checks import check_integer
+from initopt.data.digits import Subset, digits_tensors
+from initopt.data.seeded_batches import SeededBatches
 
 __all__ = ["Splits", "digits_splits"]
 
@@ -16,15 +20,66 @@ __all__ = ["Splits", "digits_splits"]
 class Splits:
     """Three data sets of samples.
 
+    A data set may draw at random what it does to a sample (augmentation). What it draws from torch's global generator
+    follows from a seed in :meth:`batches` and in comparisons.
+
     Attributes:
         train: what is trained on.
         validation: what learning rates are chosen on; may be ``None`` where nothing is chosen.
-        test: what the result is measured on, and nothing is chosen by.
+        test: what the result is measured on, and nothing is chosen by; may be ``None`` where nothing is compared.
+        classes: names of the classes, where they are known.
     """
 
     train: Dataset[Any]
     validation: Dataset[Any] | None
-    test: Dataset[Any]
+    test: Dataset[Any] | None
+    classes: tuple[str, ...] = field(default=(), repr=False)
+
+    def batches(self, batch_size: int = 64, *, subset: Subset = "train", seed: int = 0) -> Iterable[Any]:
+        """The batches of a part, in a random order.
+
+        Iterated over again, they are the same again, in the same order and with the same augmentation: what is measured on
+        them before and after can be compared. What does not fill a batch is left out.
+
+        Args:
+            batch_size: samples in a batch.
+            subset: ``"train"``, ``"validation"`` or ``"test"``.
+            seed: of the order, and of the augmentation.
+
+        Returns:
+            An iterable of batches, with a length but for streams.
+
+        Raises:
+            ValueError: if there is no such part, or it does not fill a batch.
+
+        >>> images, labels = next(iter(digits_splits().batches(32)))
+        >>> images.shape, labels.shape
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
+        """
+        check_integer("batch_size", batch_size, 1)
+        check_integer("seed", seed, 0)
+        dataset = self._part(subset)
+        if isinstance(dataset, IterableDataset):
+            return SeededBatches(DataLoader(_shuffled(dataset, seed), batch_size, drop_last=True), seed)
+        count = len(dataset)  # type: ignore[arg-type]
+        if batch_size > count:
+            raise ValueError(f"batch_size must be at most {count}, the samples in {subset!r}; got {batch_size}")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+        whole = [order[begin : begin + batch_size] for begin in range(0, count - batch_size + 1, batch_size)]
+        return SeededBatches(DataLoader(dataset, batch_sampler=whole), seed)
+
+    def _part(self, subset: str) -> Dataset[Any]:
+        if subset not in ("train", "validation", "test"):
+            raise ValueError(f"subset must be 'train', 'validation' or 'test'; got {subset!r}")
+        dataset: Dataset[Any] | None = getattr(self, subset)
+        if dataset is None:
+            raise ValueError(f"these data have no {subset!r}; ask for more than 0 {subset}_samples")
+        return dataset
+
+
+def _shuffled(dataset: IterableDataset[Any], seed: int) -> IterableDataset[Any]:
+    shuffled: IterableDataset[Any] = dataset.shuffled(seed) if hasattr(dataset, "shuffled") else dataset
+    return shuffled
 
 
 def digits_splits() -> Splits:
@@ -38,4 +93,5 @@ def digits_splits() -> Splits:
         train=TensorDataset(*digits_tensors("train")),
         validation=TensorDataset(*digits_tensors("validation")),
         test=TensorDataset(*digits_tensors("test")),
+        classes=tuple(map(str, range(10))),
     )

@@ -1,0 +1,152 @@
+"""Image data sets as Hugging Face ``datasets`` reads them: from its hub, or from a folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from initopt.data.extra import require_extra
+
+__all__ = ["Source", "open_source"]
+
+_GATED = "gated"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split of a data set whose images are still files.
+
+    Attributes:
+        records: a ``datasets.Dataset``, or an ``IterableDataset`` where it is a stream; its columns are ``image``, a dict
+            of the ``bytes`` of a file or its ``path``, and ``label``, an integer.
+        classes: the names of the labels.
+        name: what a message calls it.
+    """
+
+    records: Any
+    classes: tuple[str, ...]
+    name: str
+
+    def labels(self) -> np.ndarray:
+        """Those of all images, shape ``(N,)``; only of what is no stream."""
+        return np.asarray(self.records.with_format("numpy")["label"][:])
+
+
+def open_source(
+    repository: str | None,
+    path: str | os.PathLike[str] | None,
+    *,
+    streaming: bool = False,
+    image: tuple[str, ...] = ("image", "img"),
+    label: tuple[str, ...] = ("label",),
+) -> dict[str, Source]:
+    """The splits of a data set, by name.
+
+    Args:
+        repository: its name on the hub; not looked at if there is a path.
+        path: a folder with parquet files, or with a folder of images for each class.
+        streaming: read samples as they are needed, rather than all at first.
+        image: what the column of the images may be called.
+        label: what the column of the labels may be called.
+
+    Raises:
+        ImportError: without the extra ``data``.
+        FileNotFoundError, NotADirectoryError: if there is no such folder, or nothing in it.
+        ConnectionError: if the hub cannot be reached, and has nothing stored here.
+        PermissionError: if the hub does not give the data set to everybody.
+        ValueError: if it has other columns, or no training split.
+    """
+    require_extra()
+    if path is None:
+        assert repository is not None
+        found, name = _from_hub(repository, streaming), repository
+    else:
+        found, name = _from_folder(Path(path).expanduser(), streaming), str(path)
+    if "train" not in found:
+        raise ValueError(f"{name} has no split 'train', but {', '.join(map(repr, found))}")
+    return {split: _as_source(split, records, name, image, label) for split, records in found.items()}
+
+
+def _from_hub(repository: str, streaming: bool) -> dict[str, Any]:
+    import datasets
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        return _load(repository, streaming)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        if _GATED in str(error):
+            raise PermissionError(_closed(repository)) from None
+        raise ConnectionError(_unreachable(repository, error)) from None
+    except GatedRepoError:
+        raise PermissionError(_closed(repository)) from None
+    except (OSError, ValueError) as error:  # offline, ``datasets`` raises either, depending on what it has stored
+        raise ConnectionError(_unreachable(repository, error)) from None
+
+
+def _closed(repository: str) -> str:
+    return (
+        f"{repository} is given only to those who accept its terms: accept them on https://huggingface.co/datasets/"
+        f"{repository}, log in (hf auth login), and try again; or give path=, a folder that has it"
+    )
+
+
+def _unreachable(repository: str, error: Exception) -> str:
+    offline = " (HF_HUB_OFFLINE is set, so nothing is downloaded)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return (
+        f"{repository} cannot be had from the Hugging Face hub: {error}{offline}. Download it where there is a network, "
+        f"hf download {repository} --repo-type dataset --local-dir DIR, and give path=DIR"
+    )
+
+
+def _from_folder(folder: Path, streaming: bool) -> dict[str, Any]:
+    if not folder.exists():
+        raise FileNotFoundError(f"path: there is no folder {folder}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"path: {folder} is no folder; give the one that it is in")
+    import datasets
+    from datasets.data_files import EmptyDatasetError
+
+    try:
+        return _load(str(folder), streaming)
+    except (EmptyDatasetError, FileNotFoundError, datasets.exceptions.DataFilesNotFoundError):
+        raise FileNotFoundError(
+            f"path: {folder} has no data: neither parquet files, such as train-00000-of-00001.parquet, nor a folder of "
+            "images for each class"
+        ) from None
+    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"path: {folder} cannot be read: {cause}") from None
+
+
+def _load(name: str, streaming: bool) -> dict[str, Any]:
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        return dict(datasets.load_dataset(name, streaming=streaming))
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+def _as_source(split: str, records: Any, name: str, image: tuple[str, ...], label: tuple[str, ...]) -> Source:
+    import datasets
+
+    features = records.features or {}
+    pictures = next((column for column in image if isinstance(features.get(column), datasets.Image)), None)
+    labels = next((column for column in label if isinstance(features.get(column), datasets.ClassLabel)), None)
+    if pictures is None or labels is None:
+        found = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items()) or "none"
+        raise ValueError(
+            f"{name}, split {split!r}, has the columns {found}; expected are images (Image) in {' or '.join(image)}, and "
+            f"labels (ClassLabel) in {' or '.join(label)}"
+        )
+    classes = tuple(features[labels].names)
+    records = records.select_columns([pictures, labels]).cast_column(pictures, datasets.Image(decode=False))
+    renamed = {old: new for old, new in ((pictures, "image"), (labels, "label")) if old != new}
+    return Source(records.rename_columns(renamed) if renamed else records, classes, f"{name}, split {split!r}")

@@ -1,0 +1,64 @@
+"""ImageNet."""
+
+from __future__ import annotations
+
+import os
+
+from initopt.data.hub import open_source
+from initopt.data.picture_splits import picture_splits, streamed_splits, views
+from initopt.data.selection import Sizes
+from initopt.data.splits import Splits
+
+__all__ = ["imagenet"]
+
+_REPOSITORY = "ILSVRC/imagenet-1k"
+
+
+def imagenet(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    streaming: bool = False,
+    image_size: int = 224,
+    train_samples: int | None = None,
+    validation_samples: int | None = None,
+    test_samples: int | None = None,
+    augment: bool | list[str] = True,
+) -> Splits:
+    """ImageNet-1k: 1.28 million images in 1000 classes (Russakovsky et al., 2015).
+
+    The test part are the 50,000 images of ImageNet's validation split, since the labels of its test split are not public.
+    The validation part is split off the training split. Images are decoded when they are asked for.
+
+    Args:
+        path: a folder with the parquet files of ``ILSVRC/imagenet-1k``, or with folders ``train`` and ``val`` of a
+            folder of images for each class; from the Hugging Face hub, by default, which needs an account that accepted
+            the terms.
+        streaming: read images as they are needed, rather than all 150 GB at first. A part whose size is given is read into
+            memory, undecoded (some 110 KB an image); another is a stream, which can be measured and initialized on
+            (:meth:`initopt.data.Splits.batches`), but not be trained on in a comparison. By default, there is no
+            validation part then.
+        image_size: side of what the network is shown, in pixels.
+        train_samples: how many images to train on, all classes alike (of a stream, as they come); all that are left, by
+            default.
+        validation_samples: how many to split off the training split; 10,000, by default, or a tenth if that is less; 0 for
+            none.
+        test_samples: how many to test on; all, by default. Without a split for it, a tenth of the training split.
+        augment: ``True`` for ``["crop", "flip"]``: a random part of the image, mirrored or not; or one of them. Otherwise,
+            and outside of training, the middle of the image.
+
+    Returns:
+        The parts; images are float32 of shape ``(3, image_size, image_size)``, with means (0.485, 0.456, 0.406) and
+        standard deviations (0.229, 0.224, 0.225) of the colours taken out; labels are integers.
+
+    Raises:
+        ImportError: without the extra: ``pip install 'initopt[data]'``.
+        OSError: if the folder is not there, or the hub is not to be reached, or closed to you; the message says what to do.
+        ValueError: if there are too few images, or the columns are others. A broken image is one when it is asked for.
+    """
+    sizes, shown = Sizes(train_samples, validation_samples, test_samples), views(image_size, augment)
+    sources = open_source(_REPOSITORY, path, streaming=streaming)
+    if "validation" in sources:
+        sources.pop("test", None)
+    if streaming:
+        return streamed_splits(sources, sizes, shown)
+    return picture_splits(sources, sizes, shown, str(path or _REPOSITORY))

@@ -1,0 +1,23 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from initopt.data.cifar import cifar10, cifar100
+from initopt.data.image_folder import image_folder
+from initopt.data.imagenet import imagenet
+from initopt.data.splits import Splits, digits_splits
+from initopt.data.text import text
+
+__all__ = ["SOURCES"]
+
+SOURCES: dict[str, Callable[..., Splits]] = {
+    "digits": digits_splits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet": imagenet,
+    "image_folder": image_folder,
+    "text": text,
+}
+"""Every data set that has a name."""
