@@ -129,7 +129,12 @@ def test_steps_are_those_of_the_design(name: str, mode: str, objective: str, mon
     entry = ENTRIES[name]
     model = entry.model()
     start = initopt.measure(model, [entry.batch()], entry.loss_fn(), num_subbatches=entry.num_subbatches).grad_norm
-    options = settings_of(entry, mode) | {"objective": objective, "norm_weight": 0.3, "min_bias_scale": 0.01}
+    options = settings_of(entry, mode) | {
+        "objective": objective,
+        "norm_weight": 0.3,
+        "min_bias_scale": 0.01,
+        "scale_invariant": True,
+    }
     for bound in (0.9 * start, 1.05 * start, 1e9):
         model = entry.model()
         result = initopt.nio(model, [entry.batch()], entry.loss_fn(), steps=4, max_grad_norm=bound, **options)

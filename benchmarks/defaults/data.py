@@ -63,7 +63,8 @@ def load(kind: str, cifar: Path, book: Path) -> Data:
     if kind == "digits":
         return Data(digits_splits(), halve=False, passes=3)
     if kind == "text":
-        found = text(book, _CONTEXT, train_samples=_TRAIN, validation_samples=_VALIDATION, test_samples=_VALIDATION)
+        sizes = {"train_samples": _TRAIN, "validation_samples": _VALIDATION, "test_samples": _VALIDATION}
+        found = text(book, length=_CONTEXT, **sizes)
         return Data(found, halve=False, passes=3)
     found = cifar10(cifar, train_samples=_TRAIN, validation_samples=_VALIDATION, test_samples=_VALIDATION)
     return Data(found, halve=True, passes=1)

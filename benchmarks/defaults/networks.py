@@ -54,9 +54,12 @@ _ADAMW = (0.001, 0.003, 0.01)
 _PIXELS = 3 * 16 * 16
 
 NETWORKS: dict[str, Network] = {
-    "mlp-tanh": Network("tanh MLP, 10 layers", plain_mlp, "digits", lrs=(0.03, 0.1, 0.3)),
+    "mlp-tanh": Network("tanh MLP, 10 layers", plain_mlp, "digits", lrs=(0.01, 0.03, 0.1, 0.3)),
     "mlp-relu": Network(
-        "ReLU MLP, 10 layers", lambda: plain_mlp(64, depth=10, width=64, activation=nn.ReLU), "digits", lrs=(0.03, 0.1, 0.3)
+        "ReLU MLP, 10 layers",
+        lambda: plain_mlp(64, depth=10, width=64, activation=nn.ReLU),
+        "digits",
+        lrs=(0.01, 0.03, 0.1, 0.3),
     ),
     "resnet8-bn-digits": Network(
         "ResNet-8, batch norm, digits", lambda: cifar_resnet(8, in_channels=1), "digits", lrs=(0.02, 0.1, 0.5)
@@ -67,8 +70,12 @@ NETWORKS: dict[str, Network] = {
     "resnet14-bn": Network("ResNet-14, batch norm", lambda: cifar_resnet(14), "cifar"),
     "densenet16": Network("DenseNet-16, no norm", lambda: densenet(16, norm="none"), "cifar"),
     "densenet16-bn": Network("DenseNet-16, batch norm", lambda: densenet(16), "cifar"),
-    "vit": Network("ViT, 6 blocks, 64 wide", lambda: small_vit(16, 4, depth=6, width=64, heads=2), "cifar", "adamw", _ADAMW),
-    "gpt": Network("GPT, 4 blocks, 48 wide", lambda: small_gpt(65, 32, depth=4, width=48, heads=4), "text", "adamw", _ADAMW),
+    "vit": Network(
+        "ViT, 6 blocks, 64 wide", lambda: small_vit(16, 4, depth=6, width=64, heads=2), "cifar", "adamw", _ADAMW
+    ),
+    "gpt": Network(
+        "GPT, 4 blocks, 48 wide", lambda: small_gpt(65, 32, depth=4, width=48, heads=4), "text", "adamw", _ADAMW
+    ),
     "wrn10": Network("WRN-10-2, no norm", lambda: wide_resnet(10, 2, norm="none"), "cifar", role="confirmation"),
     "wrn10-bn": Network("WRN-10-2, batch norm", lambda: wide_resnet(10, 2), "cifar", role="confirmation"),
     "mlp-gelu": Network(
