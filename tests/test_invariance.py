@@ -45,7 +45,7 @@ def test_weights_in_front_of_a_batch_norm_stay_and_all_others_move(make, in_fron
             if parameter.ndim == 1:  # with biases of zero, the weight of a norm in front of another does not matter either
                 parameter.add_(0.1 * torch.rand_like(parameter))
     names = {name for name, _ in model.named_parameters()}
-    assert moved(model, images(), batch_norm=mode) == names - in_front(model)
+    assert moved(model, images(), batch_norm=mode, scale_biases=True) == names - in_front(model)
 
 
 def test_a_norm_in_front_of_a_norm_stays() -> None:
@@ -125,3 +125,23 @@ def test_a_resumed_run_leaves_the_same_alone(tmp_path) -> None:
     assert run(4, tmp_path / "state") == whole
     assert whole["0.weight"] == 1.0
     assert any(scale != 1.0 for scale in whole.values())
+
+
+def test_biases_move_if_they_are_to() -> None:
+    def biases(**options: object) -> set[str]:
+        torch.manual_seed(0)
+        model = plain_mlp(768, depth=3)
+        return {name for name in moved(model, images(), **options) if name.endswith("bias")}
+
+    assert biases() == set()
+    assert biases(scale_biases=True) == {"1.bias", "3.bias", "5.bias"}
+
+
+def test_a_model_of_which_nothing_is_to_be_scaled_is_left_as_it_is_with_a_warning() -> None:
+    torch.manual_seed(0)
+    model = plain_mlp(768, depth=3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    with pytest.warns(UserWarning, match="nothing to scale: of 3 tensors, 3 are biases \\(scale_biases=True"):
+        assert moved(model, images()) == set()
+    assert moved(model, images(), scale_biases=True) == {"1.bias", "3.bias", "5.bias"}

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from initopt.parameters import is_bias
+
 __all__ = ["STARTS", "Start"]
 
 
@@ -34,7 +36,12 @@ def matrices_only(name: str, parameter: nn.Parameter, module: nn.Module) -> bool
     return parameter.ndim > 1
 
 
-FILTERS = {"matrices_only": matrices_only}
+def no_biases(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
+    """Leaves out biases."""
+    return not is_bias(name)
+
+
+FILTERS = {"matrices_only": matrices_only, "no_biases": no_biases}
 
 BEFORE: dict[str, Any] = {
     "objective": "cosine+norm",
@@ -84,6 +91,11 @@ STARTS: dict[str, Start] = {
     "no overlap": _nio(overlap=0.0),
     "batch norm of the batch": _nio(batch_norm="batch"),
     "matrices only": _nio(scale_params="matrices_only"),
+    "no biases": _nio(scale_params="no_biases"),
+    "no biases, norm weight 1": _nio(scale_params="no_biases", norm_weight=1.0),
+    "no biases, cosine+norm": _nio(scale_params="no_biases", objective="cosine+norm", norm_weight=1.0),
+    "matrices only, norm weight 1": _nio(scale_params="matrices_only", norm_weight=1.0),
+    "matrices only, norm weight 1, lr 0.02": _nio(scale_params="matrices_only", norm_weight=1.0, lr=0.02),
     "from kaiming_normal": _nio(scheme="kaiming_normal"),
     "from xavier_normal": _nio(scheme="xavier_normal"),
     "from orthogonal": _nio(scheme="orthogonal"),

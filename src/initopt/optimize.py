@@ -124,16 +124,17 @@ def nio(
     overlap: float = 0.2,
     split: Split = "cyclic",
     batch_norm: BatchNorm = "subbatch",
-    objective: str | Objective = "cosine+norm",
-    norm_weight: float = 1.0,
+    objective: str | Objective = "cosine+lognorm",
+    norm_weight: float = 0.3,
     max_grad_norm: float = 5.0,
-    lr: float = 0.01,
+    lr: float = 0.03,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     scale_grad_clip: float = 1.0,
     min_scale: float = 0.01,
     min_bias_scale: float = 0.0,
     scale_params: ParameterFilter | None = None,
+    scale_biases: bool = False,
     scale_invariant: bool = False,
     grad_params: ParameterFilter | None = None,
     scheme: str | None = None,
@@ -174,7 +175,8 @@ def nio(
         min_scale: least scale of a tensor.
         min_bias_scale: least scale of a bias (by its name).
         scale_params: a function of (qualified name, parameter, owning module) that says which tensors get a scale; all
-            that train, by default.
+            that train, by default, but for those that the next two options leave out.
+        scale_biases: whether biases (by their name) are scaled, too.
         scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
             Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
             training step.
@@ -235,6 +237,7 @@ def nio(
         min_scale=min_scale,
         min_bias_scale=min_bias_scale,
         scale_params=scale_params,
+        scale_biases=scale_biases,
         scale_invariant=scale_invariant,
         grad_params=grad_params,
         scheme=scheme,
