@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -211,6 +212,13 @@ class TestImagenet:
         with pytest.raises(ValueError, match=r"has 60 images, of which 20 are in other parts; 41 more were asked for"):
             imagenet(pictures, streaming=True, train_samples=41, validation_samples=20)
 
+    def test_a_stream_is_not_compared_on(self, pictures, tmp_path):
+        source = functools.partial(imagenet, str(pictures), streaming=True)
+        with pytest.raises(
+            TypeError, match=r"data.train must be a data set of .*; give train_samples, which reads that many"
+        ):
+            initopt.compare({"net": small_net}, source, ["default"], out=tmp_path / "out")
+
     def test_nio_on_a_stream(self, pictures):
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         splits = imagenet(pictures, image_size=8, streaming=True)
@@ -384,4 +392,6 @@ def test_a_comparison_on_augmented_and_mixed_images(cifar, tmp_path):
     first = run("first")
     assert first == run("again")
     assert first != run("other", mixup=0.0)
+    shutil.rmtree(tmp_path / "first" / "runs" / "net" / "nio")  # as if it had been killed before this run was stored
+    assert first == run("first")
     assert all(0 <= point.accuracy <= 1 for point in first[0][0])

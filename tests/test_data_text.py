@@ -39,6 +39,7 @@ def test_sizes(alphabet):
     splits = text(alphabet, length=7, train_samples=5, validation_samples=0, test_samples=3)
     assert splits.validation is None
     assert (len(splits.train), len(splits.test)) == (5, 3)
+    assert torch.equal(splits.test[0][0], text(alphabet, length=7, validation_samples=0, test_samples=3).test[0][0])
 
 
 def test_all_that_fits_is_used(alphabet):
