@@ -121,8 +121,7 @@ class _NIORun(ScalesRun):
         if not self._scales.active.any():
             warn(
                 f"initopt: nothing to scale: of {len(parameters)} tensors, {sum(biases)} are biases (scale_biases=True scales "
-                f"them, too), {sum(invariant)} do not change the loss by their scale (scale_invariant=True), and the others "
-                "are zero"
+                f"them), {sum(invariant)} do not change the loss by their scale (scale_invariant=True), the others are zero"
             )
 
     def _objective_of(self, gram: Tensor) -> Tensor:
