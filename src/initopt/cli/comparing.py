@@ -31,8 +31,9 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
     group.add_argument(
         "--models",
         type=dict[str, str | dict],  # type: ignore[type-arg]  # of Any, jsonargparse would make instances
-        help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, or a name in "
-        "initopt.zoo; in a file also {class_path: PATH, init_args: {ARG: VALUE}, recipe: {FIELD: VALUE}}",
+        help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, a name in "
+        "initopt.zoo, or timm:NAME, torchvision:NAME, transformers:CLASS; in a file also {class_path: PATH, init_args: "
+        "{ARG: VALUE}, recipe: {FIELD: VALUE}}",
     )
     group.add_argument(
         "--loss", type=str | dict | None, help="a criterion class or a function of (model, batch), as for initopt run"
@@ -126,8 +127,8 @@ def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
         )
     component = find_component(option, str(value["class_path"]))
     parser = ArgumentParser(exit_on_error=False)
-    component.add_arguments(parser)
     given = value.get("init_args") or {}
+    component.add_arguments(parser, given)
     made = parser.instantiate(parser.parse_object({option: given} if given else {}))
     return component, dict(vars(made[option])) if option in made else {}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,12 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     if flags.help:
         parser = _empty_parser(command)
         _add_choices(command, parser)
-        _add_second_pass(command, parser, method, components)
+        _add_second_pass(command, parser, method, components, [])
         _add_general(command, parser)
         parser.print_help()
         return None
     parser = _empty_parser(command)
-    _add_second_pass(command, parser, method, components)
+    _add_second_pass(command, parser, method, components, [*config.options, *_names(rest)])
     _refuse_unknown(config, parser, command)
     parsed = parser.parse_args([*_as_flags(config), *rest])
     shown = _as_config(command, method, components, yaml.safe_load(parser.dump(parsed, skip_unset=False)) or {})
@@ -129,9 +129,17 @@ def _empty_parser(command: Command) -> ArgumentParser:
     )
 
 
-def _add_second_pass(command: Command, parser: ArgumentParser, method: str, components: dict[str, Component]) -> None:
-    for component in components.values():
-        component.add_arguments(parser)
+def _names(flags: Iterable[str]) -> list[str]:
+    """The names of the options among flags."""
+    return [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
+
+
+def _add_second_pass(
+    command: Command, parser: ArgumentParser, method: str, components: dict[str, Component], given: Iterable[str]
+) -> None:
+    for option, component in components.items():
+        own = [name.removeprefix(f"{option}.") for name in given if name.startswith(f"{option}.")]
+        component.add_arguments(parser, dict.fromkeys(own))
     command.add_options(parser, method)
 
 
