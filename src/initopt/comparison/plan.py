@@ -108,8 +108,9 @@ class Plan:
                     )
         pairs = [(network, initialization) for network in self.networks for initialization in self.initializations]
         recipes = [self.recipe_of(*pair) for pair in pairs]
-        if self.loss_fn is not None and any(recipe.label_smoothing for recipe in recipes):
-            raise ValueError("label_smoothing is of the built-in cross-entropy; with a loss_fn, put it into that")
+        for option in ("label_smoothing", "mixup"):
+            if self.loss_fn is not None and any(getattr(recipe, option) for recipe in recipes):
+                raise ValueError(f"{option} is of the built-in cross-entropy; with a loss_fn, put it into that")
         if any(len(recipe.lrs) > 1 for recipe in recipes):
             both = sorted(set(self.seeds) & set(self.selection_seeds))
             if both:
@@ -157,7 +158,7 @@ class Plan:
         """All that results depend on, as JSON has it; two comparisons are the same if this is."""
         found: dict[str, Any] = plain(
             {
-                "recipe": self.recipe,
+                "recipe": _describe_recipe(self.recipe),
                 "networks": {
                     name: {"model": described(network.factory), "recipe": network.recipe}
                     for name, network in self.networks.items()
@@ -176,6 +177,12 @@ class Plan:
             }
         )
         return found
+
+
+def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Without what is off and was not there in earlier versions, whose folders have to be gone on with."""
+    found = {option.name: getattr(recipe, option.name) for option in fields(recipe)}
+    return {name: value for name, value in found.items() if name != "mixup" or value}
 
 
 def _describe(initialization: Initialization) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class Recipe:
         precision: as Lightning Fabric has it: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"``,
             ``"bf16-true"`` or ``"16-true"``. Initializations work in the precision that the model is made in.
         label_smoothing: of the cross-entropy in training, in [0, 1); only without a loss of one's own.
+        mixup: alpha of the Beta distribution that samples are mixed by in training, 0.2 say; 0 does not mix. Only without a
+            loss of one's own, and with a label a sample.
         looks_per_epoch: how often a run is looked at on the test split (or the validation split).
         measure_batches: how many batches of the training set are kept away from the initialization, to measure
             GradCosine and gradient norm on, before and after it; 0 measures nothing.
@@ -67,6 +69,7 @@ class Recipe:
     batch_size: int = 64
     precision: Precision = "32-true"
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     looks_per_epoch: int = 1
     measure_batches: int = 8
 
@@ -82,6 +85,7 @@ class Recipe:
         check_integer("warmup_steps", self.warmup_steps, 0)
         check_integer("measure_batches", self.measure_batches, 0)
         check_number("label_smoothing", self.label_smoothing, minimum=0, below=1)
+        check_number("mixup", self.mixup, minimum=0, finite=True)
         if self.clip_grad_norm is not None:
             check_number("clip_grad_norm", self.clip_grad_norm, above=0, finite=True)
         self._check_optimizer()

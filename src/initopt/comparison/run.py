@@ -15,7 +15,9 @@ from torch import nn
 from initopt._version import __version__
 from initopt.comparison.job import Group, Job
 from initopt.comparison.judge import Judge
+from initopt.comparison.mixup import MixupLoss
 from initopt.comparison.plan import Plan
+from initopt.comparison.recipe import Recipe
 from initopt.comparison.record import RunRecord
 from initopt.comparison.start import Start, own_start, prepare_start
 from initopt.comparison.training import Trained, train
@@ -62,7 +64,7 @@ def run_group(fabric: Fabric, plan: Plan, splits: Splits, group: Group) -> Itera
             plan.initializations[first.initialization],
             splits.train,
             recipe,
-            _loss_fn(plan, recipe.label_smoothing),
+            _loss_fn(plan, recipe),
             first.seed,
             measured=first.purpose == "final",
         )
@@ -91,13 +93,15 @@ def _trained(fabric: Fabric, plan: Plan, splits: Splits, job: Job, model: nn.Mod
     looked_at = splits.test if job.purpose == "final" else splits.validation
     assert looked_at is not None
     judge = Judge(looked_at, recipe.batch_size, as_loss(plan.loss_fn), fabric.device)
-    loss = as_loss(_loss_fn(plan, recipe.label_smoothing))
+    loss = as_loss(_loss_fn(plan, recipe))
     return train(fabric, model, splits.train, loss, recipe, job.lr, judge, subset, job.seed)
 
 
-def _loss_fn(plan: Plan, label_smoothing: float) -> Any:
+def _loss_fn(plan: Plan, recipe: Recipe) -> Any:
     """What is minimized, and what an initialization sees."""
-    return nn.CrossEntropyLoss(label_smoothing=label_smoothing) if label_smoothing else plan.loss_fn
+    if recipe.mixup:
+        return MixupLoss(recipe.label_smoothing)
+    return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing) if recipe.label_smoothing else plan.loss_fn
 
 
 def _record(job: Job, start: Start, trained: Trained, seconds: float) -> RunRecord:

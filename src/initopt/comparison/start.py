@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import initopt
 from initopt.comparison.batches import start_batches
 from initopt.comparison.initialization import Initialization
+from initopt.comparison.mixup import MixedBatches
 from initopt.comparison.network import Network
 from initopt.comparison.recipe import Recipe
 from initopt.comparison.schemes import apply_scheme
@@ -71,7 +72,7 @@ def prepare_start(
         seed: of the batches, and of what the initialization draws.
         measured: whether to measure on the batches held back.
     """
-    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed)
+    held, others = _batches(dataset, recipe, seed)
     held = held if measured else []
     before = _measured(model, held, loss_fn, seed)
     _wait(model)
@@ -95,6 +96,14 @@ def prepare_start(
         before=before,
         after=before if untouched else _measured(model, held, loss_fn, seed),
     )
+
+
+def _batches(dataset: Any, recipe: Recipe, seed: int) -> tuple[list[Any], Iterable[Any]]:
+    """The batches held back, and the others, as training sees them."""
+    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed)
+    if not recipe.mixup:
+        return held, others
+    return list(MixedBatches(held, recipe.mixup, seed, 0)), MixedBatches(others, recipe.mixup, seed, 1)
 
 
 def _measured(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | None, seed: int) -> dict[str, float] | None:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from initopt.comparison.batches import EpochOrder, training_batches
 from initopt.comparison.judge import Judge, hits, outputs_of, share
+from initopt.comparison.mixup import mixed
 from initopt.comparison.recipe import Recipe
 from initopt.comparison.record import CurvePoint
 from initopt.comparison.schedule import lr_factor
@@ -145,6 +146,8 @@ class _Training:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * factor
         self._optimizer.zero_grad()
+        if recipe.mixup:
+            batch = mixed(batch, recipe.mixup, *self._order.draws, number)
         loss = self._loss(self._model, batch, batch_size(batch))
         self._fabric.backward(loss)
         if recipe.clip_grad_norm is not None:
