@@ -499,7 +499,7 @@ class TestCompare:
                 "--recipe.epochs: expected int; got x",
             ),
             ("--out o --models.m USER.Net --initializations [nio] --recipe.lr -1", "lr must be a number above 0; got -1"),
-            ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits"),
+            ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits and others"),
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data mnist",

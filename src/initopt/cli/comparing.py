@@ -68,9 +68,7 @@ def _run(request: Request) -> None:
         raise ValueError("--out DIR is missing: the folder for runs and report")
     for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations [default,nio]")):
         if not options[name]:
-            raise ValueError(
-                f"--{name} is missing: give some, as in {example}, or a --recipe ({', '.join(RECIPES)}, or a file)"
-            )
+            raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe (see --list_recipes)")
     found = initopt.compare(
         {name: _network(name, value) for name, value in options["models"].items()},
         _data(request),
@@ -161,7 +159,9 @@ examples:
   initopt compare --recipe digits --out comparison --workers 2
   initopt compare --models.mine my_net.Net --initializations [default,nio]
                   --recipe.epochs 5 --recipe.lr [0.01,0.1] --out comparison
-  initopt compare --recipe digits --print_config > mine.yaml""",
+  initopt compare --recipe digits --print_config > mine.yaml
+  initopt compare --list_recipes
+  initopt compare --recipe cifar10-vgg19-nobn --scale small --out comparison""",
     choices={
         "data": f"{', '.join(SOURCES)} (default: digits); or a class or function by import path whose result has the data "
         "sets train, validation and test. Its arguments are --data.ARG VALUE"
