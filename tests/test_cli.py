@@ -489,7 +489,7 @@ class TestCompare:
         ("options", "message"),
         [
             ("", "--out DIR is missing"),
-            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or a --recipe (digits, or a file)"),
+            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or a --recipe (see --list_recipes)"),
             ("--out o --models.m USER.Net", "--initializations is missing: give some"),
             ("--out o --models.m USER.Nett --initializations [nio]", "did you mean 'Net'?"),
             ("--out o --models.m plain --initializations [nio]", "--models takes a short name (cifar_resnet,"),
