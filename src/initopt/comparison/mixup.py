@@ -20,7 +20,7 @@ def mixed(batch: Any, alpha: float, *seed: int) -> tuple[Tensor, tuple[Tensor, T
     """Mix each sample of a batch with another one of it (Zhang et al., *mixup: Beyond Empirical Risk Minimization*, 2018).
 
     The share of the sample itself is lambda or 1 - lambda, whichever is larger, where lambda is drawn from
-    Beta(alpha, alpha) once for the batch: the mixtures are those of the paper, and the first label is that of the larger part.
+    Beta(alpha, alpha) once for the batch: the mixtures are those of the paper, and the first label has the larger part.
 
     Args:
         batch: inputs of a floating dtype, shape ``(B, ...)``, and labels, integers of shape ``(B,)``.

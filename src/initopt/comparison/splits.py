@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from initopt.data import SOURCES, Splits
+from initopt.data.pictures import PictureStream
 from initopt.identity import fingerprint
 from initopt.randomness import seeded
 
@@ -54,6 +55,7 @@ def _as_dataset(part: str, value: Any) -> Any:
         raise TypeError(
             f"data.{part} must be a data set of samples with a length (torch.utils.data.Dataset), or a tuple of tensors; "
             f"got {type(value).__name__}"
+            + (f"; give {part}_samples, which reads that many" if isinstance(value, PictureStream) else "")
         )
     if len(value) == 0:
         raise ValueError(f"data.{part} is empty")

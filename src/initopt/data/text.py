@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from initopt.checks import check_integer
+from initopt.data.selection import Sizes
 from initopt.data.splits import Splits
 
 __all__ = ["text"]
@@ -28,7 +29,8 @@ def text(
     """A text file for language models that predict the next character.
 
     The text is cut into windows, one after the other. The first ones are trained on, then come those of validation, and
-    the last ones test: no character of one part is seen in another, as input or as target.
+    the last ones test: no character of one part is seen in another, as input or as target. What is in validation and test
+    does not depend on ``train_samples``.
 
     Args:
         path: the file, in UTF-8.
@@ -54,13 +56,7 @@ def text(
     ('to be ', 'o be o')
     """
     check_integer("length", length, 1)
-    for name, value, minimum in (
-        ("train_samples", train_samples, 1),
-        ("validation_samples", validation_samples, 0),
-        ("test_samples", test_samples, 1),
-    ):
-        if value is not None:
-            check_integer(name, value, minimum)
+    Sizes(train_samples, validation_samples, test_samples)  # refuses what cannot be
     content = _read(Path(path).expanduser())
     points = np.frombuffer(content.encode("utf-32-le"), dtype=np.uint32)
     characters, numbers = np.unique(points, return_inverse=True)
@@ -79,10 +75,11 @@ def text(
             f"{sizes['validation']} of validation and {sizes['test']} to test on; lower length or the numbers of samples"
         )
     made, begin = {}, 0
-    for part, size in ({"train": available if train_samples is None else train_samples} | sizes).items():
+    for part, size in ({"train": available} | sizes).items():
         if size:
-            piece = tokens[begin : begin + size * length + 1]
-            made[part] = TensorDataset(piece[:-1].view(size, length), piece[1:].view(size, length))
+            used = train_samples if part == "train" and train_samples is not None else size
+            piece = tokens[begin : begin + used * length + 1]
+            made[part] = TensorDataset(piece[:-1].view(used, length), piece[1:].view(used, length))
             begin += size * length + 1
     return Splits(made["train"], made.get("validation"), made["test"], tuple(map(chr, characters)))
 

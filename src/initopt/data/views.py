@@ -47,8 +47,11 @@ class View:
         """The view, float32 of shape ``(3, size, size)``, with the means and standard deviations of ImageNet taken out."""
         from PIL.Image import Resampling
 
-        box = self._middle(picture) if self._crop is None else self._part(picture)
-        shown = picture.resize((self._size, self._size), Resampling.BILINEAR, box)
+        size = (self._size, self._size)
+        if self._crop is None:
+            shown = picture.resize(size, Resampling.BILINEAR, self._middle(picture))
+        else:
+            shown = picture.crop(self._part(picture)).resize(size, Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(shown)).permute(2, 0, 1)
         if self._flips and torch.rand(()) < 0.5:
             pixels = pixels.flip(2)
@@ -59,7 +62,7 @@ class View:
         left, top = (picture.width - side) / 2, (picture.height - side) / 2
         return left, top, left + side, top + side
 
-    def _part(self, picture: Image) -> tuple[float, float, float, float]:
+    def _part(self, picture: Image) -> tuple[int, int, int, int]:
         drawn = self._crop.generate_parameters(torch.Size((1, 3, picture.height, picture.width)))
-        (left, top), _, (right, bottom), _ = drawn["src"][0].tolist()
+        (left, top), _, (right, bottom), _ = drawn["src"][0].round().int().tolist()
         return left, top, right + 1, bottom + 1  # the corners are pixels
