@@ -489,7 +489,7 @@ class TestCompare:
         ("options", "message"),
         [
             ("", "--out DIR is missing"),
-            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or a --recipe (digits, or a file)"),
+            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or a --recipe (see --list_recipes)"),
             ("--out o --models.m USER.Net", "--initializations is missing: give some"),
             ("--out o --models.m USER.Nett --initializations [nio]", "did you mean 'Net'?"),
             ("--out o --models.m plain --initializations [nio]", "--models takes a short name (cifar_resnet,"),
@@ -499,7 +499,7 @@ class TestCompare:
                 "--recipe.epochs: expected int; got x",
             ),
             ("--out o --models.m USER.Net --initializations [nio] --recipe.lr -1", "lr must be a number above 0; got -1"),
-            ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits"),
+            ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits and others"),
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data mnist",

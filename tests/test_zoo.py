@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,25 +6,33 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from initopt.zoo import cifar_resnet, plain_mlp, small_gpt, small_vit, wide_resnet
+import initopt
+from initopt.zoo import cifar_resnet, densenet, plain_mlp, small_gpt, small_vit, vgg, wide_resnet
 
 PARAMETERS = {
     "plain_mlp": (plain_mlp, 38_090),
-    "resnet20": (lambda: cifar_resnet(20), 269_722),
-    "resnet32": (lambda: cifar_resnet(32), 464_154),
-    "resnet56": (lambda: cifar_resnet(56), 853_018),
-    "resnet110": (lambda: cifar_resnet(110), 1_727_962),
-    "resnet56 without norm": (lambda: cifar_resnet(56, norm="none"), 850_986),
-    "wrn-16-4": (lambda: wide_resnet(16, 4), 2_748_890),
-    "wrn-28-10": (wide_resnet, 36_479_194),
     "vit": (small_vit, 2_693_578),
     "gpt": (small_gpt, 818_048),
 }
-"""The numbers of the papers, where these give them: 0.27 M, 0.46 M, 0.85 M, 1.7 M; 36.5 M."""
+
+PUBLISHED = {
+    "ResNet-20": (lambda **options: cifar_resnet(20, **options), 0.27, 64),
+    "ResNet-32": (lambda **options: cifar_resnet(32, **options), 0.46, 64),
+    "ResNet-56": (lambda **options: cifar_resnet(56, **options), 0.85, 64),
+    "ResNet-110": (lambda **options: cifar_resnet(110, **options), 1.7, 64),
+    "WRN-16-4": (lambda **options: wide_resnet(16, 4, **options), 2.7, 256),
+    "WRN-28-10": (wide_resnet, 36.5, 640),
+    "VGG-19": (vgg, 20.0, 512),
+    "VGG-16": (lambda **options: vgg(16, **options), 14.7, 512),
+    "DenseNet-100": (densenet, 0.77, 342),
+}
+"""With the millions of parameters that the literature gives for ten classes, and the features before the last layer."""
 
 SMALL_IMAGE_NETWORKS = {
     "resnet": lambda norm: cifar_resnet(8, norm=norm, num_classes=7),
     "wide resnet": lambda norm: wide_resnet(10, 1, norm=norm, num_classes=7),
+    "vgg": lambda norm: vgg(7, width=4, norm=norm, num_classes=7),
+    "densenet": lambda norm: densenet(10, growth=4, norm=norm, num_classes=7),
 }
 
 
@@ -64,6 +73,35 @@ def test_parameters(name):
     assert sum(parameter.numel() for parameter in build().parameters()) == expected
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_of_the_literature(name):
+    build, millions, features = PUBLISHED[name]
+    count = {}
+    for norm, classes in itertools.product(("batch", "none"), (10, 100)):
+        with torch.device("meta"):
+            model = build(norm=norm, num_classes=classes)
+        count[norm, classes] = sum(parameter.numel() for parameter in model.parameters())
+    digits = len(str(millions).partition(".")[2])
+    assert round(count["batch", 10] / 1e6, digits) == millions
+    assert count["batch", 100] - count["batch", 10] == 90 * (features + 1)
+    assert count["none", 100] - count["none", 10] == 90 * (features + 1)
+    # The bias of a convolution stands for the weight and bias of the norm after it (or before it, of more channels).
+    assert 0.97 * count["batch", 10] < count["none", 10] < count["batch", 10]
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("name", SMALL_IMAGE_NETWORKS)
+def test_nio_improves_each(name, norm):
+    torch.manual_seed(0)
+    model = SMALL_IMAGE_NETWORKS[name](norm)
+    inputs, targets = torch.randn(16, 3, 16, 16), torch.randint(7, (16,))
+    options = {"objective": "cosine", "max_grad_norm": 100.0, "seed": 0}
+    result = initopt.nio(model, [(inputs, targets)], steps=8, num_subbatches=2, lr=0.02, measure_steps=0, **options)
+    assert result.history[-1].grad_cosine > result.history[0].grad_cosine + 0.01
+    F.cross_entropy(model(inputs), targets).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", SMALL_IMAGE_NETWORKS)
 def test_norms_and_biases(name):
     kinds = {}
@@ -79,6 +117,29 @@ def test_norms_and_biases(name):
 def test_depth_of_a_resnet_counts_layers_with_weights():
     model = cifar_resnet(32)
     assert sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()) == 32
+
+
+@pytest.mark.parametrize(("depth", "convolutions", "pools"), [(7, 6, 3), (11, 8, 5), (13, 10, 5), (16, 13, 5), (19, 16, 5)])
+def test_depth_of_a_vgg(depth, convolutions, pools):
+    model = vgg(depth, width=2)
+    kinds = [type(module) for module in model]
+    assert kinds.count(nn.Conv2d) == kinds.count(nn.BatchNorm2d) == kinds.count(nn.ReLU) == convolutions
+    assert kinds.count(nn.MaxPool2d) == pools
+    widths = [module.out_channels for module in model if isinstance(module, nn.Conv2d)]
+    assert (widths[0], widths[-1]) == (2, 2 * min(2 ** (pools - 1), 8))
+    assert widths == sorted(widths)
+
+
+def test_depth_of_a_densenet_counts_layers_with_weights():
+    model = densenet(22, growth=2)
+    assert sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()) == 22
+
+
+def test_a_layer_of_a_densenet_keeps_what_it_is_given():
+    x = torch.rand(2, 8, 4, 4)
+    y = densenet(10, growth=4)[1](x)
+    assert y.shape == (2, 12, 4, 4)
+    assert torch.equal(y[:, :8], x)
 
 
 def test_shortcuts_of_a_resnet_have_no_parameters():
@@ -130,6 +191,12 @@ def test_a_language_model_is_no_better_than_chance_at_first():
         (lambda: wide_resnet(20), r"depth must be 6 n \+ 4.*got 20"),
         (lambda: wide_resnet(16, 0), "width must be an integer of 1 or more; got 0"),
         (lambda: wide_resnet(16, 1, norm="x"), "unknown norm 'x'"),
+        (lambda: vgg(12), "depth must be one of 7, 11, 13, 16, 19; got 12"),
+        (lambda: vgg(width=0), "width must be an integer of 1 or more; got 0"),
+        (lambda: vgg(norm="x"), "unknown norm 'x'"),
+        (lambda: densenet(20), r"depth must be 6 n \+ 4.*got 20"),
+        (lambda: densenet(growth=0), "growth must be an integer of 1 or more; got 0"),
+        (lambda: densenet(norm="x"), "unknown norm 'x'"),
         (lambda: small_vit(30, 4), "image_size must be a multiple of patch_size; got 30 and 4"),
         (lambda: small_vit(width=10), "width must be a multiple of heads; got width 10 and 3 heads"),
         (lambda: small_gpt(width=10), "width must be a multiple of heads; got width 10 and 4 heads"),

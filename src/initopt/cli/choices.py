@@ -21,7 +21,8 @@ __all__ = ["CHOICES", "add_common_options", "make_problem"]
 
 CHOICES = {
     "model": "class of your network, or a function that returns it, by import path, as in my_net.Net; the current folder "
-    "is searched, too. Or the name of a network in initopt.zoo. Its arguments are --model.ARG VALUE",
+    "is searched, too. Or the name of a network in initopt.zoo, or timm:NAME, torchvision:NAME, transformers:CLASS. Its "
+    "arguments are --model.ARG VALUE",
     "data": "function or class whose result is an iterable of batches (a DataLoader, say), by import path; or the "
     f"name of a data set in initopt.data ({', '.join(SOURCES)}). Its arguments are --data.ARG VALUE (of data sets also "
     "--data.batch_size, --data.subset and --data.seed)",

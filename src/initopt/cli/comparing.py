@@ -31,8 +31,9 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
     group.add_argument(
         "--models",
         type=dict[str, str | dict],  # type: ignore[type-arg]  # of Any, jsonargparse would make instances
-        help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, or a name in "
-        "initopt.zoo; in a file also {class_path: PATH, init_args: {ARG: VALUE}, recipe: {FIELD: VALUE}}",
+        help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, a name in "
+        "initopt.zoo, or timm:NAME, torchvision:NAME, transformers:CLASS; in a file also {class_path: PATH, init_args: "
+        "{ARG: VALUE}, recipe: {FIELD: VALUE}}",
     )
     group.add_argument(
         "--loss", type=str | dict | None, help="a criterion class or a function of (model, batch), as for initopt run"
@@ -67,9 +68,7 @@ def _run(request: Request) -> None:
         raise ValueError("--out DIR is missing: the folder for runs and report")
     for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations [default,nio]")):
         if not options[name]:
-            raise ValueError(
-                f"--{name} is missing: give some, as in {example}, or a --recipe ({', '.join(RECIPES)}, or a file)"
-            )
+            raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe (see --list_recipes)")
     found = initopt.compare(
         {name: _network(name, value) for name, value in options["models"].items()},
         _data(request),
@@ -126,8 +125,8 @@ def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
         )
     component = find_component(option, str(value["class_path"]))
     parser = ArgumentParser(exit_on_error=False)
-    component.add_arguments(parser)
     given = value.get("init_args") or {}
+    component.add_arguments(parser, given)
     made = parser.instantiate(parser.parse_object({option: given} if given else {}))
     return component, dict(vars(made[option])) if option in made else {}
 
@@ -160,7 +159,9 @@ examples:
   initopt compare --recipe digits --out comparison --workers 2
   initopt compare --models.mine my_net.Net --initializations [default,nio]
                   --recipe.epochs 5 --recipe.lr [0.01,0.1] --out comparison
-  initopt compare --recipe digits --print_config > mine.yaml""",
+  initopt compare --recipe digits --print_config > mine.yaml
+  initopt compare --list_recipes
+  initopt compare --recipe cifar10-vgg19-nobn --scale small --out comparison""",
     choices={
         "data": f"{', '.join(SOURCES)} (default: digits); or a class or function by import path whose result has the data "
         "sets train, validation and test. Its arguments are --data.ARG VALUE"

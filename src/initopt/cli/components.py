@@ -6,13 +6,15 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from initopt.data import SOURCES, Splits, digits
+from initopt.zoo.library_models import LIBRARIES, check_library_model, library_model
 
 __all__ = ["Component", "find_component", "import_path", "short_names"]
 
@@ -24,7 +26,8 @@ def short_names(option: str) -> list[str]:
     """The names that need no path, as values of an option."""
     if option == "data":
         return list(SOURCES)
-    return list(getattr(importlib.import_module(_HOMES[option]), "__all__", []))
+    names = list(getattr(importlib.import_module(_HOMES[option]), "__all__", []))
+    return [name for name in names if name != library_model.__name__]  # whose networks have names of their own
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,22 @@ class Component:
         """Whether it is called to make the object; a loss function is the object itself."""
         return self.option != "loss" or inspect.isclass(self.target)
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add ``--OPTION.ARG`` for each of its arguments."""
+    def add_arguments(self, parser: ArgumentParser, given: Iterable[str] = ()) -> None:
+        """Add ``--OPTION.ARG`` for each of its arguments.
+
+        Args:
+            parser: to which they are added.
+            given: the names of those that are there; a network of a library takes what the library knows, and has no list.
+        """
         if not self.takes_arguments:
             return
-        group = parser.add_argument_group(f"arguments of --{self.option} {self.path}")
+        title = f"arguments of --{self.option} {self.path}"
+        if self._is_of_library:
+            group = parser.add_argument_group(title, f"those that the library has for it, as --{self.option}.ARG VALUE")
+            for name in given:
+                group.add_argument(f"--{self.option}.{name}", type=Any)
+            return
+        group = parser.add_argument_group(title)
         if inspect.isclass(self.target):
             group.add_class_arguments(self.target, self.option, as_group=False, instantiate=False, fail_untyped=False)
         else:
@@ -81,6 +95,10 @@ class Component:
         return splits.batches(**of_batches)
 
     @property
+    def _is_of_library(self) -> bool:
+        return isinstance(self.target, partial) and self.target.func is library_model
+
+    @property
     def _makes_batches(self) -> bool:
         return self.as_batches and _returns_splits(self.target)
 
@@ -105,6 +123,9 @@ def find_component(option: str, path: str, *, as_batches: bool = True) -> Compon
     Raises:
         ValueError, ImportError: if there is none; the message says what was looked for, and where.
     """
+    if ":" in path and option in ("model", "models"):
+        check_library_model(path)
+        return Component(option, path, partial(library_model, path))
     if "." not in path:
         known = short_names(option)
         if path in known and option == "data":
@@ -112,6 +133,7 @@ def find_component(option: str, path: str, *, as_batches: bool = True) -> Compon
         if path in known:
             return Component(option, path, getattr(importlib.import_module(_HOMES[option]), path))
         few = f"a short name ({', '.join(known)}) or " if 0 < len(known) <= 20 else ""
+        few += f"{', '.join(f'{library}:NAME' for library in LIBRARIES)} or " if option in ("model", "models") else ""
         raise ValueError(f"--{option} takes {few}an import path such as my_net.{_EXAMPLES[option]}; got {path!r}")
     target = import_path(option, path)
     if not (inspect.isclass(target) or inspect.isroutine(target)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Config", "as_yaml", "read_configs", "write_yaml"]
+__all__ = ["Config", "as_yaml", "merge_configs", "read_options", "write_yaml"]
 
 
 @dataclass
@@ -31,17 +31,21 @@ class Config:
         self.chosen[option] = path
 
 
-def read_configs(files: Iterable[str], components: Iterable[str]) -> Config:
-    """Read YAML files, of which a later one overrides the earlier ones.
+def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], components: Iterable[str]) -> Config:
+    """Options from files, of which a later one overrides the earlier ones.
 
     A component is its import path, or ``{class_path: PATH, init_args: {ARG: VALUE}}``.
 
+    Args:
+        files: the name of each, and what it holds.
+        components: the options that choose a component.
+
     Raises:
-        ValueError: if a file is not there or not of this form; the message names it.
+        ValueError: if a component is not of this form; the message names the file.
     """
     config = Config()
-    for name in files:
-        values = _read(Path(name))
+    for name, held in files:
+        values = dict(held)
         for option in components:
             value = values.pop(option, None)
             if value is None:
@@ -71,17 +75,26 @@ def as_yaml(options: Mapping[str, Any]) -> str:
 
 
 def write_yaml(path: Path, options: Mapping[str, Any]) -> None:
-    """Write a file that :func:`read_configs` reads."""
+    """Write a file that :func:`read_options` reads."""
     path.write_text(as_yaml(options), encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
+    """What a YAML file of options holds.
+
+    Args:
+        path: of the file.
+        option: that names it, for messages.
+
+    Raises:
+        ValueError: if it is not there, or is no mapping; the message names it.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"--config {path}: {error.strerror}") from None
+        raise ValueError(f"{option} {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from None
+        raise ValueError(f"{option} {path} is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path} must hold options, a line each, as in 'steps: 100'; got {type(values).__name__}")
+        raise ValueError(f"{option} {path} must hold options, a line each, as in 'steps: 100'; got {type(values).__name__}")
     return {str(key): value for key, value in values.items()}

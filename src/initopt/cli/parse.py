@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from jsonargparse import ArgumentParser
 
 from initopt.cli.command import Command, Request
 from initopt.cli.components import Component, find_component
-from initopt.cli.config import Config, as_yaml, read_configs
+from initopt.cli.config import Config, as_yaml, merge_configs, read_options
 from initopt.cli.help import HelpFormatter
+from initopt.cli.recipe_file import describe_recipe, read_recipe
 from initopt.methods import find_method, method_names
 
 __all__ = ["parse"]
@@ -33,8 +34,11 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
         argparse.ArgumentError, ValueError, ImportError: for what cannot be understood; the message says why.
     """
     flags, rest = _first_pass(command).parse_known_args(argv)
-    files = [*_recipe_files(command, flags), *(flags.config or [])]
-    config = read_configs(files, [name for name in command.choices if name != "method"])
+    if getattr(flags, "list_recipes", False):
+        print(_list(command))
+        return None
+    files = [*_recipes(command, flags), *((name, read_options(Path(name))) for name in flags.config or [])]
+    config = merge_configs(files, [name for name in command.choices if name != "method"])
     for name in command.choices:
         if getattr(flags, name) is not None:
             config.choose(name, getattr(flags, name))
@@ -46,12 +50,12 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     if flags.help:
         parser = _empty_parser(command)
         _add_choices(command, parser)
-        _add_second_pass(command, parser, method, components)
+        _add_second_pass(command, parser, method, components, [])
         _add_general(command, parser)
         parser.print_help()
         return None
     parser = _empty_parser(command)
-    _add_second_pass(command, parser, method, components)
+    _add_second_pass(command, parser, method, components, [*config.options, *_names(rest)])
     _refuse_unknown(config, parser, command)
     parsed = parser.parse_args([*_as_flags(config), *rest])
     shown = _as_config(command, method, components, yaml.safe_load(parser.dump(parsed, skip_unset=False)) or {})
@@ -89,12 +93,15 @@ def _add_general(command: Command, parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--print_config", action="store_true", help="print all options as YAML, and do no more")
     if command.recipes is not None:
-        names = ", ".join(command.recipes)
         group.add_argument(
             "--recipe",
             metavar="NAME|FILE",
-            help=f"a whole comparison: one that comes with initopt ({names}), or a YAML file",
+            help="a whole comparison: one that comes with initopt (digits, for one), or a YAML file",
         )
+        group.add_argument(
+            "--scale", metavar="NAME", help="a variant of the --recipe: small, which is done in minutes without a GPU"
+        )
+        group.add_argument("--list_recipes", action="store_true", help="print the names for --recipe, and do no more")
     if command.choices or command.recipes is not None:
         bar = group.add_mutually_exclusive_group()
         bar.add_argument("--progress", action="store_true", help="show a progress bar even if this is no terminal")
@@ -103,14 +110,27 @@ def _add_general(command: Command, parser: argparse.ArgumentParser) -> None:
     group.add_argument("-h", "--help", action="store_true", help="show this text, with the arguments of what was chosen")
 
 
-def _recipe_files(command: Command, flags: argparse.Namespace) -> list[str]:
-    name = getattr(flags, "recipe", None)
+def _recipes(command: Command, flags: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    name, scale = getattr(flags, "recipe", None), getattr(flags, "scale", None)
     if name is None:
+        if scale is not None:
+            raise ValueError(f"--scale {scale} is of a --recipe, and there is none")
         return []
     known = command.recipes or {}
     if name not in known and not Path(name).is_file():
-        raise ValueError(f"--recipe {name}: there is no such file; by name there are {', '.join(known)}")
-    return [str(known.get(name, name))]
+        near = difflib.get_close_matches(name, known, 3) or list(known)[:1]
+        raise ValueError(
+            f"--recipe {name}: there is no such file; by name there are {', '.join(near)} and others, see --list_recipes"
+        )
+    return [(name, read_recipe(Path(known.get(name, name)), scale))]
+
+
+def _list(command: Command) -> str:
+    lines = []
+    for name, path in (command.recipes or {}).items():
+        text, scales = describe_recipe(path)
+        lines.append("  ".join([f"{name:30}", text, *(f"(--scale {scale})" for scale in scales)]))
+    return "\n".join(lines)
 
 
 def _empty_parser(command: Command) -> ArgumentParser:
@@ -129,9 +149,17 @@ def _empty_parser(command: Command) -> ArgumentParser:
     )
 
 
-def _add_second_pass(command: Command, parser: ArgumentParser, method: str, components: dict[str, Component]) -> None:
-    for component in components.values():
-        component.add_arguments(parser)
+def _names(flags: Iterable[str]) -> list[str]:
+    """The names of the options among flags."""
+    return [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
+
+
+def _add_second_pass(
+    command: Command, parser: ArgumentParser, method: str, components: dict[str, Component], given: Iterable[str]
+) -> None:
+    for option, component in components.items():
+        own = [name.removeprefix(f"{option}.") for name in given if name.startswith(f"{option}.")]
+        component.add_arguments(parser, dict.fromkeys(own))
     command.add_options(parser, method)
 
 

@@ -54,8 +54,12 @@ class EpochOrder(Sampler[list[int]]):
 
 def _permuted(count: int, batch_size: int, *seed: int) -> list[list[int]]:
     mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(mixed)).tolist()
-    return [order[begin : begin + batch_size] for begin in range(0, count - batch_size + 1, batch_size)]
+    return _cut(torch.randperm(count, generator=torch.Generator().manual_seed(mixed)).tolist(), batch_size)
+
+
+def _cut(order: list[int], size: int) -> list[list[int]]:
+    """Pieces of equal size; what does not fill one is left out."""
+    return [order[begin : begin + size] for begin in range(0, len(order) - size + 1, size)]
 
 
 def batches_in(dataset: Dataset[Any], order: Iterable[list[int]]) -> DataLoader[Any]:
@@ -71,7 +75,9 @@ def training_batches(dataset: Dataset[Any], order: EpochOrder) -> SeededBatches:
     return SeededBatches(batches_in(dataset, order), *order.draws)
 
 
-def start_batches(dataset: Dataset[Any], batch_size: int, held_back: int, seed: int) -> tuple[list[Any], SeededBatches]:
+def start_batches(
+    dataset: Dataset[Any], batch_size: int, held_back: int, seed: int, others_size: int | None = None
+) -> tuple[list[Any], SeededBatches]:
     """The batches that a start is measured on, and the others, which an initialization may see.
 
     Args:
@@ -79,10 +85,12 @@ def start_batches(dataset: Dataset[Any], batch_size: int, held_back: int, seed: 
         batch_size: samples in a batch.
         held_back: how many batches to measure on.
         seed: of the run.
+        others_size: samples in a batch of the others; as in those held back, by default.
 
     Returns:
         The batches held back, and the others, always the same in the same order.
     """
     order = _permuted(len(dataset), batch_size, seed, _START)  # type: ignore[arg-type]
     held = SeededBatches(batches_in(dataset, order[:held_back]), seed, _START_DRAWS, 0)
-    return list(held), SeededBatches(batches_in(dataset, order[held_back:]), seed, _START_DRAWS, 1)
+    others = _cut([index for batch in order[held_back:] for index in batch], others_size or batch_size)
+    return list(held), SeededBatches(batches_in(dataset, others), seed, _START_DRAWS, 1)

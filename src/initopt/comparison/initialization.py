@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from initopt import presets
+from initopt.checks import check_integer
 from initopt.comparison.schemes import scheme_names
 from initopt.methods import METHODS, Method, create_method
 
@@ -28,6 +30,8 @@ class Initialization:
         scheme: a name in ``initopt.schemes.NAMES``, or ``None`` for the model's own start.
         method: a name in :data:`initopt.methods.METHODS`, or ``None``.
         options: of the method.
+        preset: a name in :data:`initopt.presets.PRESETS`, whose options the method has unless ``options`` say otherwise.
+        batch_size: samples in a batch that the method sees; as in training, by default.
         scheme_options: of the scheme.
         recipe: changes to the recipe for this initialization, by field, such as ``{"warmup_steps": 100}``.
         name: how it is called; by default after its method or scheme, or ``"default"``.
@@ -47,6 +51,8 @@ class Initialization:
     scheme_options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+    preset: str | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.scheme == DEFAULT:
@@ -65,13 +71,18 @@ class Initialization:
         for option, part in (("options", "method"), ("scheme_options", "scheme")):
             if getattr(self, option) and getattr(self, part) is None:
                 raise ValueError(f"initialization {self.name!r} has {option}, but no {part}")
+        if self.method is None and (self.preset is not None or self.batch_size is not None):
+            raise ValueError(f"initialization {self.name!r} has a preset or a batch_size, but no method")
+        if self.batch_size is not None:
+            check_integer(f"batch_size of initialization {self.name!r}", self.batch_size, 1)
         if self.method is not None:
             self.create_method()
 
     def create_method(self) -> Method:
         """The method with its options."""
         try:
-            return create_method(self.method, dict(self.options))
+            chosen = {} if self.preset is None else presets.get(self.preset)
+            return create_method(self.method, chosen | dict(self.options))
         except (TypeError, ValueError) as error:
             raise type(error)(f"initialization {self.name!r}: {error}") from None
 

@@ -141,6 +141,13 @@ class Plan:
                     f"{recipe.measure_batches} to measure on and one for the initialization; lower batch_size or "
                     "measure_batches"
                 )
+            left = (count // recipe.batch_size - recipe.measure_batches) * recipe.batch_size
+            for initialization in self.initializations.values():
+                if initialization.batch_size is not None and left < initialization.batch_size:
+                    raise ValueError(
+                        f"initialization {initialization.name!r} has a batch_size of {initialization.batch_size}, and "
+                        f"network {name!r} leaves it {left} samples of the training set; lower that, or measure_batches"
+                    )
         return splits
 
     def selection_jobs(self) -> list[Job]:
@@ -188,12 +195,15 @@ def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
 def _describe(initialization: Initialization) -> dict[str, Any]:
     method = None if initialization.method is None else initialization.create_method()
     options = {} if method is None else {option.name: getattr(method, option.name) for option in fields(method)}
+    # Only where it is given, so that folders from before there was such a choice can be gone on with.
+    size = {} if initialization.batch_size is None else {"batch_size": initialization.batch_size}
     return {
         "scheme": initialization.scheme,
         "scheme_options": initialization.scheme_options,
         "method": initialization.method,
         "options": options,
         "recipe": initialization.recipe,
+        **size,
     }
 
 

@@ -72,7 +72,7 @@ def prepare_start(
         seed: of the batches, and of what the initialization draws.
         measured: whether to measure on the batches held back.
     """
-    held, others = _batches(dataset, recipe, seed)
+    held, others = _batches(dataset, recipe, seed, initialization.batch_size)
     held = held if measured else []
     before = _measured(model, held, loss_fn, seed)
     _wait(model)
@@ -98,9 +98,9 @@ def prepare_start(
     )
 
 
-def _batches(dataset: Any, recipe: Recipe, seed: int) -> tuple[list[Any], Iterable[Any]]:
+def _batches(dataset: Any, recipe: Recipe, seed: int, others_size: int | None) -> tuple[list[Any], Iterable[Any]]:
     """The batches held back, and the others, as training sees them."""
-    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed)
+    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed, others_size)
     if not recipe.mixup:
         return held, others
     return list(MixedBatches(held, recipe.mixup, seed, 0)), MixedBatches(others, recipe.mixup, seed, 1)
