@@ -1,7 +1,4 @@
-"""docs/defaults.md from the results of the study.
-
-    python benchmarks/defaults/report.py
-"""
+"""docs/defaults.md, from the results of the study: python benchmarks/defaults/report.py."""
 
 from __future__ import annotations
 

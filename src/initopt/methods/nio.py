@@ -120,8 +120,9 @@ class _NIORun(ScalesRun):
         self._scales.held = torch.tensor(biases) | torch.tensor(invariant)
         if not self._scales.active.any():
             warn(
-                f"initopt: nothing to scale: of {len(parameters)} tensors, {sum(biases)} are biases (scale_biases=True scales "
-                f"them), {sum(invariant)} do not change the loss by their scale (scale_invariant=True), the others are zero"
+                f"initopt: nothing to scale: of {len(parameters)} tensors, {sum(biases)} are biases (scale_biases=True "
+                f"scales them) and {sum(invariant)} do not change the loss by their scale (scale_invariant=True); others are "
+                "zero"
             )
 
     def _objective_of(self, gram: Tensor) -> Tensor:
