@@ -121,8 +121,8 @@ class _NIORun(ScalesRun):
         if not self._scales.active.any():
             warn(
                 f"initopt: nothing to scale: of {len(parameters)} tensors, {sum(biases)} are biases (scale_biases=True "
-                f"scales them) and {sum(invariant)} do not change the loss by their scale (scale_invariant=True); others are "
-                "zero"
+                f"scales them) and {sum(invariant)} do not change the loss by their scale (scale_invariant=True); the "
+                "others are zero"
             )
 
     def _objective_of(self, gram: Tensor) -> Tensor:
