@@ -107,15 +107,15 @@ def changes(results: Results, networks: Sequence[str], start: str) -> str:
 def page(rows: Iterable[Row]) -> str:
     """The whole page."""
     results = Results(rows)
-    choice = [name for name, network in NETWORKS.items() if network.role == "choice"]
-    confirmation = [name for name, network in NETWORKS.items() if network.role == "confirmation"]
+    seen = [name for name in NETWORKS if results.of(name, REFERENCE)]
+    choice = [name for name in seen if NETWORKS[name].role == "choice"]
+    confirmation = [name for name in seen if NETWORKS[name].role == "confirmation"]
     starts = [name for name in STARTS if name != REFERENCE]
-    seen = [name for name in confirmation if results.of(name, REFERENCE)]
     parts = {
         "best": differences(results, choice, starts, "validation"),
         "over lrs": differences(results, choice, starts, "validation", over_lrs=True),
-        "confirmation": differences(results, seen, starts, "test"),
-        "changes": changes(results, [*choice, *seen], "nio"),
+        "confirmation": differences(results, confirmation, starts, "test"),
+        "changes": changes(results, seen, "nio"),
     }
     text = TEXT.read_text()
     for name, part in parts.items():

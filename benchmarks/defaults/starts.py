@@ -106,5 +106,7 @@ STARTS: dict[str, Start] = {
     "gradinit": Start("gradinit"),
     "metainit": Start("metainit"),
     "nio": Start("nio"),
+    "default, clipping": Start(clip=1.0),
+    "nio, clipping": Start("nio", clip=1.0),
 }
 """Starts by name; ``nio`` has the defaults of the installed version."""
