@@ -212,3 +212,49 @@ def test_the_comparison_of_the_digits_is_one():
     plan.load_data()
     assert len(plan.seeds) == 5
     assert all(len(plan.recipe_of(name, "default").lrs) >= 3 for name in models)
+
+
+class TestBatchSizeOfAnInitialization:
+    def test_the_method_sees_batches_of_its_own_size(self, tmp_path, monkeypatch):
+        sizes = []
+        optimize = initopt.optimize
+
+        def watched(model, batches, *arguments, **options):
+            seen = list(batches)
+            sizes.append({len(inputs) for inputs, _ in seen})
+            return optimize(model, seen, *arguments, **options)
+
+        monkeypatch.setattr(initopt, "optimize", watched)
+        starts = [
+            {"method": "nio", "options": {"steps": 1}, "batch_size": size, "name": str(size)} for size in (8, None, 32)
+        ]
+        found = compare(tmp_path / "out", initializations=starts, seeds=1)
+        assert sizes == [{8}, {16}, {32}]
+        described = [found.details["initializations"][str(size)] for size in (8, None, 32)]
+        assert [value.get("batch_size") for value in described] == [8, None, 32]
+        assert "batch_size" not in described[1]  # as in folders from before there was such a choice
+        assert len({run.before["grad_cosine"] for run in found.runs}) == 1  # the batches held back are those of training
+
+    @pytest.mark.parametrize(
+        ("start", "message"),
+        [
+            (
+                {"method": "nio", "batch_size": 0},
+                "batch_size of initialization 'nio' must be an integer of 1 or more",
+            ),
+            ({"batch_size": 4}, "initialization 'default' has a preset or a batch_size, but no method"),
+            ({"method": "nio", "batch_size": 90}, "'nio' has a batch_size of 90, and network 'mlp' leaves it 64 samples"),
+        ],
+    )
+    def test_refuses(self, tmp_path, start, message):
+        with pytest.raises(ValueError, match=message):
+            compare(tmp_path / "out", initializations=[start], models={"mlp": small})
+
+    def test_a_preset_gives_options(self):
+        method = Initialization(method="nio", preset="published", options={"batch_norm": "subbatch"}).create_method()
+        assert (method.split, method.batch_norm) == ("published", "subbatch")
+        assert method.grad_params is initopt.presets.published["grad_params"]
+        with pytest.raises(ValueError, match="unknown preset 'publishd'; known are 'published'"):
+            Initialization(method="nio", preset="publishd")
+        with pytest.raises(TypeError, match="initialization 'gradinit': method 'gradinit' has no option 'split'"):
+            Initialization(method="gradinit", preset="published")
