@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = json.dumps(content, separators=(",", ":")).replace('{"network"', '\n{"network"')
     write_file(DOCS / f"{options.name}-runs.json", lambda path: path.write_text(text + "\n"))
     shutil.rmtree(DOCS / options.name, ignore_errors=True)
-    shutil.copytree(write_report(options.folder).parent, DOCS / options.name, ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(write_report(options.folder).parent, DOCS / options.name)
     print(f"report: {DOCS / options.name}, runs: {DOCS / options.name}-runs.json")
 
 
