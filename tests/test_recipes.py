@@ -179,12 +179,12 @@ def shrunk(values, path):
     return values
 
 
-def trained(values, tmp_path, capsys):
+def trained(values, tmp_path, capsys, networks=1):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     status, _, err = command(f"compare --recipe {tmp_path / 'recipe.yaml'} --out {tmp_path / 'out'}", capsys)
     assert (status, err) == (0, "")
     found = load_comparison(tmp_path / "out")
-    assert [run.error for run in found.runs] == [None] * len(values["initializations"])
+    assert [run.error for run in found.runs] == [None] * len(values["initializations"]) * networks
     assert {run.status for run in found.runs} == {"done"}
     return found
 
@@ -196,6 +196,20 @@ def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
     values = small if name.startswith("cifar100") else full | {"models": small["models"]}
     found = trained(shrunk(values, pictures / name.split("-")[0]), tmp_path, capsys)
     assert all(run.before is not None for run in found.runs)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar10-evidence")])
+def test_a_recipe_of_the_evidence_trains(name, pictures, tmp_path, capsys):
+    values = read_recipe(RECIPES[name])
+    values["initializations"] = [
+        {"name": start, "method": start, "options": {}} if start in ("metainit", "nio") else start
+        for start in values["initializations"]
+    ]
+    for start in values["initializations"]:
+        if isinstance(start, dict) and "method" in start:
+            start.setdefault("options", {})
+    values["data"]["init_args"]["validation_samples"] = 8
+    trained(shrunk(values, pictures / "cifar10"), tmp_path, capsys, networks=len(values["models"]))
 
 
 @pytest.mark.parametrize("name", IMAGENET_RECIPES)

@@ -1,4 +1,4 @@
-"""docs/defaults.md, from the results of the study: python benchmarks/defaults/report.py."""
+"""docs/defaults.md, from the results of the study: python benchmarks/study/defaults_page.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["main", "page"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "defaults.md"
 
-TEXT = Path(__file__).parent / "text.md"
+TEXT = Path(__file__).parent / "defaults.md"
 
 Row = dict[str, Any]
 REFERENCE = "default"

@@ -1,26 +1,22 @@
-"""docs/evidence.md, from the runs in docs/comparisons and the study: python benchmarks/evidence/page.py."""
+"""docs/evidence.md, from the runs in docs/comparisons and the study: python benchmarks/study/evidence_page.py."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "defaults"))
-
+from defaults_page import RESULTS, Results, table
 from networks import NETWORKS
-from report import RESULTS, Results, table
 
 from initopt.storage import write_file
 
 __all__ = ["main", "page"]
 
-DOCS = HERE.parents[1] / "docs"
-TEXT = HERE / "text.md"
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = Path(__file__).parent / "evidence.md"
 
 Run = dict[str, Any]
 

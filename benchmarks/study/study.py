@@ -1,6 +1,6 @@
 """The study from which the defaults of NIO come.
 
-    python benchmarks/defaults/study.py --cifar DIR --text FILE [--networks vgg7,vit] [--starts base,cosine]
+    python benchmarks/study/study.py --cifar DIR --text FILE [--networks vgg7,vit] [--starts base,cosine]
         [--seeds 0,1,2] [--part 0/2] [--out benchmarks/results/defaults.jsonl]
 
 Every start is trained at all learning rates of its network, on batches that follow from the seed. A line of the result is

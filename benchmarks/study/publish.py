@@ -1,6 +1,6 @@
 """Put what a comparison found into docs/comparisons: its report, and its runs without weights and event files.
 
-    python benchmarks/evidence/publish.py FOLDER NAME
+    python benchmarks/study/publish.py FOLDER NAME
 
 FOLDER is what ``initopt compare --out FOLDER`` wrote. Writes docs/comparisons/NAME/ and docs/comparisons/NAME-runs.json.
 """
