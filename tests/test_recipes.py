@@ -221,7 +221,7 @@ def test_a_recipe_for_imagenet_trains(name, pictures, tmp_path, capsys):
 def test_the_documentation_has_every_recipe():
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     for name in RECIPES:
-        assert f"`{name}`" in text or f"`{re.sub('^cifar10-', 'cifar10[0]-', name)}`" in text, name
+        assert f"`{name}`" in text or f"`{re.sub('^cifar100?-', 'cifar10[0]-', name)}`" in text, name
 
 
 class TestCommand:
