@@ -16,7 +16,7 @@ import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from contenders import TRAINING, contender
 from networks import NETWORKS, build
 from results import RESULTS, Results, load, machine, save
 from tables import markdown
-from timing import time_once
+from timing import synchronize
 from torch import Tensor
 
 import initopt
@@ -65,10 +65,11 @@ TEXT = """\
 
 NIO on networks of timm at 224 x 224, with the standard augmentation. GradCosine and gradient norm are means with their
 standard errors over batches that no step has seen, and in parentheses the mean difference with its own, which is smaller
-since the batches are the same. Training steps were timed before and after NIO, on one batch. An epoch is
-1,281,167 images in plain training steps, without an optimizer or loading; of its cost, the last column has the steps
-that were taken and 100 steps. `defaults` are those of `initopt.nio`; `published` is `presets.published` with the
-learning rate 0.003 and the bound 10.
+since the batches are the same. Training steps, without an optimizer or loading, were timed before and after NIO; the
+steps of NIO, for which a median is given too, include loading. On a CPU these are seconds of processor time, since the
+machine had other work. An epoch is 1,281,167 images in such training steps; of its cost, the last column has the steps
+that were taken, and 100 steps. `defaults` are those of `initopt.nio`; `published` is `presets.published` with the learning
+rate 0.003 and the bound 10.
 """
 
 
@@ -116,39 +117,71 @@ def run_sample(sample: Sample, batches: Batches, out: Path, head: Mapping[str, A
         deadline: no step begins after this ``time.monotonic()``, but for the first.
     """
     results = load(out, dict(head))
-    stored = results["cases"].setdefault(sample.key, {"training_seconds": []})
+    stored = results["cases"].setdefault(sample.key, {"training_seconds": [], "step_seconds": []})
     if stored.get("steps", 0) >= sample.steps:
         print(f"{sample.key}: all {sample.steps} steps are done")
         return results
     model = build(MODELS[sample.network], device)
     twin = copy.deepcopy(model)  # training steps write to the statistics of batch norms
     batch = tuple(tensor.to(device) for tensor in next(iter(batches)))
+    clock = _clock(device)
 
     def time_training(times: int) -> None:
-        train = contender(TRAINING, Case(MODELS[sample.network]), twin, batch)
-        seconds = [time_once(train, device) for _ in range(times)]
-        print(f"training step: {', '.join(f'{s:.2f} s' for s in seconds)}", flush=True)
-        stored["training_seconds"] += seconds[-TIMED:]
+        for number in range(times):
+            with contender(TRAINING, Case(MODELS[sample.network]), twin, batch)() as step:
+                begun = clock()
+                step()
+                seconds = clock() - begun
+            print(f"training step: {seconds:.2f} s", flush=True)
+            if number >= times - TIMED:
+                stored["training_seconds"].append(seconds)
+        save(out, results)
+
+    def keep(seconds: float) -> None:
+        stored["step_seconds"].append(seconds)
         save(out, results)
 
     time_training(TIMED + 1)  # the first one chooses kernels
     options = {**SETTINGS[sample.setting], "measure_steps": sample.measure_steps, "seed": 0}
     checkpoint = out.with_name(f"{out.stem}-{sample.key.replace(' ', '-')}.checkpoint")
-    result = _as_far_as_time_allows(model, batches, sample.steps, deadline, options, checkpoint)
+    result = _as_far_as_time_allows(model, batches, sample.steps, deadline, options, checkpoint, clock, keep)
     time_training(TIMED)
-    results["cases"][sample.key] = _told(sample, result) | {"training_seconds": stored["training_seconds"]}
+    results["cases"][sample.key] = stored | _told(sample, result)
     save(out, results)
     print(_table([results["cases"][sample.key]]))
     return results
 
 
+def _clock(device: str) -> Callable[[], float]:
+    """Seconds; on a CPU those of this process alone, whatever else the machine does."""
+
+    def now() -> float:
+        synchronize(device)
+        return time.process_time() if device == "cpu" else time.perf_counter()
+
+    return now
+
+
 def _as_far_as_time_allows(
-    model: torch.nn.Module, batches: Batches, steps: int, deadline: float, options: Mapping[str, Any], checkpoint: Path
+    model: torch.nn.Module,
+    batches: Batches,
+    steps: int,
+    deadline: float,
+    options: Mapping[str, Any],
+    checkpoint: Path,
+    clock: Callable[[], float],
+    keep: Callable[[float], None],
 ) -> Result:
+    begun = clock()
+
     def watch(record: StepRecord) -> None:
-        print(f"[{record.step + 1}/{steps}] {record.summary()}  {record.seconds:.2f} s", flush=True)
+        nonlocal begun
+        seconds = clock() - begun
+        print(f"[{record.step + 1}/{steps}] {record.summary()}  {seconds:.2f} s", flush=True)
+        keep(seconds)
         if time.monotonic() > deadline and record.step + 1 < steps:
             raise _OutOfTime(record.step + 1)
+        begun = clock()
 
     kept = {**options, "checkpoint": checkpoint, "checkpoint_every": 1, "progress": False}
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -171,8 +204,7 @@ def _told(sample: Sample, result: Result) -> dict[str, Any]:
         "options": options | {"batch_norm": result.options["batch_norm"]},
         "engine": result.engine,
         "steps": len(result.history),
-        "step_seconds": [record.seconds for record in result.history],
-        "seconds": result.seconds,
+        "wall_seconds": result.seconds,
         "before": _figures(result.before),
         "after": _figures(result.after),
         "scales": result.scales,
@@ -203,7 +235,8 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[fl
 def _shares(case: Mapping[str, Any]) -> tuple[float, float]:
     """The cost of the steps taken, and of 100 steps, over that of an epoch."""
     epoch = math.ceil(EPOCH / case["batch_size"]) * statistics.median(case["training_seconds"])
-    return sum(case["step_seconds"]) / epoch, 100 * statistics.median(case["step_seconds"]) / epoch
+    step = statistics.median(case["step_seconds"])
+    return case["steps"] * step / epoch, 100 * step / epoch
 
 
 def _table(cases: Sequence[Mapping[str, Any]]) -> str:
@@ -227,12 +260,11 @@ def _table(cases: Sequence[Mapping[str, Any]]) -> str:
                 *figures,
                 f"{training:.3g} s",
                 f"{step:.3g} s ({step / training:.1f})",
-                f"{case['seconds']:.0f} s",
                 f"{100 * taken:.2g} %, {100 * hundred:.2g} %",
             ]
         )
     head = ["network, setting", "batch / D", "steps", "GradCosine before", "after", "gradient norm before", "after"]
-    return markdown([*head, "training step", "NIO step", "in all", "of an epoch"], rows)
+    return markdown([*head, "training step", "NIO step", "share of an epoch"], rows)
 
 
 def imagenet_sample_section(results: Mapping[str, Any], name: str) -> str:
