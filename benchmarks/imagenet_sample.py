@@ -101,11 +101,13 @@ class Sample:
         return f"{self.network} {self.setting} B={self.batch_size}"
 
 
-class _OutOfTime(Exception):
+class _OutOfTime(Exception):  # noqa: N818 - no error
     """Ends the steps; the checkpoint has them all."""
 
 
-def run_sample(sample: Sample, batches: Batches, out: Path, head: Mapping[str, Any], device: str, deadline: float) -> Results:
+def run_sample(
+    sample: Sample, batches: Batches, out: Path, head: Mapping[str, Any], device: str, deadline: float
+) -> Results:
     """Take the steps that ``out`` does not have yet, as far as time allows, and measure.
 
     Args:
@@ -286,7 +288,9 @@ def head_of(device: str, threads: int, data: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="images in the layout of the hub")
-    parser.add_argument("--about", default="ImageNet", metavar="TEXT", help='what is in it: "a sample of 1,000 images", say')
+    parser.add_argument(
+        "--about", default="ImageNet", metavar="TEXT", help='what is in it: "a sample of 1,000 images", say'
+    )
     parser.add_argument("--network", choices=MODELS, default="resnet50")
     parser.add_argument("--setting", choices=SETTINGS, default="defaults")
     parser.add_argument("--batch-size", type=int, default=64)
