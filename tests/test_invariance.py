@@ -145,3 +145,18 @@ def test_a_model_of_which_nothing_is_to_be_scaled_is_left_as_it_is_with_a_warnin
     with pytest.warns(UserWarning, match="nothing to scale: of 3 tensors, 3 are biases \\(scale_biases=True"):
         assert moved(model, images()) == set()
     assert moved(model, images(), scale_biases=True) == {"1.bias", "3.bias", "5.bias"}
+
+
+def test_a_sub_batch_without_a_gradient_does_not_end_the_run() -> None:
+    torch.manual_seed(0)
+    model = plain_mlp(768, depth=2, activation=nn.ReLU)
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        inputs, targets = batch
+        return nn.functional.cross_entropy(model(inputs), targets, reduction="none") * (inputs.flatten(1)[:, 0] != 0)
+
+    inputs, targets = images()
+    inputs[:8] = 0  # the first of four sub-batches
+    result = initopt.nio(model, [(inputs, targets)], loss, steps=2, overlap=0.0, measure_steps=0)
+    assert all(torch.isfinite(torch.tensor(record.objective)) for record in result.history)
+    assert result.scales["1.weight"] != 1.0

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from initopt import functional
@@ -36,7 +37,8 @@ _SPREAD: dict[str, Objective] = {
 _SIZE: dict[str, Objective] = {
     "norm": lambda gram: functional.grad_norms(gram).sum(-1),
     "sqnorm": lambda gram: functional.grad_sqnorms(gram).sum(-1),
-    "lognorm": lambda gram: functional.grad_norms(gram).log().mean(-1),
+    # A gradient of zero has no norm to grow from: it adds a constant.
+    "lognorm": lambda gram: functional.grad_norms(gram).clamp_min(torch.finfo(gram.dtype).tiny).log().mean(-1),
 }
 _PUBLISHED = {
     "gc": "cosine",

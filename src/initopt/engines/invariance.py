@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from initopt.engines.base import Gradients, added
-from initopt.engines.microbatches import Microbatches
 from initopt.plain_ops import plain_attention
 from initopt.problem import Batch, Part, Problem, as_real, inner_product
 from initopt.randomness import seeded
@@ -23,7 +22,7 @@ without norm 2e-3 or more for every weight.
 """
 
 
-def scale_invariant(problem: Problem, batch: Batch) -> list[bool]:
+def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = None) -> list[bool]:
     r"""Which of ``problem.scale_params`` the loss does not change with, when they are multiplied by a number.
 
     Where L(a W) = L(W) for all a > 0, as for a weight in front of a norm, :math:`\langle dL/dW, W \rangle = 0`, and the
@@ -34,13 +33,14 @@ def scale_invariant(problem: Problem, batch: Batch) -> list[bool]:
     Args:
         problem: the model, in measuring mode, and how its batches are split.
         batch: on which to look; costs a training step.
+        microbatch: most samples to run at a time; whole sub-batches by default.
 
     Returns:
         A truth value for each of ``problem.scale_params``.
     """
     values = [parameter.value for parameter in problem.scale_params]
     found = torch.zeros(len(values), dtype=torch.float64)
-    for gradients in _gradients(problem, batch, values):
+    for gradients in _gradients(problem, batch, values, microbatch):
         cosines = [_cosine(gradient, value) for gradient, value in zip(gradients, values, strict=True)]
         found = torch.maximum(found, torch.tensor(cosines, dtype=torch.float64))
     return [cosine < ALIGNED and value.numel() > 1 for cosine, value in zip(found.tolist(), values, strict=True)]
@@ -55,7 +55,7 @@ def _cosine(gradient: Tensor | None, value: Tensor) -> float:
     return float(product / norms) if norms > 0 else 1.0
 
 
-def _gradients(problem: Problem, batch: Batch, values: Sequence[Tensor]) -> Iterator[Gradients]:
+def _gradients(problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None) -> Iterator[Gradients]:
     """Gradients of each sub-batch, along the tensors that have a scale."""
     if problem.batch_norm == "batch":
         with plain_attention(), seeded(*batch.seed):
@@ -69,6 +69,5 @@ def _gradients(problem: Problem, batch: Batch, values: Sequence[Tensor]) -> Iter
             loss = problem.part_loss(batch, part)
             return loss.detach(), torch.autograd.grad(loss, values, allow_unused=True)
 
-    microbatches = Microbatches(problem)
     for d in range(len(batch.windows)):
-        yield microbatches.run(batch, d, lambda parts: added(map(of_part, parts)))[1]
+        yield added(map(of_part, problem.parts(batch, d, microbatch)))[1]

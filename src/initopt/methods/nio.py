@@ -88,8 +88,6 @@ class _NIORun(ScalesRun):
         data = next(batches)
         start = time.perf_counter()
         batch = self._problem.prepare(data, number)
-        if number == 0:
-            self._hold(batch)
         evaluation = self._engine.evaluate(batch, differentiate=True)
         gram = evaluation.gram.requires_grad_()
         norm = functional.grad_norm(gram)
@@ -99,7 +97,10 @@ class _NIORun(ScalesRun):
         if not torch.isfinite(minimized[kind]):
             raise NonFiniteError(f"the {kind} to be minimized is {minimized[kind].item()}")
         (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
-        self.descend(evaluation.scale_derivatives(gram_derivative), kind)
+        derivatives = evaluation.scale_derivatives(gram_derivative)
+        if number == 0:
+            self._hold(batch)  # after the engine has found out what fits into memory
+        self.descend(derivatives, kind)
         gram = gram.detach()
         record = StepRecord(
             step=number,
@@ -116,7 +117,11 @@ class _NIORun(ScalesRun):
         """Decide which tensors keep their scale."""
         parameters = self._problem.scale_params
         biases = [parameter.is_bias and not self._scale_biases for parameter in parameters]
-        invariant = [False] * len(parameters) if self._scale_invariant else scale_invariant(self._problem, batch)
+        invariant = (
+            [False] * len(parameters)
+            if self._scale_invariant
+            else scale_invariant(self._problem, batch, self._engine.microbatch)
+        )
         self._scales.held = torch.tensor(biases) | torch.tensor(invariant)
         if not self._scales.active.any():
             warn(
