@@ -39,10 +39,10 @@ def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = Non
         A truth value for each of ``problem.scale_params``.
     """
     values = [parameter.value for parameter in problem.scale_params]
-    found = torch.zeros(len(values), dtype=torch.float64)
+    found = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     for gradients in _gradients(problem, batch, values, microbatch):
         cosines = [_cosine(gradient, value) for gradient, value in zip(gradients, values, strict=True)]
-        found = torch.maximum(found, torch.tensor(cosines, dtype=torch.float64))
+        found = torch.maximum(found, torch.tensor(cosines, dtype=torch.float64, device="cpu"))
     return [cosine < ALIGNED and value.numel() > 1 for cosine, value in zip(found.tolist(), values, strict=True)]
 
 

@@ -122,7 +122,7 @@ class _NIORun(ScalesRun):
             if self._scale_invariant
             else scale_invariant(self._problem, batch, self._engine.microbatch)
         )
-        self._scales.held = torch.tensor(biases) | torch.tensor(invariant)
+        self._scales.held = torch.tensor(biases, device="cpu") | torch.tensor(invariant, device="cpu")
         if not self._scales.active.any():
             warn(
                 f"initopt: nothing to scale: of {len(parameters)} tensors, {sum(biases)} are biases (scale_biases=True "
