@@ -304,22 +304,22 @@ class TestReal:
     @pytest.mark.parametrize(
         ("library", "name", "arguments", "shape"),
         [
-            ("timm", "timm:resnet10t", {"num_classes": 10}, (2, 3, 32, 32)),
-            ("timm", "timm:test_vit", {"num_classes": 10, "img_size": 32}, (2, 3, 32, 32)),
-            ("torchvision", "torchvision:resnet18", {"num_classes": 10}, (2, 3, 32, 32)),
+            ("timm", "timm:resnet10t", {"num_classes": 10}, (8, 3, 32, 32)),
+            ("timm", "timm:test_vit", {"num_classes": 10, "img_size": 32}, (8, 3, 32, 32)),
+            ("torchvision", "torchvision:resnet18", {"num_classes": 10}, (8, 3, 32, 32)),
             (
                 "transformers",
                 "transformers:ViTForImageClassification",
                 {"num_labels": 10, "image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1}
                 | {"num_attention_heads": 2, "intermediate_size": 16},
-                (2, 3, 32, 32),
+                (8, 3, 32, 32),
             ),
         ],
     )
     def test_nio_on_it(self, library, name, arguments, shape):
         pytest.importorskip(library, exc_type=(ImportError, RuntimeError))
         model = library_model(name, **arguments)
-        batch = torch.randn(shape), torch.tensor([3, 7])
+        batch = torch.randn(shape), torch.arange(shape[0])
         result = initopt.nio(model, [batch], steps=1, num_subbatches=2, measure_steps=0)
         assert len(result.history) == 1
 
