@@ -62,6 +62,7 @@ NETWORKS: dict[str, Network] = {
     "gpt": Network("GPT, 4 blocks, 128 wide", small_gpt, text(65, 128)),
     "resnet50-bn": Network("ResNet-50, 224x224 (timm)", timm_model("resnet50"), images(224, classes=1000), coupled=True),
     "vit-b-16": Network("ViT-B/16, 224x224 (timm)", timm_model("vit_base_patch16_224"), images(224, classes=1000)),
+    "swin-t": Network("Swin-T, 224x224 (timm)", timm_model("swin_tiny_patch4_window7_224"), images(224, classes=1000)),
     "mlp-100m": Network("MLP, 7 layers, 4096 wide", lambda: wide_mlp(4096, 6), features(4096)),
     "vit-85m": Network(
         "ViT, 12 blocks, 768 wide, 64x64", lambda: small_vit(64, 8, depth=12, width=768, heads=12), images(64)

@@ -14,6 +14,7 @@ from typing import Any
 
 from accuracy import accuracy_table
 from contenders import PUBLISHED, TRAINING
+from imagenet_sample import imagenet_sample_section
 from measuring import MEASURE
 from methods import methods_section
 from networks import NETWORKS
@@ -65,6 +66,9 @@ def page(folder: Path) -> str:
     path = folder / "methods-cpu.json"
     if path.exists():
         parts.append(methods_section(read_json(path), path.stem))
+    path = folder / "imagenet-sample.json"
+    if path.exists():
+        parts.append(imagenet_sample_section(read_json(path), path.stem))
     path = folder / "measuring.json"
     if path.exists():
         parts.append(measuring_section(read_json(path)))

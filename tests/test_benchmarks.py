@@ -26,18 +26,22 @@ from initopt.problem import Problem
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("benchmarks come with the repository alone", allow_module_level=True)
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "gpu")]
 
 import accuracy
+import cifar
 import engines
+import imagenet_sample
 import measuring as measuring_step
 import methods
 import plot
 import profile_step
 import report
+import run as on_gpu
 import timing
 from cases import SUITES, Case
 from contenders import PUBLISHED, TRAINING, contender, contender_names, model_and_batch
+from image_files import write_split
 from memory import process_memory
 from networks import NETWORKS, build
 from published import published_step
@@ -227,3 +231,94 @@ def test_a_measurement_and_a_profile_are_written_and_told(tmp_path: Path) -> Non
     assert "GPT, 1 block (0 M parameters)" in page
     assert "| ResNet-8, batch norm of the sub-batch | graph | 2.33 |" in page
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> list[str]:
+    """Arguments for a tiny network and a folder of images."""
+    write_split(tmp_path / "images", "train", 60, columns=("image", "label"))
+    tiny = ["--network", "tiny-resnet-bn", "--batch-size", "8", "--image-size", "16", "--measure-steps", "2"]
+    return ["--data", str(tmp_path / "images"), *tiny, "--threads", "1", "--about", "60 pictures"]
+
+
+def test_a_sample_of_images_goes_on_where_time_ran_out(
+    tmp_path: Path, sample: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, whole = tmp_path / "imagenet-sample.json", tmp_path / "whole.json"
+    call = [*sample, "--steps", "2", "--out", str(out)]
+    imagenet_sample.main([*call, "--minutes", "0"])
+    assert "out of time after 1 steps" in capsys.readouterr().out
+    key = "tiny-resnet-bn defaults B=8"
+    first = json.loads(out.read_text(encoding="utf-8"))["cases"][key]
+    assert first["steps"] == 1
+    imagenet_sample.main(call)
+    imagenet_sample.main([*sample, "--steps", "2", "--out", str(whole)])
+    found, expected = (json.loads(path.read_text(encoding="utf-8"))["cases"][key] for path in (out, whole))
+    for name in ("steps", "history", "scales", "before", "after"):
+        assert found[name] == expected[name]
+    assert found["history"][:1] == first["history"]
+    assert found["before"] != found["after"]
+    assert len(found["step_seconds"]) == 2
+    assert len(found["training_seconds"]) == 2 * len(expected["training_seconds"]) == 4 * imagenet_sample.TIMED
+    capsys.readouterr()
+    imagenet_sample.main(call)
+    assert "all 2 steps are done" in capsys.readouterr().out
+
+    page = report.page(tmp_path)
+    assert "data: 60 pictures" in page
+    assert "| ResNet-8, batch norm, `defaults` | 8 / 4 | 2 |" in page
+
+
+def test_a_sample_of_images_that_cannot_be(tmp_path: Path, sample: list[str]) -> None:
+    with pytest.raises(SystemExit, match="no published setting is known for swin"):
+        imagenet_sample.main([*sample, "--network", "swin_tiny_patch4_window7_224", "--setting", "published"])
+
+
+def test_the_share_of_an_epoch() -> None:
+    # An epoch is 1,281,167 / 64, so 20019 steps of 2 seconds.
+    case = {"batch_size": 64, "steps": 10, "training_seconds": [2.0, 9.0, 1.0], "step_seconds": [7.0, 8.0, 6.0]}
+    assert imagenet_sample._shares(case) == pytest.approx((70 / 40038, 700 / 40038))
+
+
+def test_the_published_setting_is_that_of_the_paper(tmp_path: Path, sample: list[str]) -> None:
+    out = tmp_path / "imagenet-sample.json"
+    imagenet_sample.main([*sample, "--setting", "published", "--steps", "1", "--out", str(out)])
+    (case,) = json.loads(out.read_text(encoding="utf-8"))["cases"].values()
+    expected = {"num_subbatches": 4, "overlap": 0.2, "objective": "cosine+norm", "lr": 0.003, "max_grad_norm": 10.0}
+    assert case["options"] == expected | {"batch_norm": "batch"}
+
+
+def test_resnet50_on_a_gpu_tried_on_a_cpu(tmp_path: Path) -> None:
+    on_gpu.main(["--part", "resnet50", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "resnet50-cpu.json").read_text(encoding="utf-8"))
+    assert results["data"] == "random images"
+    assert {case["setting"]: case["steps"] for case in results["cases"].values()} == {"defaults": 3, "published": 3}
+
+
+def test_cifar_on_a_gpu_tried_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, count in (("train", 96), ("test", 16)):
+        write_split(tmp_path / "images", split, count)
+    call = ["--part", "cifar", "--device", "cpu", "--threads", "1", "--minutes", "0", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="needs --data DIR"):
+        on_gpu.main(call)
+    on_gpu.main([*call, "--data", str(tmp_path / "images")])
+    assert "3 networks are left; call again to go on" in capsys.readouterr().out
+    results = json.loads((tmp_path / "cifar-cpu.json").read_text(encoding="utf-8"))
+    ((name, case),) = results["cases"].items()
+    assert (name, case["epochs"]) == ("ResNet-8, batch norm", 1)
+    runs = {(run["initialization"], run["seed"]): run for run in case["runs"]}
+    assert set(runs) == {(start, seed) for start in cifar.STARTS for seed in range(cifar.SEEDS)}
+    assert {run["status"] for run in case["runs"]} == {"done"}
+    assert runs["nio", 0]["before"] != runs["nio", 0]["after"]
+
+
+def test_what_a_network_is_trained_for_fits_into_the_minutes() -> None:
+    options = {"step_seconds": 0.02, "steps_per_epoch": 390}
+    epochs = cifar.epochs_within(10, **options)
+
+    def seconds(epochs: int) -> float:
+        training = cifar.SEEDS * len(cifar.STARTS) * epochs * 390 * 0.02 * cifar.BESIDE
+        return training + cifar.SEEDS * cifar.INITIALIZING * 0.02
+
+    assert seconds(epochs) <= 600 < seconds(epochs + 1)
+    assert cifar.epochs_within(0, **options) == 1

@@ -52,7 +52,8 @@ def run(where: str, **options: Any) -> tuple[Biased, initopt.Result]:
     torch.manual_seed(0)
     model = Biased(where).double()
     batches = [(torch.randn(8, 6, dtype=torch.float64), torch.randint(3, (8,))) for _ in range(5)]
-    return model, initopt.nio(model, batches, steps=3, measure_steps=2, num_subbatches=2, seed=0, **options)
+    options |= {"scale_biases": True, "scale_invariant": True, "num_subbatches": 2, "seed": 0}
+    return model, initopt.nio(model, batches, steps=3, measure_steps=2, **options)
 
 
 @pytest.mark.parametrize("engine", ["auto", "recompute", "plain", "differences"])

@@ -157,7 +157,7 @@ def test_a_finished_run_of_other_weights_is_refused(tmp_path: Path) -> None:
 def test_other_options_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     broken_run(path)
-    with pytest.raises(initopt.MismatchError, match=r"lr was 0\.01 and is 0\.5"):
+    with pytest.raises(initopt.MismatchError, match=r"lr was 0\.03 and is 0\.5"):
         initopt.nio(make_model(), make_batches(), steps=10, lr=0.5, measure_steps=0, checkpoint=path)
 
 
@@ -228,7 +228,7 @@ def as_floats(batches: list[Any]) -> list[Any]:
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ({"scale_params": filtered("0.weight")}, {"scale_params": filtered("0.bias")}, r"params selected '0\.weight'"),
+        ({"scale_params": filtered("4.weight")}, {"scale_params": filtered("4.bias")}, r"params selected '4\.weight'"),
         ({}, {"grad_params": filtered("0.bias")}, r"grad_params selected '0\.weight' and does no longer"),
         ({}, {"loss_fn": nn.CrossEntropyLoss()}, r"loss_fn was None and is 'torch\.nn.*CrossEntropyLoss'"),
         ({}, {"model": make_model().double(), "batches": as_floats(make_batches())},
@@ -254,9 +254,9 @@ def test_a_run_that_differs_is_refused_and_told_in_what(tmp_path: Path, first: A
 
 def test_another_filter_that_selects_the_same_is_the_same(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
-    small_run(path, scale_params=filtered("0.weight"), grad_params=None)
-    longer = small_run(path, steps=3, scale_params=functools.partial(lambda *_, n, **__: _[0] == n, n="0.weight"))
-    assert list(longer.scales) == ["0.weight"]
+    small_run(path, scale_params=filtered("4.weight"), grad_params=None)
+    longer = small_run(path, steps=3, scale_params=functools.partial(lambda *_, n, **__: _[0] == n, n="4.weight"))
+    assert list(longer.scales) == ["4.weight"]
 
 
 def test_a_loader_that_gained_a_generator_is_refused(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ class TestRun:
         assert len(initopt.Result.load("a").history) == 4
         status, _, err = cli(f"{line} --steps 4 --out a --lr 0.5")
         assert status == 2
-        assert "lr was 0.01 and is 0.5" in err
+        assert "lr was 0.03 and is 0.5" in err
 
 
 class TestConfig:

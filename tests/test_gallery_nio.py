@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from truth import PHI, as_real, gradients, gram_of, plain_weight_norm, set_mode
 
 import initopt
+from initopt.parameters import is_bias
 
 RUNNABLE = [(name, mode) for name, entry in ENTRIES.items() if entry.double_backward for mode in entry.modes]
 LR, BETAS, EPS, CLIP = 0.05, (0.8, 0.95), 1e-8, 0.3
@@ -29,6 +30,8 @@ def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
         "betas": BETAS,
         "eps": EPS,
         "scale_grad_clip": CLIP,
+        "scale_biases": True,
+        "scale_invariant": True,
     }
 
 
@@ -62,6 +65,27 @@ def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
         if n in result.scales and not start[n].any():
             assert result.scales[n] == 1
     assert any(scale != 1 for scale in result.scales.values())
+
+
+@pytest.mark.filterwarnings("ignore:initopt. nothing to scale")
+@pytest.mark.parametrize(("name", "mode"), RUNNABLE)
+def test_biases_and_what_is_scale_invariant_stay_by_default(name: str, mode: str) -> None:
+    entry = ENTRIES[name]
+    options = settings_of(entry, mode) | {"scale_biases": False, "scale_invariant": False}
+    with sdpa_kernel(SDPBackend.MATH), plain_weight_norm():
+        scales = initopt.nio(entry.model(), [entry.batch()], entry.loss_fn(), steps=1, **options).scales
+        model = entry.model()
+        set_mode(model, entry.train_mode)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("truth.INDEX", 0)
+            rows = gradients(entry, model, entry.batch(), mode, create_graph=False)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for k, (n, p) in enumerate(named.items()):
+        value = as_real(p.detach()).flatten()
+        cosines = [float(row[k] @ value / row[k].norm() / value.norm()) for row in rows if row[k].any() and value.any()]
+        matters = any(abs(cosine) >= 5e-4 for cosine in cosines) or (p.numel() == 1 and bool(cosines))
+        if is_bias(n) or cosines:  # one without a gradient yet may move all the same: those of others depend on it
+            assert (scales[n] != 1) == (matters and not is_bias(n)), n
 
 
 def test_scales_of_parameters_without_gradient_stay() -> None:
@@ -129,7 +153,11 @@ def test_steps_are_those_of_the_design(name: str, mode: str, objective: str, mon
     entry = ENTRIES[name]
     model = entry.model()
     start = initopt.measure(model, [entry.batch()], entry.loss_fn(), num_subbatches=entry.num_subbatches).grad_norm
-    options = settings_of(entry, mode) | {"objective": objective, "norm_weight": 0.3, "min_bias_scale": 0.01}
+    options = settings_of(entry, mode) | {
+        "objective": objective,
+        "norm_weight": 0.3,
+        "min_bias_scale": 0.01,
+    }
     for bound in (0.9 * start, 1.05 * start, 1e9):
         model = entry.model()
         result = initopt.nio(model, [entry.batch()], entry.loss_fn(), steps=4, max_grad_norm=bound, **options)

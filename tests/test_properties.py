@@ -149,14 +149,19 @@ def test_objectives_are_what_they_are_called(rows: Tensor, weight: float) -> Non
     gram = rows @ rows.T
     norms = rows.norm(dim=1)
     spreads = {"cosine": -functional.grad_cosine(gram), "variance": functional.grad_variance(gram)}
-    sizes = {"": 0.0, "norm": norms.sum(), "sqnorm": norms.square().sum()}
+    sizes = {
+        "": 0.0,
+        "norm": norms.sum(),
+        "sqnorm": norms.square().sum(),
+        "lognorm": norms.clamp_min(torch.finfo(norms.dtype).tiny).log().mean(),
+    }
     for name in objectives.NAMES:
         spread, _, size = name.partition("+")
         torch.testing.assert_close(objectives.get(name, weight)(gram), spreads[spread] - weight * sizes[size])
 
 
 def test_published_names_mean_the_same() -> None:
-    assert set(PUBLISHED_NAMES.values()) == set(objectives.NAMES)
+    assert {*PUBLISHED_NAMES.values(), "cosine+lognorm", "variance+lognorm"} == set(objectives.NAMES)
     gram = torch.tensor([[4.0, 3.0], [3.0, 9.0]])
     for published, ours in PUBLISHED_NAMES.items():
         assert float(objectives.get(published, 0.3)(gram)) == float(objectives.get(ours, 0.3)(gram))

@@ -179,12 +179,12 @@ def shrunk(values, path):
     return values
 
 
-def trained(values, tmp_path, capsys):
+def trained(values, tmp_path, capsys, networks=1):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     status, _, err = command(f"compare --recipe {tmp_path / 'recipe.yaml'} --out {tmp_path / 'out'}", capsys)
     assert (status, err) == (0, "")
     found = load_comparison(tmp_path / "out")
-    assert [run.error for run in found.runs] == [None] * len(values["initializations"])
+    assert [run.error for run in found.runs] == [None] * len(values["initializations"]) * networks
     assert {run.status for run in found.runs} == {"done"}
     return found
 
@@ -198,6 +198,20 @@ def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
     assert all(run.before is not None for run in found.runs)
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar10-evidence")])
+def test_a_recipe_of_the_evidence_trains(name, pictures, tmp_path, capsys):
+    values = read_recipe(RECIPES[name])
+    values["initializations"] = [
+        {"name": start, "method": start, "options": {}} if start in ("metainit", "nio") else start
+        for start in values["initializations"]
+    ]
+    for start in values["initializations"]:
+        if isinstance(start, dict) and "method" in start:
+            start.setdefault("options", {})
+    values["data"]["init_args"]["validation_samples"] = 8
+    trained(shrunk(values, pictures / "cifar10"), tmp_path, capsys, networks=len(values["models"]))
+
+
 @pytest.mark.parametrize("name", IMAGENET_RECIPES)
 def test_a_recipe_for_imagenet_trains(name, pictures, tmp_path, capsys):
     pytest.importorskip("timm", exc_type=ImportError)
@@ -207,7 +221,7 @@ def test_a_recipe_for_imagenet_trains(name, pictures, tmp_path, capsys):
 def test_the_documentation_has_every_recipe():
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     for name in RECIPES:
-        assert f"`{name}`" in text or f"`{re.sub('^cifar10-', 'cifar10[0]-', name)}`" in text, name
+        assert f"`{name}`" in text or f"`{re.sub('^cifar100?-', 'cifar10[0]-', name)}`" in text, name
 
 
 class TestCommand:

@@ -167,7 +167,7 @@ def test_numeric_options_are_numbers_again(result: initopt.Result, tmp_path: Pat
     result.save(tmp_path / "out")
     for one in (result, initopt.Result.load(tmp_path / "out")):
         assert one.options["max_grad_norm"] == math.inf
-        assert one.options["lr"] == 0.01
+        assert one.options["lr"] == 0.03
 
 
 def test_the_path_of_the_record_stands_for_the_folder(result: initopt.Result, tmp_path: Path) -> None:

@@ -47,12 +47,14 @@ PHI: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda gram: -cosine(gram),
     "cosine+norm": lambda gram: -cosine(gram) - NORM_WEIGHT * norms(gram).sum(),
     "cosine+sqnorm": lambda gram: -cosine(gram) - NORM_WEIGHT * norms(gram).square().sum(),
+    "cosine+lognorm": lambda gram: -cosine(gram) - NORM_WEIGHT * norms(gram).log().mean(),
     "variance": variance,
     "variance+norm": lambda gram: variance(gram) - NORM_WEIGHT * norms(gram).sum(),
     "variance+sqnorm": lambda gram: variance(gram) - NORM_WEIGHT * norms(gram).square().sum(),
+    "variance+lognorm": lambda gram: variance(gram) - NORM_WEIGHT * norms(gram).log().mean(),
     "grad_norm": lambda gram: norms(gram).mean(),
 }
-"""The six objectives and the constraint."""
+"""The objectives and the constraint."""
 
 
 def windows(batch_size: int, count: int, overlap: float) -> list[list[int]]:

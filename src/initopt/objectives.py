@@ -5,11 +5,14 @@
 | ``cosine`` | -GradCosine | ``gc`` |
 | ``cosine+norm`` | -GradCosine - w * sum of norms | ``gc_gn_sqrt`` |
 | ``cosine+sqnorm`` | -GradCosine - w * sum of squared norms | ``gc_gn`` |
+| ``cosine+lognorm`` | -GradCosine - w * mean of the logarithms of the norms | |
 | ``variance`` | gradient variance | ``gv`` |
 | ``variance+norm`` | gradient variance - w * sum of norms | ``gv_gn_sqrt`` |
+| ``variance+lognorm`` | gradient variance - w * mean of the logarithms of the norms | |
 | ``variance+sqnorm`` | gradient variance - w * sum of squared norms | ``gv_gn`` |
 
-The sums run over the D sub-batches (they are sums, not means), and w is ``norm_weight``. Both spellings of a name are
+The sums run over the D sub-batches (they are sums, not means), and w is ``norm_weight``. The logarithm weighs relative
+changes of the norm, so that it counts alike whether gradients are small or large at first. Both spellings of a name are
 accepted; any function from a ``(D, D)`` tensor to a scalar tensor serves as an objective, too.
 """
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from initopt import functional
@@ -33,6 +37,8 @@ _SPREAD: dict[str, Objective] = {
 _SIZE: dict[str, Objective] = {
     "norm": lambda gram: functional.grad_norms(gram).sum(-1),
     "sqnorm": lambda gram: functional.grad_sqnorms(gram).sum(-1),
+    # A gradient of zero has no norm to grow from: it adds a constant.
+    "lognorm": lambda gram: functional.grad_norms(gram).clamp_min(torch.finfo(gram.dtype).tiny).log().mean(-1),
 }
 _PUBLISHED = {
     "gc": "cosine",
@@ -42,8 +48,8 @@ _PUBLISHED = {
     "gv_gn_sqrt": "variance+norm",
     "gv_gn": "variance+sqnorm",
 }
-NAMES: tuple[str, ...] = tuple(_PUBLISHED.values())
-"""The six named objectives."""
+NAMES: tuple[str, ...] = (*_PUBLISHED.values(), "cosine+lognorm", "variance+lognorm")
+"""The named objectives."""
 
 grad_norm: Objective = functional.grad_norm
 """What a NIO step minimizes while the gradient norm exceeds its bound."""

@@ -124,16 +124,18 @@ def nio(
     overlap: float = 0.2,
     split: Split = "cyclic",
     batch_norm: BatchNorm = "subbatch",
-    objective: str | Objective = "cosine+norm",
-    norm_weight: float = 1.0,
+    objective: str | Objective = "cosine+lognorm",
+    norm_weight: float = 0.3,
     max_grad_norm: float = 5.0,
-    lr: float = 0.01,
+    lr: float = 0.03,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     scale_grad_clip: float = 1.0,
     min_scale: float = 0.01,
     min_bias_scale: float = 0.0,
     scale_params: ParameterFilter | None = None,
+    scale_biases: bool = False,
+    scale_invariant: bool = False,
     grad_params: ParameterFilter | None = None,
     scheme: str | None = None,
     engine: str = "auto",
@@ -173,8 +175,12 @@ def nio(
         min_scale: least scale of a tensor.
         min_bias_scale: least scale of a bias (by its name).
         scale_params: a function of (qualified name, parameter, owning module) that says which tensors get a scale; all
-            that train, by default.
-        grad_params: the same, for the parameters whose gradients are compared.
+            that train, by default, but for those that the next two options leave out.
+        scale_biases: whether biases (by their name) are scaled, too.
+        scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
+            Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
+            training step.
+        grad_params: the same as ``scale_params``, for the parameters whose gradients are compared.
         scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
             refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
         engine: how derivatives are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
@@ -231,6 +237,8 @@ def nio(
         min_scale=min_scale,
         min_bias_scale=min_bias_scale,
         scale_params=scale_params,
+        scale_biases=scale_biases,
+        scale_invariant=scale_invariant,
         grad_params=grad_params,
         scheme=scheme,
         engine=engine,

@@ -30,7 +30,10 @@ published_measure: dict[str, Any] = {
 
 published: dict[str, Any] = published_measure | {
     "scale_params": _named_weight_or_bias,
+    "scale_biases": True,
+    "scale_invariant": True,
     "objective": "cosine+norm",
+    "norm_weight": 1.0,
     "min_scale": 0.01,
     "min_bias_scale": 0.0,
 }

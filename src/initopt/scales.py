@@ -34,14 +34,16 @@ class Scales:
         self._parameters = parameters
         self._originals = originals
         self.values = torch.ones(len(parameters), dtype=torch.float64, device="cpu")
+        self.held = torch.zeros(len(parameters), dtype=torch.bool, device="cpu")
+        """Which tensors are to keep their scale, whatever they are told."""
         minima = [min_bias_scale if p.is_bias else min_scale for p in parameters]
         self._minimum = torch.tensor(minima, dtype=torch.float64, device="cpu")
         self._has_direction = torch.tensor([bool(originals[p.value].any()) for p in parameters], device="cpu")
 
     @property
     def active(self) -> Tensor:
-        """Which tensors have a direction, shape ``(num_scales,)``: not those that are zero, from the start or by scale."""
-        return self._has_direction & (self.values > 0)
+        """Which tensors move, shape ``(num_scales,)``: not those that are held, or zero, from the start or by scale."""
+        return self._has_direction & ~self.held & (self.values > 0)
 
     def move(self, values: Tensor) -> None:
         """Set the scales of the active tensors, no lower than their minimum, and the weights with them.

@@ -91,6 +91,11 @@ class Engine(ABC):
     def refusal(cls, problem: Problem) -> str | None:
         """Why this engine cannot work on a problem, as the end of a sentence; ``None`` if it can."""
 
+    @property
+    def microbatch(self) -> int | None:
+        """Most samples of a sub-batch that are run at a time, as far as is known by now; ``None`` for all of them."""
+        return self.problem.microbatch
+
     def state(self) -> dict[str, Any]:
         """What later evaluations depend on beside their batch, as JSON has it."""
         return {}

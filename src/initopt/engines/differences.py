@@ -73,6 +73,10 @@ class DifferencesEngine(Engine):
             return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
         return Microbatches.refusal(problem)
 
+    @property
+    def microbatch(self) -> int | None:
+        return self.microbatches.size
+
     def state(self) -> dict[str, Any]:
         search = {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
         return search | self.microbatches.state()

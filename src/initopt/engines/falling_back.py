@@ -106,6 +106,10 @@ class FallingBackEngine(Engine):
         # Not within the `except`: the error holds on to what the engine had in memory.
         return self.evaluate(batch, differentiate)
 
+    @property
+    def microbatch(self) -> int | None:
+        return self._engine.microbatch
+
     def state(self) -> dict[str, Any]:
         return {"engine": self._engine.name, "reason": self.reason, "inner": self._engine.state()}
 

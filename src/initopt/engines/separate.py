@@ -80,6 +80,10 @@ class RecomputeEngine(_SeparateEngine):
         whole = super().refusal(problem)
         return Microbatches.refusal(problem) if whole in (None, WHOLE) else whole
 
+    @property
+    def microbatch(self) -> int | None:
+        return self._microbatches.size
+
     def state(self) -> dict[str, Any]:
         return self._microbatches.state()
 

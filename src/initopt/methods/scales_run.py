@@ -49,9 +49,9 @@ class ScalesRun(MethodRun):
         return self._scales.named()
 
     def state(self) -> dict[str, Tensor]:
-        return {"scales": self._scales.values} | self._optimizer.state()
+        return {"scales": self._scales.values, "held": self._scales.held} | self._optimizer.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._scales.values = state["scales"]
+        self._scales.values, self._scales.held = state["scales"], state["held"]
         self._scales.apply()
         self._optimizer.load_state(state)

@@ -1,0 +1,133 @@
+"""docs/defaults.md, from the results of the study: python benchmarks/study/defaults_page.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from networks import NETWORKS
+from starts import STARTS
+from study import RESULTS
+
+from initopt.storage import write_file
+
+__all__ = ["main", "page"]
+
+PAGE = Path(__file__).parents[2] / "docs" / "defaults.md"
+
+TEXT = Path(__file__).parent / "defaults.md"
+
+Row = dict[str, Any]
+REFERENCE = "default"
+
+
+class Results:
+    """The rows of the study, by network, start, learning rate and seed."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows: dict[tuple[str, str], list[Row]] = {}
+        for row in rows:
+            self._rows.setdefault((row["network"], row["start"]), []).append(row)
+
+    def of(self, network: str, start: str) -> list[Row]:
+        """All rows of a start on a network."""
+        return self._rows.get((network, start), [])
+
+    def by_seed(self, network: str, start: str, lr: float, part: str) -> dict[int, float]:
+        """Accuracy in percent by seed; a training that diverged counts as guessing."""
+        rows = [row for row in self.of(network, start) if row.get("lr") == lr]
+        guess = 100 / (65 if NETWORKS[network].data == "text" else 10)
+        return {row["seed"]: 100 * row[part]["accuracy"] if "validation" in row else guess for row in rows}
+
+    def best_lr(self, network: str, start: str) -> float:
+        """The one with the best mean accuracy on the validation split."""
+        return max(
+            NETWORKS[network].lrs, key=lambda lr: fmean(self.by_seed(network, start, lr, "validation").values() or [-1.0])
+        )
+
+    def at_best(self, network: str, start: str, part: str) -> dict[int, float]:
+        """Accuracy at the best learning rate of the start, by seed."""
+        return self.by_seed(network, start, self.best_lr(network, start), part) if self.of(network, start) else {}
+
+    def over_lrs(self, network: str, start: str) -> dict[int, float]:
+        """Mean accuracy on the validation split over all learning rates, by seed."""
+        if not self.of(network, start):
+            return {}
+        found = [self.by_seed(network, start, lr, "validation") for lr in NETWORKS[network].lrs]
+        return {seed: fmean(one[seed] for one in found) for seed in found[0]}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _difference(found: dict[int, float], reference: dict[int, float]) -> tuple[float, str] | None:
+    pairs = [found[seed] - reference[seed] for seed in found if seed in reference]
+    if not pairs:
+        return None
+    spread = f" ± {stdev(pairs):.1f}" if len(pairs) > 1 else ""
+    few = "" if len(pairs) >= 3 else f" ({len(pairs)} seed{'s' * (len(pairs) > 1)})"
+    return fmean(pairs), f"{fmean(pairs):+.1f}{spread}{few}"
+
+
+def differences(results: Results, networks: Sequence[str], starts: Sequence[str], part: str, over_lrs: bool = False) -> str:
+    """Paired differences to the network's own start, in points."""
+
+    def values(network: str, start: str) -> dict[int, float]:
+        return results.over_lrs(network, start) if over_lrs else results.at_best(network, start, part)
+
+    rows = []
+    own = [values(network, REFERENCE) for network in networks]
+    rows.append(["the network's own start, %", *(f"{fmean(one.values()):.1f}" for one in own)])
+    for start in starts:
+        cells = [_difference(values(network, start), reference) for network, reference in zip(networks, own, strict=True)]
+        if any(cell is not None for cell in cells):
+            rows.append([start, *("" if cell is None else cell[1] for cell in cells)])
+    return table(["start", *(NETWORKS[network].title for network in networks)], rows)
+
+
+def changes(results: Results, networks: Sequence[str], start: str) -> str:
+    """What a start does to GradCosine, gradient norm and loss."""
+    rows = []
+    for network in networks:
+        found = [row for row in results.of(network, start) if "grad_cosine" in row and "start_loss" in row]
+        if found:
+            pairs = [
+                f"{fmean(r[key][0] for r in found):.2f} → {fmean(r[key][1] for r in found):.2f}"
+                for key in ("grad_cosine", "grad_norm", "start_loss")
+            ]
+            rows.append([NETWORKS[network].title, *pairs, f"{fmean(r['seconds'] for r in found):.0f} s"])
+    return table(["network", "GradCosine", "gradient norm", "loss", "time"], rows)
+
+
+def page(rows: Iterable[Row]) -> str:
+    """The whole page."""
+    results = Results(rows)
+    seen = [name for name in NETWORKS if results.of(name, REFERENCE)]
+    choice = [name for name in seen if NETWORKS[name].role == "choice"]
+    confirmation = [name for name in seen if NETWORKS[name].role == "confirmation"]
+    starts = [name for name in STARTS if name != REFERENCE]
+    parts = {
+        "best": differences(results, choice, starts, "validation"),
+        "over lrs": differences(results, choice, starts, "validation", over_lrs=True),
+        "confirmation": differences(results, confirmation, starts, "test"),
+        "changes": changes(results, seen, "nio"),
+    }
+    text = TEXT.read_text()
+    for name, part in parts.items():
+        text = text.replace(f"<!-- table: {name} -->", part)
+    return text
+
+
+def main() -> None:
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    write_file(PAGE, lambda path: path.write_text(page(rows)))
+    print(f"page: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""docs/evidence.md, from the runs in docs/comparisons and the study: python benchmarks/study/evidence_page.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from defaults_page import RESULTS, Results, table
+from networks import NETWORKS
+
+from initopt.storage import write_file
+
+__all__ = ["main", "page"]
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = Path(__file__).parent / "evidence.md"
+
+Run = dict[str, Any]
+
+
+class Runs:
+    """The final runs of a published comparison."""
+
+    def __init__(self, name: str) -> None:
+        content = json.loads((DOCS / "comparisons" / f"{name}-runs.json").read_text())
+        self.rows: list[Run] = [run for run in content["runs"] if run["purpose"] == "final"]
+        self.networks = list(dict.fromkeys(run["network"] for run in self.rows))
+        self.starts = list(dict.fromkeys(run["initialization"] for run in self.rows))
+
+    def of(self, network: str, start: str) -> list[Run]:
+        return [run for run in self.rows if run["network"] == network and run["initialization"] == start]
+
+
+def accuracy(run: Run) -> float:
+    """Test accuracy in the end in percent; a run that diverged counts as an untrained network."""
+    looks = [row for row in run["curve"] if row[2] == "test"]
+    return 100 * float(looks[0][4] if run["status"] == "diverged" else looks[-1][4])
+
+
+def steps_to(run: Run, target: float) -> float | None:
+    """Training steps after which a look first showed a test accuracy."""
+    reached = [row[0] for row in run["curve"] if row[2] == "test" and 100 * row[4] >= target]
+    return min(reached, default=None)
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    return f"{fmean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def per_network(runs: Runs, cell: Callable[[str, str], str]) -> str:
+    rows = [[start, *(cell(network, start) for network in runs.networks)] for start in runs.starts]
+    return table(["start", *runs.networks], rows)
+
+
+def accuracies(runs: Runs) -> str:
+    return per_network(runs, lambda network, start: spread([accuracy(run) for run in runs.of(network, start)]))
+
+
+def differences(runs: Runs) -> str:
+    def cell(network: str, start: str) -> str:
+        own = {run["seed"]: accuracy(run) for run in runs.of(network, "default")}
+        found = {run["seed"]: accuracy(run) for run in runs.of(network, start)}
+        return "" if start == "default" else spread([found[seed] - own[seed] for seed in found if seed in own], "+")
+
+    return per_network(runs, cell)
+
+
+def steps(runs: Runs) -> str:
+    """Steps to what the network's own start reaches in the end, on the mean."""
+
+    def cell(network: str, start: str) -> str:
+        target = fmean(accuracy(run) for run in runs.of(network, "default"))
+        found = [steps_to(run, target) for run in runs.of(network, start)]
+        reached = [value for value in found if value is not None]
+        missed = len(found) - len(reached)
+        if not reached:
+            return "not reached"
+        return f"{fmean(reached):.0f}" + (f" ({missed} of {len(found)} not)" if missed else "")
+
+    return per_network(runs, cell)
+
+
+def costs(runs: Runs) -> str:
+    def cell(network: str, start: str) -> str:
+        found = runs.of(network, start)
+        inits = [run["initialization_steps"] for run in found if run["initialization_steps"] is not None]
+        return f"{fmean(inits):.0f} ({fmean(run['initialization_seconds'] for run in found):.0f} s)" if inits else ""
+
+    return per_network(runs, cell)
+
+
+def before_and_after(runs: Runs, start: str) -> str:
+    rows = []
+    for network in runs.networks:
+        found = [run for run in runs.of(network, start) if run["before"] and run["after"]]
+        if found:
+            pairs = [
+                f"{fmean(r['before'][key] for r in found):.2f} → {fmean(r['after'][key] for r in found):.2f}"
+                for key in ("grad_cosine", "grad_norm")
+            ]
+            rows.append([network, *pairs])
+    return table(["network", "GradCosine", "gradient norm"], rows)
+
+
+def learning_rates(results: Results) -> str:
+    """Accuracy at every learning rate of the study's networks."""
+    rows = []
+    for name, network in NETWORKS.items():
+        for start in ("default", "default, warm-up", "nio"):
+            if results.of(name, start):
+                values = [results.by_seed(name, start, lr, "validation").values() for lr in network.lrs]
+                cells = [f"{fmean(value):.1f} (lr {lr:g})" for value, lr in zip(values, network.lrs, strict=True)]
+                rows.append([network.title, start, *cells, *[""] * (4 - len(cells))])
+    return table(["network", "start", "", "", "", ""], rows)
+
+
+def clipping(results: Results) -> str:
+    starts = ("default", "nio", "default, clipping", "nio, clipping")
+    rows: list[list[str]] = []
+    for name, network in NETWORKS.items():
+        if results.of(name, "nio, clipping"):
+            rows.append([network.title, *(spread(list(results.at_best(name, s, "validation").values())) for s in starts)])
+    return table(["network", *starts], rows)
+
+
+def page(parts: Iterable[tuple[str, str]]) -> str:
+    text = TEXT.read_text()
+    for name, part in parts:
+        text = text.replace(f"<!-- table: {name} -->", part)
+    return text
+
+
+def main() -> None:
+    cifar = Runs("cifar10")
+    results = Results([json.loads(line) for line in RESULTS.read_text().splitlines()])
+    parts = {
+        "accuracies": accuracies(cifar),
+        "differences": differences(cifar),
+        "steps": steps(cifar),
+        "costs": costs(cifar),
+        "before and after": before_and_after(cifar, "nio"),
+        "learning rates": learning_rates(results),
+        "clipping": clipping(results),
+    }
+    write_file(DOCS / "evidence.md", lambda path: path.write_text(page(parts.items())))
+    print(f"page: {DOCS / 'evidence.md'}")
+
+
+if __name__ == "__main__":
+    main()

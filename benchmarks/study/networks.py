@@ -1,0 +1,105 @@
+"""The networks of the study, and how each is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from initopt.zoo import cifar_resnet, densenet, plain_mlp, small_gpt, small_vit, vgg, wide_resnet
+
+__all__ = ["NETWORKS", "Network", "Role"]
+
+Role = Literal["choice", "confirmation"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its training.
+
+    Attributes:
+        title: for tables.
+        model: makes it.
+        data: ``"cifar"`` (16 x 16 pixels), ``"digits"`` or ``"text"``.
+        optimizer: ``"sgd"`` or ``"adamw"``.
+        lrs: learning rates.
+        role: whether the defaults were chosen on it, or confirmed.
+    """
+
+    title: str
+    model: Callable[[], nn.Module]
+    data: Literal["cifar", "digits", "text"]
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lrs: tuple[float, ...] = (0.01, 0.03, 0.1)
+    role: Role = "choice"
+
+
+class CharLSTM(nn.Module):
+    """A recurrent language model."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.recurrence = nn.LSTM(width, width, layers, batch_first=True)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the next characters, shape ``(B, T, vocabulary)``."""
+        return self.head(self.recurrence(self.embedding(tokens))[0])
+
+
+_ADAMW = (0.001, 0.003, 0.01)
+_PIXELS = 3 * 16 * 16
+
+NETWORKS: dict[str, Network] = {
+    "mlp-tanh": Network("tanh MLP, 10 layers", plain_mlp, "digits", lrs=(0.01, 0.03, 0.1, 0.3)),
+    "mlp-relu": Network(
+        "ReLU MLP, 10 layers",
+        lambda: plain_mlp(64, depth=10, width=64, activation=nn.ReLU),
+        "digits",
+        lrs=(0.01, 0.03, 0.1, 0.3),
+    ),
+    "resnet8-bn-digits": Network(
+        "ResNet-8, batch norm, digits", lambda: cifar_resnet(8, in_channels=1), "digits", lrs=(0.02, 0.1, 0.5)
+    ),
+    "vgg7": Network("VGG-7, no norm", lambda: vgg(7, width=16, norm="none"), "cifar"),
+    "vgg7-bn": Network("VGG-7, batch norm", lambda: vgg(7, width=16), "cifar"),
+    "resnet14": Network("ResNet-14, no norm", lambda: cifar_resnet(14, norm="none"), "cifar"),
+    "resnet14-bn": Network("ResNet-14, batch norm", lambda: cifar_resnet(14), "cifar"),
+    "densenet16": Network("DenseNet-16, no norm", lambda: densenet(16, norm="none"), "cifar"),
+    "densenet16-bn": Network("DenseNet-16, batch norm", lambda: densenet(16), "cifar"),
+    "vit": Network(
+        "ViT, 6 blocks, 64 wide", lambda: small_vit(16, 4, depth=6, width=64, heads=2), "cifar", "adamw", _ADAMW
+    ),
+    "gpt": Network(
+        "GPT, 4 blocks, 48 wide", lambda: small_gpt(65, 32, depth=4, width=48, heads=4), "text", "adamw", _ADAMW
+    ),
+    "wrn10": Network("WRN-10-2, no norm", lambda: wide_resnet(10, 2, norm="none"), "cifar", role="confirmation"),
+    "wrn10-bn": Network("WRN-10-2, batch norm", lambda: wide_resnet(10, 2), "cifar", role="confirmation"),
+    "mlp-gelu": Network(
+        "GELU MLP, 8 layers, images",
+        lambda: plain_mlp(_PIXELS, depth=8, width=128, activation=nn.GELU),
+        "cifar",
+        role="confirmation",
+    ),
+    "vit-wide": Network(
+        "ViT, 3 blocks, 96 wide",
+        lambda: small_vit(16, 4, depth=3, width=96, heads=4),
+        "cifar",
+        "adamw",
+        _ADAMW,
+        role="confirmation",
+    ),
+    "gpt-wide": Network(
+        "GPT, 2 blocks, 96 wide",
+        lambda: small_gpt(65, 32, depth=2, width=96, heads=4),
+        "text",
+        "adamw",
+        _ADAMW,
+        role="confirmation",
+    ),
+    "lstm": Network("LSTM, 2 layers, 96 wide", lambda: CharLSTM(65, 96, 2), "text", "adamw", _ADAMW, role="confirmation"),
+}
+"""Networks by name. The learning rates surround the best one of the network's own start."""
