@@ -18,6 +18,7 @@ test-slow: $(VENV)/.installed-dev
 
 # In an environment of its own, of 5.5 GB: torchvision, which timm needs, goes with the CUDA builds of torch.
 test-zoo: $(ZOO)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/test_library_models.py -k TestReal
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m sweeps.zoo
 
 # Goes on where it was stopped.
@@ -55,7 +56,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 $(ZOO)/.installed: pyproject.toml constraints-zoo.txt
 	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --constraint constraints-zoo.txt \
-	  --editable . torchvision timm transformers
+	  --editable '.[timm,transformers]' torchvision pytest hypothesis
 	@touch $@
 
 clean:
