@@ -117,15 +117,6 @@ def learning_rates(results: Results) -> str:
     return table(["network", "start", "", "", "", ""], rows)
 
 
-def clipping(results: Results) -> str:
-    starts = ("default", "nio", "default, clipping", "nio, clipping")
-    rows: list[list[str]] = []
-    for name, network in NETWORKS.items():
-        if results.of(name, "nio, clipping"):
-            rows.append([network.title, *(spread(list(results.at_best(name, s, "validation").values())) for s in starts)])
-    return table(["network", *starts], rows)
-
-
 def page(parts: Iterable[tuple[str, str]]) -> str:
     text = TEXT.read_text()
     for name, part in parts:
@@ -143,7 +134,6 @@ def main() -> None:
         "costs": costs(cifar),
         "before and after": before_and_after(cifar, "nio"),
         "learning rates": learning_rates(results),
-        "clipping": clipping(results),
     }
     write_file(DOCS / "evidence.md", lambda path: path.write_text(page(parts.items())))
     print(f"page: {DOCS / 'evidence.md'}")

@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("name")
+    parser.add_argument("--hide", default="", metavar="PATH", help="of the data; DIR stands for it in the report")
     options = parser.parse_args(arguments)
     found = load_comparison(options.folder)
     runs = [_run(run) for run in [*found.selection, *found.runs]]
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_file(DOCS / f"{options.name}-runs.json", lambda path: path.write_text(text + "\n"))
     shutil.rmtree(DOCS / options.name, ignore_errors=True)
     shutil.copytree(write_report(options.folder).parent, DOCS / options.name)
+    for page in (DOCS / options.name).glob("report.*") if options.hide else ():
+        page.write_text(page.read_text(encoding="utf-8").replace(options.hide, "DIR"), encoding="utf-8")
     print(f"report: {DOCS / options.name}, runs: {DOCS / options.name}-runs.json")
 
 
