@@ -65,11 +65,12 @@ TEXT = """\
 
 NIO on networks of timm at 224 x 224, with the standard augmentation. GradCosine and gradient norm are means with their
 standard errors over batches that no step has seen, and in parentheses the mean difference with its own, which is smaller
-since the batches are the same. Training steps, without an optimizer or loading, were timed before and after NIO; the
-steps of NIO, for which a median is given too, include loading. On a CPU these are seconds of processor time, since the
-machine had other work. An epoch is 1,281,167 images in such training steps; of its cost, the last column has the steps
-that were taken, and 100 steps. `defaults` are those of `initopt.nio`; `published` is `presets.published` with the learning
-rate 0.003 and the bound 10.
+since the batches are the same. While the gradient norm is above its bound, a step lowers it and does not look at
+GradCosine; how many steps did so is in parentheses. Training steps, without an optimizer or loading, were timed before and
+after NIO (median and range); the steps of NIO (median) include loading. On a CPU these are seconds of processor
+time, since the machine had other work. An epoch is 1,281,167 images in such training steps; of its cost, the last column
+has the steps that were taken, and 100 steps. `defaults` are those of `initopt.nio`; `published` is `presets.published`
+with the learning rate 0.003 and the bound 10.
 """
 
 
@@ -241,6 +242,11 @@ def _shares(case: Mapping[str, Any]) -> tuple[float, float]:
     return case["steps"] * step / epoch, 100 * step / epoch
 
 
+def _above_the_bound(case: Mapping[str, Any]) -> int:
+    """The steps that lowered the gradient norm, in the place of the objective."""
+    return sum(norm > case["options"]["max_grad_norm"] for _, norm in case["history"])
+
+
 def _table(cases: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for case in cases:
@@ -258,15 +264,15 @@ def _table(cases: Sequence[Mapping[str, Any]]) -> str:
             [
                 f"{NETWORKS[MODELS[case['network']]].title}, `{case['setting']}`",
                 f"{case['batch_size']} / {options['num_subbatches']}",
-                str(case["steps"]),
+                f"{case['steps']} ({_above_the_bound(case)})",
                 *figures,
-                f"{training:.3g} s",
+                f"{training:.3g} [{min(case['training_seconds']):.3g}..{max(case['training_seconds']):.3g}] s",
                 f"{step:.3g} s ({step / training:.1f})",
                 f"{100 * taken:.2g} %, {100 * hundred:.2g} %",
             ]
         )
-    head = ["network, setting", "batch / D", "steps", "GradCosine before", "after", "gradient norm before", "after"]
-    return markdown([*head, "training step", "NIO step", "share of an epoch"], rows)
+    head = ["network, setting", "batch / D", "steps (lowering the norm)", "GradCosine before", "after"]
+    return markdown([*head, "gradient norm before", "after", "training step", "NIO step", "share of an epoch"], rows)
 
 
 def imagenet_sample_section(results: Mapping[str, Any], name: str) -> str:

@@ -266,7 +266,7 @@ def test_a_sample_of_images_goes_on_where_time_ran_out(
 
     page = report.page(tmp_path)
     assert "data: 60 pictures" in page
-    assert "| ResNet-8, batch norm, `defaults` | 8 / 4 | 2 |" in page
+    assert "| ResNet-8, batch norm, `defaults` | 8 / 4 | 2 (2) |" in page  # its norm is 8, and the bound 5
 
 
 def test_a_sample_of_images_that_cannot_be(tmp_path: Path, sample: list[str]) -> None:
