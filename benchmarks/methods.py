@@ -38,7 +38,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "gradinit, free": lambda: GradInit(max_grad_norm=1e30, eta=1e-6),
     "gradinit, constrained": lambda: GradInit(max_grad_norm=1e-30),
     "metainit": MetaInit,
-    "metainit, exact norms": lambda: MetaInit(norms="exact"),
+    "metainit, fused norms": lambda: MetaInit(norms="fused"),
     "lsuv": lambda: LSUV(scheme=None, tolerance=1e-6),
 }
 """What is timed; the tolerance is such that every layer is scaled."""

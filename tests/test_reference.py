@@ -101,7 +101,8 @@ def rival_options_of(config: dict[str, Any]) -> dict[str, Any]:
     shared = ("lr", "eps", "scale_grad_clip", "steps")
     names = (*shared, *own) if config["method"] == "gradinit" else shared
     minima = {"min_scale": config["min_scale_weight"], "min_bias_scale": config["min_scale_bias"]}
-    return {name: config[name] for name in names} | minima | {"betas": tuple(config["betas"])}
+    norms = {"norms": "fused"} if config["method"] == "metainit" else {}
+    return {name: config[name] for name in names} | minima | norms | {"betas": tuple(config["betas"])}
 
 
 @pytest.mark.parametrize("case", RIVALS)

@@ -185,7 +185,7 @@ def test_bad_options_of_gradinit(options: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         ({"inputs": "noise"}, "unknown inputs 'noise'; known are 'data', 'random'"),
-        ({"norms": "fast"}, "unknown norms 'fast'; known are 'fused', 'exact'"),
+        ({"norms": "fast"}, "unknown norms 'fast'; known are 'exact', 'fused'"),
         ({"quotient_eps": 0}, "quotient_eps must be a number above 0; got 0"),
     ],
 )
@@ -310,7 +310,7 @@ def test_exact_norms_differ_where_there_are_norms_only() -> None:
         torch.manual_seed(0)
         one = run(initopt.metainit, model(), batches)
         torch.manual_seed(0)
-        other = run(initopt.metainit, model(), batches, norms="exact")
+        other = run(initopt.metainit, model(), batches, norms="fused")
         assert (one.scales == other.scales) == same
     assert torch.batch_norm.__module__ != "initopt.plain_ops"
 

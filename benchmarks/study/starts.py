@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ideas import Idea
 from torch import nn
 
 from initopt.parameters import is_bias
@@ -22,6 +24,7 @@ class Start:
         relative_bound: the bound on the gradient norm in units of what the network shows at first, but at least 1.
         warmup_steps: of the training after it.
         clip: gradient clipping in the training after it.
+        idea: what is changed of NIO in the study's own loop, if the start is made by that.
     """
 
     method: str | None = None
@@ -29,6 +32,7 @@ class Start:
     relative_bound: float | None = None
     warmup_steps: int = 0
     clip: float | None = None
+    idea: Idea | None = None
 
 
 def matrices_only(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
@@ -108,5 +112,14 @@ STARTS: dict[str, Start] = {
     "nio": Start("nio"),
     "default, clipping": Start(clip=1.0),
     "nio, clipping": Start("nio", clip=1.0),
+    "idea: none": Start(idea=Idea()),
+    "idea: logarithms of scales": Start(idea=Idea(logarithms=True)),
+    "idea: scales averaged": Start(idea=Idea(averaged=True)),
+    "idea: a scale per channel": Start(idea=Idea(per_channel=True)),
+    "idea: cosine by entry": Start(idea=Idea(preconditioned="entry")),
+    "idea: cosine by tensor": Start(idea=Idea(preconditioned="tensor")),
+    "idea: four batches a step": Start(idea=Idea(batches=4)),
+    "idea: bound 5 or the start's": Start(idea=Idea(bound="start")),
+    "idea: no bound": Start(idea=Idea(bound=math.inf, norm_weight=0.0)),
 }
 """Starts by name; ``nio`` has the defaults of the installed version."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from data import Batch, Data, load, set_threads
+from ideas import nio_with
 from networks import NETWORKS, Network
 from starts import FILTERS, STARTS, Start
 from torch import nn
@@ -33,12 +34,13 @@ from initopt.schemes import apply_
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parents[1] / "results" / "defaults.jsonl"
-_MEASURED, _TAKEN = 5, 220
+_MEASURED, _STEPS = 5, 105
 
 
 def begin(model: nn.Module, start: Start, data: Data, seed: int) -> dict[str, Any]:
     """Initialize in place; what is known of it."""
-    batches = data.for_start(seed, _TAKEN)
+    a_step = start.idea.batches if start.idea is not None else 2  # GradInit halves them; one start takes 200 steps
+    batches = data.for_start(seed, _MEASURED + _STEPS * a_step)
     held, others = batches[:_MEASURED], batches[_MEASURED:]
     before, loss_before = _measured(model, held)
     begun = time.perf_counter()
@@ -50,6 +52,8 @@ def begin(model: nn.Module, start: Start, data: Data, seed: int) -> dict[str, An
         options["max_grad_norm"] = max(1.0, start.relative_bound * before.grad_norm)
     if start.method == "scheme":
         apply_(model, options["scheme"], others[0], loss_of, seed=seed)
+    elif start.idea is not None:
+        nio_with(model, others, start.idea)
     elif start.method is not None:
         taken: Iterable[Batch] = _halved(others) if start.method == "gradinit" else others
         result = initopt.optimize(

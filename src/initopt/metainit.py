@@ -27,7 +27,7 @@ def metainit(
     steps: int = 100,
     inputs: Inputs = "data",
     quotient_eps: float = 1e-5,
-    norms: Norms = "fused",
+    norms: Norms = "exact",
     lr: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -59,8 +59,9 @@ def metainit(
     leaves out what it leaves out.
 
     Warning:
-        The derivative of the quotient is a third derivative of the loss, which PyTorch (seen in 2.13) has wrong, silently,
-        for its layer, batch and instance norms. The published code uses these, and so do we unless told ``norms="exact"``.
+        The derivative of the quotient is a third derivative of the loss, which PyTorch has wrong, silently, for its layer,
+        batch and instance norms (seen in 2.13; 2.15 refuses it for batch norm). The published code uses these;
+        ``norms="fused"`` does so, too.
 
     Args:
         model: the model; only its parameter values change. After an exception, Ctrl-C or SIGTERM they are as before.
@@ -70,8 +71,8 @@ def metainit(
         inputs: ``"data"``, or ``"random"``: standard normal inputs in the place of those of each batch, whose targets stay,
             as the paper allows. The batches then have to be (inputs, targets), with floating-point inputs.
         quotient_eps: the epsilon of the quotient.
-        norms: ``"fused"``, PyTorch's own norms, as in the published code, or ``"exact"``, norms composed of elementary
-            operations, with right derivatives, slower. There is no difference for models without such norms.
+        norms: ``"exact"``, norms composed of elementary operations, with right derivatives, or ``"fused"``, PyTorch's own
+            norms, as in the published code. There is no difference for models without such norms.
         lr: learning rate of the scales.
         betas: decay rates of the scale optimizer's moments.
         eps: added to its denominator.

@@ -33,7 +33,7 @@ from initopt.trees import map_tensors, named_tensors
 __all__ = ["Inputs", "MetaInit", "Norms", "gradient_quotient"]
 
 Inputs = Literal["data", "random"]
-Norms = Literal["fused", "exact"]
+Norms = Literal["exact", "fused"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MetaInit(Method):
     steps: int = 100
     inputs: Inputs = "data"
     quotient_eps: float = 1e-5
-    norms: Norms = "fused"
+    norms: Norms = "exact"
     lr: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -73,7 +73,7 @@ class MetaInit(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("inputs", self.inputs, ("data", "random"))
-        check_choice("norms", self.norms, ("fused", "exact"))
+        check_choice("norms", self.norms, ("exact", "fused"))
         check_number("quotient_eps", self.quotient_eps, above=0, finite=True)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
 
@@ -119,6 +119,8 @@ class _MetaInitRun(ScalesRun):
             error.add_note(
                 "(MetaInit needs third derivatives of the loss, and PyTorch's third derivative of an operation fails)"
             )
+            if self._method.norms == "fused":
+                error.add_note('(norms="exact" has them for batch, layer and instance norms)')
             raise
         return float(quotient.detach()), math.sqrt(sum_over(gradients, torch.square)), derivatives
 

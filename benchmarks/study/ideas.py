@@ -1,0 +1,174 @@
+"""NIO by plain double backward, with changes that the library does not have: what the study measures beside its options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from data import Batch
+from torch import Tensor, nn
+from torch.func import functional_call
+from train import loss_of
+
+from initopt import functional
+from initopt.engines.invariance import scale_invariant
+from initopt.objectives import get
+from initopt.plain_ops import plain_attention
+from initopt.problem import Problem
+from initopt.rescale import Kind, ScaleAdam
+
+__all__ = ["Idea", "nio_with"]
+
+
+@dataclass(frozen=True)
+class Idea:
+    """What is changed of NIO with its defaults.
+
+    Attributes:
+        logarithms: Adam moves the logarithms of the scales.
+        averaged: the scales in the end are the means over the second half of the steps.
+        per_channel: a scale for every output channel (row) of a weight.
+        preconditioned: GradCosine is that of gradients divided by their root mean square over the sub-batches, for each
+            ``"entry"`` as in Adam's first step, or for each ``"tensor"``. The norm is that of the plain gradients.
+        bound: on the gradient norm; ``"start"`` for that of the first batch where it is above 5.
+        norm_weight: of the logarithm of the norm.
+        batches: for each step; their derivatives are averaged.
+    """
+
+    logarithms: bool = False
+    averaged: bool = False
+    per_channel: bool = False
+    preconditioned: Literal["entry", "tensor"] | None = None
+    bound: float | Literal["start"] = 5.0
+    norm_weight: float = 0.3
+    batches: int = 1
+
+
+def nio_with(model: nn.Module, batches: Iterable[Batch], idea: Idea, steps: int = 100, lr: float = 0.03) -> None:
+    """Scale a model in place.
+
+    Args:
+        model: without dropout.
+        batches: ``steps * idea.batches`` or more.
+        idea: what is changed.
+        steps: as in :func:`initopt.nio`.
+        lr: as in :func:`initopt.nio`.
+    """
+    source = iter(batches)
+    problem = Problem.create(
+        model,
+        loss_of,
+        num_subbatches=4,
+        overlap=0.2,
+        split="cyclic",
+        batch_norm="subbatch",
+        grad_params=None,
+        scale_params=None,
+        seed=0,
+    )
+    model.train()
+    run: _Run | None = None
+    for _ in range(steps):
+        taken = [next(source) for _ in range(idea.batches)]
+        if run is None:
+            run = _Run(model, idea, lr, _scaled(problem, taken[0]))
+        with plain_attention():
+            run.step([[(b[0][window], b[1][window]) for window in problem.prepare(b, 0).windows.indices] for b in taken])
+    assert run is not None
+    run.finish()
+
+
+def _scaled(problem: Problem, batch: Batch) -> list[str]:
+    """Names of the tensors that the defaults scale."""
+    invariant = scale_invariant(problem, problem.prepare(batch, 0))
+    pairs = zip(problem.scale_params, invariant, strict=True)
+    return [p.name for p, held in pairs if not held and not p.is_bias and bool(p.value.any())]
+
+
+class _Run:
+    def __init__(self, model: nn.Module, idea: Idea, lr: float, scaled: Sequence[str]) -> None:
+        self._model, self._idea = model, idea
+        self._originals = {name: value.detach().clone() for name, value in model.named_parameters()}
+        self._shapes = {name: _shape(self._originals[name], idea.per_channel) for name in scaled}
+        count = sum(shape.numel() for shape in self._shapes.values())
+        self._values = torch.ones(count, dtype=torch.float64)
+        self._history: list[Tensor] = []
+        self._optimizer = ScaleAdam(count, lr, (0.9, 0.999), 1e-8, 1.0)
+        self._objective = get("cosine+lognorm", idea.norm_weight)
+        self._bound: float | None = None if idea.bound == "start" else idea.bound
+
+    def step(self, batches: Sequence[Sequence[Batch]]) -> None:
+        """One step, on one batch or more, each given as its sub-batches."""
+        scales = self._values.float().requires_grad_()
+        weights = self._weights(scales)
+        grams = [self._grams(weights, subbatches) for subbatches in batches]
+        norm = torch.stack([functional.grad_norm(plain) for plain, _ in grams]).mean()
+        if self._bound is None:
+            self._bound = max(5.0, float(norm))
+        kind: Kind = "constraint" if norm > self._bound else "objective"
+        wanted = norm if kind == "constraint" else torch.stack([self._objective_of(*pair) for pair in grams]).mean()
+        along = torch.autograd.grad(wanted, scales)[0].double() * self._values
+        if self._idea.logarithms:
+            ones = torch.ones_like(self._values)
+            moved = self._values * (self._optimizer.step(ones, along, kind) - ones).exp()
+        else:
+            moved = self._optimizer.step(self._values, along, kind)
+        self._values = moved.clamp_min(0.01)
+        self._history.append(self._values)
+
+    def _weights(self, scales: Tensor) -> dict[str, Tensor]:
+        """All parameters; with a graph to the scales."""
+        pieces = scales.split([shape.numel() for shape in self._shapes.values()])
+        scaled = {name: piece.view(self._shapes[name]) for name, piece in zip(self._shapes, pieces, strict=True)}
+        return {
+            name: value * scaled[name] if name in scaled else value.clone().requires_grad_()
+            for name, value in self._originals.items()
+        }
+
+    def _grams(self, weights: dict[str, Tensor], subbatches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Gram matrices of the gradients, and of those that GradCosine is of."""
+
+        def call(inputs: Any) -> Any:
+            return functional_call(self._model, weights, (inputs,))
+
+        found = []
+        for inputs, targets in subbatches:
+            loss = nn.functional.cross_entropy(call(inputs).flatten(0, -2), targets.flatten())
+            found.append(torch.autograd.grad(loss, list(weights.values()), create_graph=True))
+        plain = shown = torch.zeros(())
+        for column in zip(*found, strict=True):
+            rows = torch.stack([g.flatten() for g in column])
+            gram = rows @ rows.T
+            plain = plain + gram
+            if self._idea.preconditioned is not None:
+                squares = rows.detach().square().mean(0)
+                if self._idea.preconditioned == "tensor":
+                    squares = squares.sum()
+                seen = rows / (squares.sqrt() + 1e-8)
+                gram = seen @ seen.T
+            shown = shown + gram
+        return plain, shown
+
+    def _objective_of(self, plain: Tensor, shown: Tensor) -> Tensor:
+        both = self._objective(plain)
+        if self._idea.preconditioned is None:
+            return both
+        return both + functional.grad_cosine(plain) - functional.grad_cosine(shown)
+
+    def finish(self) -> None:
+        """Write the scaled weights into the model."""
+        if self._idea.averaged:
+            late = self._history[len(self._history) // 2 :]
+            self._values = torch.stack(late).mean(0)
+        weights = self._weights(self._values.float())
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                parameter.copy_(weights[name])
+
+
+def _shape(weight: Tensor, per_channel: bool) -> torch.Size:
+    if per_channel and weight.ndim > 1:
+        return torch.Size([len(weight), *[1] * (weight.ndim - 1)])
+    return torch.Size([1] * weight.ndim)
