@@ -8,8 +8,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from defaults_page import RESULTS, Results, table
-from networks import NETWORKS
+from defaults_page import Results, table
+from networks import NETWORKS, TWO_DECADES
+from rates_picture import LINES, draw, networks_of
+from study import RESULTS, WIDE
 
 from initopt.storage import write_file
 
@@ -105,16 +107,41 @@ def before_and_after(runs: Runs, start: str) -> str:
     return table(["network", "GradCosine", "gradient norm"], rows)
 
 
-def learning_rates(results: Results) -> str:
-    """Accuracy at every learning rate of the study's networks."""
+def own_rates(runs: Runs) -> str:
+    """Accuracy, difference to the network's own start, and the learning rate that was chosen."""
+    rows = []
+    for network in runs.networks:
+        own = {run["seed"]: accuracy(run) for run in runs.of(network, "default")}
+        for start in runs.starts:
+            found = {run["seed"]: accuracy(run) for run in runs.of(network, start)}
+            pairs = [found[seed] - own[seed] for seed in found]
+            rate = f"{runs.of(network, start)[0]['lr']:g}"
+            rows.append([network, start, rate, spread([*found.values()]), "" if start == "default" else spread(pairs, "+")])
+    return table(["network", "start", "learning rate", "test accuracy, %", "difference, points"], rows)
+
+
+def clipping(results: Results) -> str:
+    """Accuracy at the best learning rate and, in brackets, over all of them."""
+    starts = ("default", "default, clipping", "nio", "nio, clipping")
     rows = []
     for name, network in NETWORKS.items():
-        for start in ("default", "default, warm-up", "nio"):
-            if results.of(name, start):
-                values = [results.by_seed(name, start, lr, "validation").values() for lr in network.lrs]
-                cells = [f"{fmean(value):.1f} (lr {lr:g})" for value, lr in zip(values, network.lrs, strict=True)]
-                rows.append([network.title, start, *cells, *[""] * (4 - len(cells))])
-    return table(["network", "start", "", "", "", ""], rows)
+        if all(results.of(name, start) for start in starts):
+            pairs = [(results.at_best(name, start, "validation"), results.over_lrs(name, start)) for start in starts]
+            cells = [f"{fmean(best.values()):.1f} ({fmean(mean.values()):.1f})" for best, mean in pairs]
+            rows.append([network.title, *cells])
+    return table(["network", *starts], rows)
+
+
+def two_decades(wide: Results) -> str:
+    """Accuracy at learning rates over two decades."""
+    rows = []
+    for name in networks_of(wide):
+        lrs = TWO_DECADES[NETWORKS[name].optimizer]
+        for start in LINES:
+            values = [[*wide.by_seed(name, start, lr, "validation").values()] for lr in lrs]
+            cells = [f"{spread(value)} (lr {lr:g})" for value, lr in zip(values, lrs, strict=True)]
+            rows.append([NETWORKS[name].title, start, *cells])
+    return table(["network", "start", *[""] * 5], rows)
 
 
 def page(parts: Iterable[tuple[str, str]]) -> str:
@@ -126,14 +153,18 @@ def page(parts: Iterable[tuple[str, str]]) -> str:
 
 def main() -> None:
     cifar = Runs("cifar10")
-    results = Results([json.loads(line) for line in RESULTS.read_text().splitlines()])
+    own = Runs("cifar10-lr")
+    results, wide = (Results(map(json.loads, path.read_text().splitlines())) for path in (RESULTS, WIDE))
+    print(f"picture: {draw(wide)}")
     parts = {
         "accuracies": accuracies(cifar),
         "differences": differences(cifar),
         "steps": steps(cifar),
         "costs": costs(cifar),
         "before and after": before_and_after(cifar, "nio"),
-        "learning rates": learning_rates(results),
+        "own rates": own_rates(own),
+        "two decades": two_decades(wide),
+        "clipping": clipping(results),
     }
     write_file(DOCS / "evidence.md", lambda path: path.write_text(page(parts.items())))
     print(f"page: {DOCS / 'evidence.md'}")

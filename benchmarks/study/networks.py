@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from initopt.zoo import cifar_resnet, densenet, plain_mlp, small_gpt, small_vit, vgg, wide_resnet
 
-__all__ = ["NETWORKS", "Network", "Role"]
+__all__ = ["NETWORKS", "TWO_DECADES", "Network", "Role"]
 
 Role = Literal["choice", "confirmation"]
 
@@ -49,6 +49,9 @@ class CharLSTM(nn.Module):
         """Logits of the next characters, shape ``(B, T, vocabulary)``."""
         return self.head(self.recurrence(self.embedding(tokens))[0])
 
+
+TWO_DECADES = {"sgd": (0.003, 0.01, 0.03, 0.1, 0.3), "adamw": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
+"""Learning rates by optimizer, for how much a start forgives a badly chosen one."""
 
 _ADAMW = (0.001, 0.003, 0.01)
 _PIXELS = 3 * 16 * 16

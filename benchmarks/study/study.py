@@ -1,10 +1,11 @@
 """The study from which the defaults of NIO come.
 
     python benchmarks/study/study.py --cifar DIR --text FILE [--networks vgg7,vit] [--starts base,cosine]
-        [--seeds 0,1,2] [--part 0/2] [--out benchmarks/results/defaults.jsonl]
+        [--seeds 0,1,2] [--part 0/2] [--wide] [--out benchmarks/results/defaults.jsonl]
 
 Every start is trained at all learning rates of its network, on batches that follow from the seed. A line of the result is
 one training. Goes on where an earlier call with the same --out left off; calls with parts 0/2 and 1/2 run side by side.
+With --wide, the learning rates are those of two decades, and the result is benchmarks/results/learning-rates.jsonl.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from data import Batch, Data, load, set_threads
 from ideas import nio_with
-from networks import NETWORKS, Network
+from networks import NETWORKS, TWO_DECADES, Network
 from starts import FILTERS, STARTS, Start
 from torch import nn
 from train import judge, loss_of, train
@@ -31,9 +32,10 @@ import initopt
 from initopt.preserve import preserved
 from initopt.schemes import apply_
 
-__all__ = ["main"]
+__all__ = ["RESULTS", "WIDE", "main"]
 
 RESULTS = Path(__file__).parents[1] / "results" / "defaults.jsonl"
+WIDE = RESULTS.with_name("learning-rates.jsonl")
 _MEASURED, _STEPS = 5, 105
 
 
@@ -90,8 +92,8 @@ def _halved(batches: Sequence[Batch]) -> Iterable[Batch]:
         yield inputs[half:], targets[half:]
 
 
-def trained(network: Network, name: str, seed: int, data: Data) -> list[dict[str, Any]]:
-    """One start of one seed at all learning rates."""
+def trained(network: Network, name: str, seed: int, data: Data, lrs: Sequence[float]) -> list[dict[str, Any]]:
+    """One start of one seed at several learning rates."""
     start = STARTS[name]
     torch.manual_seed(seed)
     model = network.model()
@@ -99,7 +101,7 @@ def trained(network: Network, name: str, seed: int, data: Data) -> list[dict[str
     batches = data.training(seed)
     parts = ("validation",) if network.role == "choice" else ("validation", "test")
     found = []
-    for lr in network.lrs:
+    for lr in lrs:
         trainee = copy.deepcopy(model)
         torch.manual_seed(seed)
         losses = train(trainee, batches, network.optimizer, lr, start.warmup_steps, start.clip)
@@ -116,8 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--starts", default=";".join(STARTS), help="names, with semicolons between them")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--part", default="0/1")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--wide", action="store_true", help="train at learning rates over two decades")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
+    out: Path = options.out or (WIDE if options.wide else RESULTS)
     set_threads()
     warnings.simplefilter("ignore")
     part, parts = map(int, options.part.split("/"))
@@ -128,15 +132,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in options.seeds.split(",")
     ]
     for network, start, seed in jobs[part::parts]:
-        if (network, start, seed) in _done(options.out):
+        if (network, start, seed) in _done(out):
             continue
+        lrs = TWO_DECADES[NETWORKS[network].optimizer] if options.wide else NETWORKS[network].lrs
         data = load(NETWORKS[network].data, options.cifar, options.text)
         head = {"network": network, "start": start, "seed": seed}
         try:
-            rows = trained(NETWORKS[network], start, seed, data)
+            rows = trained(NETWORKS[network], start, seed, data, lrs)
         except (initopt.NonFiniteError, initopt.ZeroGradientError) as error:
             rows = [{"failed": str(error)}]
-        with options.out.open("a") as file:  # one write, so that parts side by side do not mix
+        with out.open("a") as file:  # one write, so that parts side by side do not mix
             file.write("".join(json.dumps(head | row) + "\n" for row in rows))
         print(network, start, seed, [row.get("validation", {}).get("accuracy") for row in rows], flush=True)
 
