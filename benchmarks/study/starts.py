@@ -20,7 +20,8 @@ class Start:
 
     Attributes:
         method: of initopt, or none.
-        options: of the method. ``"scale_params"`` may be the name of a filter in :data:`FILTERS`.
+        options: of the method. ``"scale_params"`` and ``"grad_params"`` may be the name of a filter in
+            :data:`FILTERS`.
         relative_bound: the bound on the gradient norm in units of what the network shows at first, but at least 1.
         warmup_steps: of the training after it.
         clip: gradient clipping in the training after it.
@@ -100,9 +101,6 @@ STARTS: dict[str, Start] = {
     "no biases, cosine+norm": _nio(scale_params="no_biases", objective="cosine+norm", norm_weight=1.0),
     "matrices only, norm weight 1": _nio(scale_params="matrices_only", norm_weight=1.0),
     "matrices only, norm weight 1, lr 0.02": _nio(scale_params="matrices_only", norm_weight=1.0, lr=0.02),
-    "from kaiming_normal": _nio(scheme="kaiming_normal"),
-    "from xavier_normal": _nio(scheme="xavier_normal"),
-    "from orthogonal": _nio(scheme="orthogonal"),
     "kaiming_normal": Start("scheme", {"scheme": "kaiming_normal"}),
     "xavier_normal": Start("scheme", {"scheme": "xavier_normal"}),
     "orthogonal": Start("scheme", {"scheme": "orthogonal"}),
@@ -110,6 +108,13 @@ STARTS: dict[str, Start] = {
     "gradinit": Start("gradinit"),
     "metainit": Start("metainit"),
     "nio": Start("nio"),
+    "nio, least scale 0.1": Start("nio", {"min_scale": 0.1}),
+    "nio, least scale 0.3": Start("nio", {"min_scale": 0.3}),
+    "nio, least scale 0.5": Start("nio", {"min_scale": 0.5}),
+    "nio, cosine": Start("nio", {"objective": "cosine"}),
+    "nio, gradients of weights": Start("nio", {"grad_params": "no_biases"}),
+    "nio from kaiming_normal": Start("nio", {"scheme": "kaiming_normal"}),
+    "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
     "default, clipping": Start(clip=1.0),
     "nio, clipping": Start("nio", clip=1.0),
     "idea: none": Start(idea=Idea()),

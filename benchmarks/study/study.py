@@ -47,9 +47,9 @@ def begin(model: nn.Module, start: Start, data: Data, seed: int) -> dict[str, An
     before, loss_before = _measured(model, held)
     begun = time.perf_counter()
     scales, constrained = None, None
-    options = dict(start.options)
-    if isinstance(options.get("scale_params"), str):
-        options["scale_params"] = FILTERS[options["scale_params"]]
+    options = {
+        name: FILTERS[value] if name in ("scale_params", "grad_params") else value for name, value in start.options.items()
+    }
     if start.relative_bound is not None:
         options["max_grad_norm"] = max(1.0, start.relative_bound * before.grad_norm)
     if start.method == "scheme":
