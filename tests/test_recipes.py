@@ -26,7 +26,7 @@ CIFAR = re.compile(r"(cifar100?)-(vgg|resnet|densenet|wrn)([0-9-]+)-(bn|nobn)")
 FUNCTIONS = {"vgg": "vgg", "resnet": "cifar_resnet", "densenet": "densenet", "wrn": "wide_resnet"}
 TITLES = {"vgg": "VGG", "resnet": "ResNet", "densenet": "DenseNet", "wrn": "WRN"}
 STARTS = ["default", "default, warm-up", "metainit", "gradinit", "nio"]
-STARTS_OF_VGG = [*STARTS[:2], "kaiming_normal", *(f"kaiming_normal + {method}" for method in STARTS[2:]), "nio"]
+STARTS_FROM_KAIMING = [*STARTS[:2], "kaiming_normal", *(f"kaiming_normal + {method}" for method in STARTS[2:]), "nio"]
 CIFAR_RECIPES = [name for name in RECIPES if CIFAR.fullmatch(name)]
 IMAGENET_RECIPES = [name for name in RECIPES if name.startswith("imagenet")]
 ROOT = Path(__file__).parents[1]
@@ -116,8 +116,8 @@ def test_a_recipe_for_cifar_is_what_its_name_says(name, scale):
     if scale is None:
         assert title.split(",")[0].lower().replace("-", "") == f"{family}{sizes}".replace("-", "")
     plan = planned(values)
-    assert list(plan.initializations) == (STARTS_OF_VGG if family == "vgg" else STARTS)
-    assert text.endswith(f"from {'seven' if family == 'vgg' else 'five'} starts")
+    assert list(plan.initializations) == (STARTS if family == "wrn" else STARTS_FROM_KAIMING)
+    assert text.endswith(f"from {'five' if family == 'wrn' else 'seven'} starts")
     warm = plan.recipe_of(title, "default, warm-up").warmup_steps
     ours = plan.recipe_of(title, "default")
     samples = values["data"]["init_args"].get("train_samples", 50_000)

@@ -106,7 +106,7 @@ def run_cifar(data: Path, out: Path, device: str, threads: int, minutes: float) 
         found = initopt.compare(
             {name: network},
             splits,
-            [start if start == "default" else {"method": start, "options": scale.options} for start in STARTS],
+            [_initialization(start, scale) for start in STARTS],
             recipe=RECIPE | {"batch_size": scale.batch_size, "epochs": stored["epochs"]},
             seeds=SEEDS,
             accelerator=device,
@@ -116,6 +116,13 @@ def run_cifar(data: Path, out: Path, device: str, threads: int, minutes: float) 
         stored["runs"] = [_told(found, run) for run in found.runs]
         save(out, results)
         print(_table(stored["runs"]), flush=True)
+
+
+def _initialization(start: str, scale: _Scale) -> str | dict[str, Any]:
+    if start == "default":
+        return start
+    joined = 2 if start == "gradinit" else 1  # batches in a step
+    return {"method": start, "options": scale.options, "batch_size": scale.batch_size // joined}
 
 
 def epochs_within(minutes: float, step_seconds: float, steps_per_epoch: int) -> int:

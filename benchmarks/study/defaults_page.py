@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from networks import NETWORKS
+from pages import fill, table
 from starts import STARTS
 from study import RESULTS
 
@@ -60,11 +61,6 @@ class Results:
         return {seed: fmean(one[seed] for one in found) for seed in found[0]}
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def _difference(found: dict[int, float], reference: dict[int, float]) -> tuple[float, str] | None:
     pairs = [found[seed] - reference[seed] for seed in found if seed in reference]
     if not pairs:
@@ -88,6 +84,42 @@ def differences(results: Results, networks: Sequence[str], starts: Sequence[str]
         if any(cell is not None for cell in cells):
             rows.append([start, *("" if cell is None else cell[1] for cell in cells)])
     return table(["start", *(NETWORKS[network].title for network in networks)], rows)
+
+
+def edges(results: Results, networks: Sequence[str]) -> str:
+    """Where the learning rate that counts is the first or the last of its list, so that a better one may be beyond."""
+    found = []
+    for start in (REFERENCE, "nio"):
+        titles = [
+            f"{NETWORKS[name].title} ({results.best_lr(name, start):g})"
+            for name in networks
+            if results.of(name, start) and results.best_lr(name, start) in (NETWORKS[name].lrs[0], NETWORKS[name].lrs[-1])
+        ]
+        found.append(f"of `{start}` for {'; '.join(titles)}" if titles else f"of `{start}` for none")
+    return ", ".join(found)
+
+
+def against_the_best(results: Results, networks: Sequence[str]) -> str:
+    """NIO against the best of all other starts, chosen with hindsight on the test split."""
+    rows = []
+    for name in networks:
+        ours = results.at_best(name, "nio", "test")
+        others = {start: results.at_best(name, start, "test") for start in STARTS if start != "nio"}
+        best = max(
+            (start for start in others if others[start]), key=lambda start: fmean(others[start].values()), default=""
+        )
+        if not ours or not best:
+            continue
+        difference = _difference(ours, others[best])
+        rows.append(
+            [
+                NETWORKS[name].title,
+                f"{fmean(ours.values()):.1f} ± {stdev(ours.values()):.1f}",
+                f"{best}: {fmean(others[best].values()):.1f} ± {stdev(others[best].values()):.1f}",
+                "" if difference is None else difference[1],
+            ]
+        )
+    return table(["network", "nio, %", "the best of the others, %", "paired difference, points"], rows)
 
 
 def changes(results: Results, networks: Sequence[str], start: str) -> str:
@@ -114,13 +146,12 @@ def page(rows: Iterable[Row]) -> str:
     parts = {
         "best": differences(results, choice, starts, "validation"),
         "over lrs": differences(results, choice, starts, "validation", over_lrs=True),
+        "edges": edges(results, choice),
         "confirmation": differences(results, confirmation, starts, "test"),
+        "against the best": against_the_best(results, confirmation),
         "changes": changes(results, seen, "nio"),
     }
-    text = TEXT.read_text()
-    for name, part in parts.items():
-        text = text.replace(f"<!-- table: {name} -->", part)
-    return text
+    return fill(TEXT.read_text(), parts)
 
 
 def main() -> None:

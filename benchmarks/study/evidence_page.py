@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from defaults_page import Results, table
+from defaults_page import Results
 from networks import NETWORKS, TWO_DECADES
+from pages import fill, table
 from rates_picture import LINES, draw, networks_of
 from study import RESULTS, WIDE
 
 from initopt.storage import write_file
 
-__all__ = ["main", "page"]
+__all__ = ["main"]
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = Path(__file__).parent / "evidence.md"
@@ -144,13 +145,6 @@ def two_decades(wide: Results) -> str:
     return table(["network", "start", *[""] * 5], rows)
 
 
-def page(parts: Iterable[tuple[str, str]]) -> str:
-    text = TEXT.read_text()
-    for name, part in parts:
-        text = text.replace(f"<!-- table: {name} -->", part)
-    return text
-
-
 def main() -> None:
     cifar = Runs("cifar10")
     own = Runs("cifar10-lr")
@@ -166,7 +160,7 @@ def main() -> None:
         "two decades": two_decades(wide),
         "clipping": clipping(results),
     }
-    write_file(DOCS / "evidence.md", lambda path: path.write_text(page(parts.items())))
+    write_file(DOCS / "evidence.md", lambda path: path.write_text(fill(TEXT.read_text(), parts)))
     print(f"page: {DOCS / 'evidence.md'}")
 
 

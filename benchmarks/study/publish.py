@@ -1,6 +1,6 @@
 """Put what a comparison found into docs/comparisons: its report, and its runs without weights and event files.
 
-    python benchmarks/study/publish.py FOLDER NAME
+    python benchmarks/study/publish.py FOLDER NAME [--hide PATH]
 
 FOLDER is what ``initopt compare --out FOLDER`` wrote. Writes docs/comparisons/NAME/ and docs/comparisons/NAME-runs.json.
 """
@@ -47,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run["curve"] = [[_rounded(value) for value in row] for row in run["curve"]]
     content = plain({"format": FORMAT, "recipe": found.recipe, "versions": found.versions, "runs": runs})
     text = json.dumps(content, separators=(",", ":")).replace('{"network"', '\n{"network"')
+    written = write_report(options.folder).parent
     write_file(DOCS / f"{options.name}-runs.json", lambda path: path.write_text(text + "\n"))
     shutil.rmtree(DOCS / options.name, ignore_errors=True)
-    shutil.copytree(write_report(options.folder).parent, DOCS / options.name)
+    shutil.copytree(written, DOCS / options.name)
     for page in (DOCS / options.name).glob("report.*") if options.hide else ():
         page.write_text(page.read_text(encoding="utf-8").replace(options.hide, "DIR"), encoding="utf-8")
     print(f"report: {DOCS / options.name}, runs: {DOCS / options.name}-runs.json")

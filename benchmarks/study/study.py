@@ -1,6 +1,6 @@
 """The study from which the defaults of NIO come.
 
-    python benchmarks/study/study.py --cifar DIR --text FILE [--networks vgg7,vit] [--starts base,cosine]
+    python benchmarks/study/study.py --cifar DIR --text FILE [--networks vgg7,vit] [--starts "base;cosine"]
         [--seeds 0,1,2] [--part 0/2] [--wide] [--out benchmarks/results/defaults.jsonl]
 
 Every start is trained at all learning rates of its network, on batches that follow from the seed. A line of the result is
@@ -39,7 +39,7 @@ WIDE = RESULTS.with_name("learning-rates.jsonl")
 _MEASURED, _STEPS = 5, 105
 
 
-def begin(model: nn.Module, start: Start, data: Data, seed: int) -> dict[str, Any]:
+def begin(model: nn.Module, network: Network, start: Start, data: Data, seed: int) -> dict[str, Any]:
     """Initialize in place; what is known of it."""
     a_step = start.idea.batches if start.idea is not None else 2  # GradInit halves them; one start takes 200 steps
     batches = data.for_start(seed, _MEASURED + _STEPS * a_step)
@@ -50,6 +50,8 @@ def begin(model: nn.Module, start: Start, data: Data, seed: int) -> dict[str, An
     options = {
         name: FILTERS[value] if name in ("scale_params", "grad_params") else value for name, value in start.options.items()
     }
+    if start.method == "gradinit" and network.optimizer == "adamw":
+        options |= {"optimizer": "adam", "eta": 0.001}
     if start.relative_bound is not None:
         options["max_grad_norm"] = max(1.0, start.relative_bound * before.grad_norm)
     if start.method == "scheme":
@@ -97,7 +99,7 @@ def trained(network: Network, name: str, seed: int, data: Data, lrs: Sequence[fl
     start = STARTS[name]
     torch.manual_seed(seed)
     model = network.model()
-    about = begin(model, start, data, seed)
+    about = begin(model, network, start, data, seed)
     batches = data.training(seed)
     parts = ("validation",) if network.role == "choice" else ("validation", "test")
     found = []
