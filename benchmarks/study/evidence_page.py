@@ -108,10 +108,10 @@ def before_and_after(runs: Runs, start: str) -> str:
     return table(["network", "GradCosine", "gradient norm"], rows)
 
 
-def own_rates(runs: Runs) -> str:
+def own_rates(comparisons: Sequence[Runs]) -> str:
     """Accuracy, difference to the network's own start, and the learning rate that was chosen."""
     rows = []
-    for network in runs.networks:
+    for runs, network in ((found, network) for found in comparisons for network in found.networks):
         own = {run["seed"]: accuracy(run) for run in runs.of(network, "default")}
         for start in runs.starts:
             found = {run["seed"]: accuracy(run) for run in runs.of(network, start)}
@@ -147,7 +147,7 @@ def two_decades(wide: Results) -> str:
 
 def main() -> None:
     cifar = Runs("cifar10")
-    own = Runs("cifar10-lr")
+    clipped, free = [Runs("cifar10-lr"), Runs("cifar10-vit")], [Runs("cifar10-lr-noclip")]
     results, wide = (Results(map(json.loads, path.read_text().splitlines())) for path in (RESULTS, WIDE))
     print(f"picture: {draw(wide)}")
     parts = {
@@ -156,7 +156,8 @@ def main() -> None:
         "steps": steps(cifar),
         "costs": costs(cifar),
         "before and after": before_and_after(cifar, "nio"),
-        "own rates": own_rates(own),
+        "own rates": own_rates(clipped),
+        "own rates, no clipping": own_rates(free),
         "two decades": two_decades(wide),
         "clipping": clipping(results),
     }
