@@ -36,6 +36,10 @@ class Net(nn.Module):
     def forward(self, x):
         return self.layers(x)
 
+def untyped_data(path):
+    return path
+
+
 def untyped_net(width, act="Tanh"):
     return Net(width, act)
 
@@ -268,7 +272,7 @@ class TestConfig:
         )
         status, _, err = cli("measure --config run.yaml")
         assert status == 2
-        assert "--config: initopt measure has no option 'quietly'" in err
+        assert "--config run.yaml: initopt measure has no option 'quietly'" in err
         Path("run.yaml").write_text(Path("run.yaml").read_text().replace("quietly: 1", "num_subbatches: 8"))
         status, out, _ = cli("measure --config run.yaml --steps 3")
         assert status == 0
@@ -499,6 +503,17 @@ class TestCompare:
                 "--recipe.epochs: expected int; got x",
             ),
             ("--out o --models.m USER.Net --initializations [nio] --recipe.lr -1", "lr must be a number above 0; got -1"),
+            ("--out o --models.m USER.untyped_net --initializations [nio]", "needs --models.m.init_args.width"),
+            (
+                "--out o --models.m USER.Net --initializations [nio] --data USER.untyped_data",
+                "--data USER.untyped_data needs --data.path",
+            ),
+            ("--out o --config method.yaml", "--config method.yaml: initopt compare has no option 'method'"),
+            ("--out o --recipe method.yaml", "--recipe method.yaml: initopt compare has no option 'method'"),
+            (
+                "--out o --recipe cifar10-evidence --recipe.lr 0.5",
+                "--recipe.lr has no effect, since every network here has its own, models.NAME.recipe.lr; write",
+            ),
             ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits and others"),
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
@@ -510,10 +525,11 @@ class TestCompare:
     def test_refuses(self, cli, user_module, options, message):
         wrong = {"class_path": f"{user_module}.Net", "init_args": {"depth": 3}}
         Path("wrong.yaml").write_text(yaml.safe_dump({"models": {"m": wrong}, "initializations": ["default"]}))
+        Path("method.yaml").write_text("{method: gradinit}")
         status, out, err = cli(f"compare {options}")
         assert (status, out) == (2, "")
         assert err.startswith("initopt compare: error: ")
-        assert message in err
+        assert message.replace("USER", user_module) in err
         assert not Path("o").exists()
 
     def test_a_field_of_the_recipe_that_there_is_not(self, cli):
@@ -526,8 +542,11 @@ class TestCompare:
             f"compare --models.bad USER.Buggy --models.good USER.Net --data USER.Pieces --initializations [default] {QUICK}"
         )
         status, out, err = cli(f"{line} --report false --out out")
-        assert (status, err) == (1, "")
+        assert status == 1
         assert re.search(r"default +0.01 +0 of 2 .* 2 of 2", out)
+        assert re.fullmatch(
+            r"2 runs failed: \w+Error: .* \(in full in out/runs/bad/default/lr=0.01/seed=0/run.json\)\n", err
+        )
         assert {run.status for run in initopt.comparison.load_comparison("out").runs} == {"failed", "done"}
 
     def test_report(self, cli):
@@ -538,7 +557,10 @@ class TestCompare:
 
     @pytest.mark.parametrize(
         ("line", "message"),
-        [("report nowhere", "nowhere/comparison.json does not exist"), ("report", "the following arguments are required")],
+        [
+            ("report nowhere", "nowhere holds no comparison, for want of comparison.json; give a folder that"),
+            ("report", "DIR is missing: the folder that initopt compare --out wrote"),
+        ],
     )
     def test_report_on_nothing(self, cli, line, message):
         status, out, err = cli(line)

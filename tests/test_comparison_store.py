@@ -63,7 +63,7 @@ def test_a_run_that_is_being_put_in_place_is_not_there_yet(folder):
 
 
 def test_no_comparison(tmp_path):
-    with pytest.raises(ValueError, match=r"comparison\.json does not exist"):
+    with pytest.raises(ValueError, match=r"holds no comparison, for want of comparison\.json"):
         write_report(tmp_path)
     (tmp_path / "comparison.json").write_text('{"format": "something else"}')
     with pytest.raises(ValueError, match="is no 'initopt comparison 1' file"):

@@ -280,6 +280,10 @@ class TestFile:
         }
         assert describe_recipe(path) == ("mine", ())
 
+    def test_a_base_may_be_a_recipe_by_name(self, tmp_path):
+        path = self.write(tmp_path, a="{base: digits, seeds: 2}")
+        assert read_recipe(path) == read_recipe(RECIPES["digits"]) | {"seeds": 2}
+
     def test_scales_of_a_file_and_of_its_base(self, tmp_path):
         path = self.write(
             tmp_path,
@@ -298,7 +302,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            ({"a": "base: b.yaml"}, "b.yaml: No such file"),
+            ({"a": "base: b.yaml"}, "a.yaml: its base b.yaml is neither a file beside it nor a recipe"),
             ({"a": "base: b.yaml", "b": "base: a.yaml"}, "is its own base"),
             ({"a": "recipe: 3"}, "recipe must be a mapping; got 3"),
             ({"a": "scales: [small]"}, "scales must be a mapping; got"),

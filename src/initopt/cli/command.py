@@ -25,6 +25,7 @@ class Request:
         options: every other option.
         progress: whether to show a progress bar; ``None`` where that was left open.
         config: all of it as it would stand in a YAML file.
+        given: the names of the options on the command line, not in a file.
     """
 
     components: Mapping[str, Component]
@@ -33,6 +34,7 @@ class Request:
     options: Mapping[str, Any]
     progress: bool | None
     config: Mapping[str, Any] = field(repr=False)
+    given: frozenset[str] = frozenset()
 
     def make(self, option: str) -> Any:
         """The object that a component stands for, or ``None`` if none was chosen."""

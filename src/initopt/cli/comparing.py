@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from initopt.cli.components import Component, find_component
 from initopt.cli.failures import FAILED
 from initopt.cli.report import table
 from initopt.cli.wording import reworded
-from initopt.comparison import Comparison, Network, Recipe
+from initopt.comparison import Comparison, Network, Recipe, RunRecord
+from initopt.comparison.job import Job
 from initopt.comparison.recipes import RECIPES
 from initopt.data import SOURCES
 
@@ -69,6 +70,7 @@ def _run(request: Request) -> None:
     for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations [default,nio]")):
         if not options[name]:
             raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe (see --list_recipes)")
+    _refuse_overridden(request)
     found = initopt.compare(
         {name: _network(name, value) for name, value in options["models"].items()},
         _data(request),
@@ -82,8 +84,33 @@ def _run(request: Request) -> None:
     _show(found)
     if options["report"]:
         print(f"\nReport: {Path(out).expanduser() / 'report' / 'report.html'}")
-    if found.problems or any(run.status == "failed" for run in [*found.runs, *found.selection]):
+    failed = [run for run in [*found.selection, *found.runs] if run.status == "failed"]
+    for reason in _reasons(failed, Path(out).expanduser()):
+        print(reason, file=sys.stderr)
+    if found.problems or failed:
         sys.exit(FAILED)
+
+
+def _reasons(failed: Sequence[RunRecord], folder: Path) -> Iterator[str]:
+    """Every error once, with how many runs it ended and where there is more of it."""
+    by_error: dict[str, list[RunRecord]] = {}
+    for run in failed:
+        by_error.setdefault((run.error or "no reason was stored").strip().splitlines()[0], []).append(run)
+    for error, runs in by_error.items():
+        count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
+        yield f"{count} failed: {error} (in full in {Job.of(runs[0]).place(folder) / 'run.json'})"
+
+
+def _refuse_overridden(request: Request) -> None:
+    """Refuse a field of the recipe on the command line that every network has of its own."""
+    models: dict[str, Any] = request.options["models"]
+    own = [set((value.get("recipe") or {}) if isinstance(value, Mapping) else {}) for value in models.values()]
+    for field in sorted(set.intersection(*own)):
+        if f"recipe.{field}" in request.given:
+            raise ValueError(
+                f"--recipe.{field} has no effect, since every network here has its own, models.NAME.recipe.{field}; write "
+                "the options into a file by --print_config, and change them there"
+            )
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -96,6 +123,7 @@ def _network(name: str, value: Any) -> Network:
     recipe = own.pop("recipe", None) or {}
     try:
         component, arguments = _component("models", own)
+        component.check(arguments, f"--models.{name}.init_args.")
     except ArgumentError as error:
         raise ValueError(f"--models.{name}: {reworded(str(error))}") from None
     return Network(partial(component.target, **arguments), recipe)
@@ -105,6 +133,7 @@ def _data(request: Request) -> Any:
     component = request.components.get("data")
     if component is None or component.path == "digits":
         return "digits"
+    component.check(request.arguments["data"])
     return partial(component.target, **request.arguments["data"])
 
 

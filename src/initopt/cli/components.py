@@ -74,6 +74,21 @@ class Component:
         if self._makes_batches:
             group.add_method_arguments(Splits, "batches", self.option, as_group=False)
 
+    def check(self, arguments: Mapping[str, Any], prefix: str = "") -> None:
+        """Refuse to go without a required argument; those without a type pass the parser, which has None for them.
+
+        Args:
+            arguments: by name.
+            prefix: how the arguments are given, for the message; ``"--OPTION."`` by default.
+
+        Raises:
+            ValueError: if one is missing.
+        """
+        for name, parameter in inspect.signature(self.target).parameters.items():
+            untyped = parameter.annotation is inspect.Parameter.empty and parameter.default is inspect.Parameter.empty
+            if untyped and name in arguments and arguments[name] is None:
+                raise ValueError(f"--{self.option} {self.path} needs {prefix or f'--{self.option}.'}{name}")
+
     def make(self, arguments: Mapping[str, Any]) -> Any:
         """The object.
 
@@ -82,11 +97,7 @@ class Component:
         """
         if not self.takes_arguments:
             return self.target
-        # Those without a type pass the parser, which has None for them.
-        for name, parameter in inspect.signature(self.target).parameters.items():
-            untyped = parameter.annotation is inspect.Parameter.empty and parameter.default is inspect.Parameter.empty
-            if untyped and name in arguments and arguments[name] is None:
-                raise ValueError(f"--{self.option} {self.path} needs --{self.option}.{name}")
+        self.check(arguments)
         if not self._makes_batches:
             return self.target(**arguments)
         known = inspect.signature(Splits.batches).parameters

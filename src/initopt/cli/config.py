@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ class Config:
     Attributes:
         chosen: the import path of each component that a file chose, and the method.
         options: every other option by its name on the command line; arguments of a component are ``"model.ARG"``.
+        origins: the file that each option is from.
     """
 
     chosen: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
     def choose(self, option: str, path: str) -> None:
         """Choose a component; arguments that were for another one are dropped."""
@@ -31,14 +33,14 @@ class Config:
         self.chosen[option] = path
 
 
-def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], components: Iterable[str]) -> Config:
+def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], choices: Collection[str]) -> Config:
     """Options from files, of which a later one overrides the earlier ones.
 
     A component is its import path, or ``{class_path: PATH, init_args: {ARG: VALUE}}``.
 
     Args:
-        files: the name of each, and what it holds.
-        components: the options that choose a component.
+        files: the option and name of each, as ``"--config FILE"``, and what it holds.
+        choices: the options that choose a component, and ``"method"`` if the command has methods.
 
     Raises:
         ValueError: if a component is not of this form; the message names the file.
@@ -46,7 +48,7 @@ def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], components: It
     config = Config()
     for name, held in files:
         values = dict(held)
-        for option in components:
+        for option in (choice for choice in choices if choice != "method"):
             value = values.pop(option, None)
             if value is None:
                 continue
@@ -59,13 +61,16 @@ def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], components: It
                 )
             config.choose(option, value["class_path"])
             arguments = value.get("init_args") or {}
-            config.options |= {f"{option}.{argument}": given for argument, given in arguments.items()}
-        if "method" in values:
+            given = {f"{option}.{argument}": value for argument, value in arguments.items()}
+            config.options |= given
+            config.origins |= dict.fromkeys(given, name)
+        if "method" in choices and "method" in values:
             config.chosen["method"] = str(values.pop("method"))
         recipe = values.pop("recipe", None)
         if isinstance(recipe, dict):  # a group of options, of which a later file or the command line may change one
             values |= {f"recipe.{field}": value for field, value in recipe.items()}
         config.options |= values
+        config.origins |= dict.fromkeys(values, name)
     return config
 
 

@@ -37,8 +37,8 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     if getattr(flags, "list_recipes", False):
         print(_list(command))
         return None
-    files = [*_recipes(command, flags), *((name, read_options(Path(name))) for name in flags.config or [])]
-    config = merge_configs(files, [name for name in command.choices if name != "method"])
+    files = [*_recipes(command, flags), *((f"--config {name}", read_options(Path(name))) for name in flags.config or [])]
+    config = merge_configs(files, command.choices)
     for name in command.choices:
         if getattr(flags, name) is not None:
             config.choose(name, getattr(flags, name))
@@ -64,7 +64,7 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
         return None
     made = parser.instantiate(parsed)
     arguments = {name: dict(vars(made.pop(name))) if name in made else {} for name in components}
-    return Request(components, arguments, method, dict(vars(made)), _progress(flags), shown)
+    return Request(components, arguments, method, dict(vars(made)), _progress(flags), shown, frozenset(_names(rest)))
 
 
 def _first_pass(command: Command) -> argparse.ArgumentParser:
@@ -122,7 +122,7 @@ def _recipes(command: Command, flags: argparse.Namespace) -> list[tuple[str, dic
         raise ValueError(
             f"--recipe {name}: there is no such file; by name there are {', '.join(near)} and others, see --list_recipes"
         )
-    return [(name, read_recipe(Path(known.get(name, name)), scale))]
+    return [(f"--recipe {name}", read_recipe(Path(known.get(name, name)), scale))]
 
 
 def _list(command: Command) -> str:
@@ -175,7 +175,7 @@ def _refuse_unknown(config: Config, parser: ArgumentParser, command: Command) ->
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"--config: initopt {command.name} has no option {name!r}{hint}")
+            raise ValueError(f"{config.origins.get(name, '--config')}: initopt {command.name} has no option {name!r}{hint}")
 
 
 def _as_flags(config: Config) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from initopt.cli.config import read_options
+from initopt.comparison.recipes import RECIPES
 
 __all__ = ["describe_recipe", "read_recipe"]
 
@@ -14,9 +15,9 @@ __all__ = ["describe_recipe", "read_recipe"]
 def read_recipe(path: Path, scale: str | None = None) -> dict[str, Any]:
     """The options that a file holds.
 
-    Beside options, it may have three keys: ``base``, a file beside it whose content it changes; ``scales``, further changes
-    by name, for ``--scale NAME``; and ``description``, what it is. A change replaces an option whole, but for the fields of
-    the recipe and the arguments of the data, which it replaces one by one.
+    Beside options, it may have three keys: ``base``, a recipe by name, or a file beside it, whose content it changes;
+    ``scales``, further changes by name, for ``--scale NAME``; and ``description``, what it is. A change replaces an option
+    whole, but for the fields of the recipe and the arguments of the data, which it replaces one by one.
 
     Args:
         path: of the file.
@@ -53,7 +54,14 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         if not isinstance(changes, Mapping):
             raise ValueError(f"--recipe {path}: scale {name} must be a mapping of options; got {changes!r}")
     base = values.pop("base", None)
-    return values if base is None else _changed(_with_base(path.parent / str(base), (*above, path)), values)
+    if base is None:
+        return values
+    below = path.parent / str(base)
+    if not below.is_file():
+        below = RECIPES.get(str(base), below)
+    if not below.is_file():
+        raise ValueError(f"--recipe {path}: its base {base} is neither a file beside it nor a recipe (see --list_recipes)")
+    return _changed(_with_base(below, (*above, path)), values)
 
 
 def _changed(below: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

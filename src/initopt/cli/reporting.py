@@ -13,12 +13,14 @@ __all__ = ["REPORT"]
 
 def _add_options(parser: ArgumentParser, method: str) -> None:
     group = parser.add_argument_group("what to report on")
-    group.add_argument("folder", type=Path, metavar="DIR", help="the folder of a comparison, finished or not")
+    group.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="the folder of a comparison, finished or not")
 
 
 def _run(request: Request) -> None:
     from initopt.comparison.report import write_report
 
+    if request.options["folder"] is None:
+        raise ValueError("DIR is missing: the folder that initopt compare --out wrote")
     print(f"Report: {write_report(request.options['folder'].expanduser())}")
 
 

@@ -77,6 +77,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the folder holds no comparison.
     """
+    if not (folder / RECORD).exists():
+        raise ValueError(f"{folder} holds no comparison, for want of {RECORD}; give a folder that initopt compare wrote")
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{folder / RECORD} is no {FORMAT!r} file; was it written by another version?")
