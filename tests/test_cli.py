@@ -503,13 +503,21 @@ class TestCompare:
                 "--recipe.epochs: expected int; got x",
             ),
             ("--out o --models.m USER.Net --initializations [nio] --recipe.lr -1", "lr must be a number above 0; got -1"),
-            ("--out o --models.m USER.untyped_net --initializations [nio]", "needs --models.m.init_args.width"),
+            (
+                "--out o --models.m USER.untyped_net --initializations [nio]",
+                "needs {class_path: USER.untyped_net, init_args: {width: VALUE}}",
+            ),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data USER.untyped_data",
                 "--data USER.untyped_data needs --data.path",
             ),
             ("--out o --config method.yaml", "--config method.yaml: initopt compare has no option 'method'"),
             ("--out o --recipe method.yaml", "--recipe method.yaml: initopt compare has no option 'method'"),
+            ("--out o --recipe cifar10-evidence-vit --models.mine USER.untyped_net", "init_args: {width: VALUE}}"),
+            (
+                "--out o --recipe fields.yaml --recipe.optimizer_options.momentum 0.9",
+                "--recipe.optimizer_options has no effect, since every network here has its own",
+            ),
             (
                 "--out o --recipe cifar10-evidence --recipe.lr 0.5",
                 "--recipe.lr has no effect, since every network here has its own, models.NAME.recipe.lr; write",
@@ -526,6 +534,8 @@ class TestCompare:
         wrong = {"class_path": f"{user_module}.Net", "init_args": {"depth": 3}}
         Path("wrong.yaml").write_text(yaml.safe_dump({"models": {"m": wrong}, "initializations": ["default"]}))
         Path("method.yaml").write_text("{method: gradinit}")
+        own = {"class_path": f"{user_module}.Net", "recipe": {"optimizer_options": {"momentum": 0.5}}}
+        Path("fields.yaml").write_text(yaml.safe_dump({"models": {"m": own}, "initializations": ["default"]}))
         status, out, err = cli(f"compare {options}")
         assert (status, out) == (2, "")
         assert err.startswith("initopt compare: error: ")

@@ -84,6 +84,7 @@ def _run(request: Request) -> None:
     _show(found)
     if options["report"]:
         print(f"\nReport: {Path(out).expanduser() / 'report' / 'report.html'}")
+    sys.stdout.flush()  # what follows is on standard error
     failed = [run for run in [*found.selection, *found.runs] if run.status == "failed"]
     for reason in _reasons(failed, Path(out).expanduser()):
         print(reason, file=sys.stderr)
@@ -106,7 +107,7 @@ def _refuse_overridden(request: Request) -> None:
     models: dict[str, Any] = request.options["models"]
     own = [set((value.get("recipe") or {}) if isinstance(value, Mapping) else {}) for value in models.values()]
     for field in sorted(set.intersection(*own)):
-        if f"recipe.{field}" in request.given:
+        if any(name.split(".")[:2] == ["recipe", field] for name in request.given):
             raise ValueError(
                 f"--recipe.{field} has no effect, since every network here has its own, models.NAME.recipe.{field}; write "
                 "the options into a file by --print_config, and change them there"
@@ -123,7 +124,7 @@ def _network(name: str, value: Any) -> Network:
     recipe = own.pop("recipe", None) or {}
     try:
         component, arguments = _component("models", own)
-        component.check(arguments, f"--models.{name}.init_args.")
+        component.check(arguments)
     except ArgumentError as error:
         raise ValueError(f"--models.{name}: {reworded(str(error))}") from None
     return Network(partial(component.target, **arguments), recipe)

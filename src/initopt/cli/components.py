@@ -74,12 +74,8 @@ class Component:
         if self._makes_batches:
             group.add_method_arguments(Splits, "batches", self.option, as_group=False)
 
-    def check(self, arguments: Mapping[str, Any], prefix: str = "") -> None:
+    def check(self, arguments: Mapping[str, Any]) -> None:
         """Refuse to go without a required argument; those without a type pass the parser, which has None for them.
-
-        Args:
-            arguments: by name.
-            prefix: how the arguments are given, for the message; ``"--OPTION."`` by default.
 
         Raises:
             ValueError: if one is missing.
@@ -87,7 +83,8 @@ class Component:
         for name, parameter in inspect.signature(self.target).parameters.items():
             untyped = parameter.annotation is inspect.Parameter.empty and parameter.default is inspect.Parameter.empty
             if untyped and name in arguments and arguments[name] is None:
-                raise ValueError(f"--{self.option} {self.path} needs {prefix or f'--{self.option}.'}{name}")
+                how = f"{{class_path: {self.path}, init_args: {{{name}: VALUE}}}}" if self.option == "models" else ""
+                raise ValueError(f"--{self.option} {self.path} needs {how or f'--{self.option}.{name}'}")
 
     def make(self, arguments: Mapping[str, Any]) -> Any:
         """The object.

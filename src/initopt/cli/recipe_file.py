@@ -44,7 +44,7 @@ def describe_recipe(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if path in above:
+    if path.resolve() in [other.resolve() for other in above]:
         raise ValueError(f"--recipe {above[0]}: {path} is its own base")
     values = read_options(path, "--recipe")
     for name in ("recipe", "scales"):
