@@ -46,8 +46,8 @@ def select(labels: Mapping[str, np.ndarray], sizes: Sizes, name: str) -> dict[st
     """Choose the samples of each part.
 
     A part without a split of its own is split off the training split: a tenth of it, at most 10,000, and for test at least
-    one. All classes are represented in proportion. What is chosen for validation and test does not depend on the size of the training part, and
-    a larger training part contains a smaller one.
+    one. All classes are represented in proportion. What is chosen for validation and test does not depend on the size of
+    the training part, and a larger training part contains a smaller one.
 
     Args:
         labels: of each split that there is, shape ``(N,)``.
