@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,10 @@ from initopt.orphans import end_with_parent
 from initopt.randomness import seeded
 
 __all__ = ["seeded_batches"]
+
+_START_METHOD = "fork" if sys.platform == "linux" else None
+"""Elsewhere the platform's own. Forked loaders start at once, share what is in memory, and need nothing sent to them; a
+process that was spawned itself, as those that do a run each, would spawn its own by default, at seconds a loader."""
 
 _IN_MEMORY = (TensorDataset, Pixels)
 """Their batches take less time to make than to get from another process."""
@@ -40,6 +45,7 @@ def seeded_batches(dataset: Dataset[Any], order: Iterable[list[int]], *seed: int
         collate_fn=_as_it_is,
         generator=unused,
         worker_init_fn=_begin,
+        multiprocessing_context=_START_METHOD,
     )
     return SeededBatches(loader, *seed)
 
@@ -76,5 +82,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin(number: int) -> None:
-    # Torch has loaders look for their parent every five seconds; until then they would hold the lock of a comparison.
+    # Torch has loaders look for their parent every five seconds; until then they would hold open what it had open: its
+    # connection to a comparison that waits for it to close, say.
     end_with_parent()
