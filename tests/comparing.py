@@ -6,13 +6,15 @@ import dataclasses
 import json
 import math
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import initopt
 from initopt.comparison import Comparison, Network, load_comparison
@@ -40,6 +42,25 @@ def blobs(samples: int = 96, seed: int = 0) -> Splits:
         return TensorDataset(centres[labels] + torch.randn(count, 6, generator=generator), labels)
 
     return Splits(part(samples), part(samples // 2), part(samples // 2))
+
+
+class Noisy(Dataset):
+    """Samples with noise that is drawn anew each time, from all generators that there are."""
+
+    def __init__(self, inner: TensorDataset) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        point, label = self.inner[index]
+        return point + torch.randn(6) + np.random.normal() + random.random(), label
+
+
+def noisy_blobs() -> Splits:
+    splits = blobs()
+    return Splits(Noisy(splits.train), Noisy(splits.validation), Noisy(splits.test))
 
 
 class Raising(nn.Module):

@@ -44,7 +44,7 @@ def test_measure_takes_batches_of_a_part(run):
 
 def test_help_has_the_arguments_of_the_data_and_of_its_batches(run):
     _, out, _ = run("run --model small_gpt --data text --help")
-    for option in ("--data.path", "--data.length", "--data.batch_size", "--data.subset", "--data.seed"):
+    for option in ("--data.path", "--data.length", "--data.batch_size", "--data.subset", "--data.seed", "--data.loaders"):
         assert option in out
 
 

@@ -171,6 +171,7 @@ def _no_length():
         ),
         ({"threads": 0}, "threads must be an integer of 1 or more; got 0"),
         ({"workers": 0}, "workers must be an integer of 1 or more; got 0"),
+        ({"loaders": -1}, "loaders must be an integer of 0 or more; got -1"),
         ({"accelerator": "abacus"}, "Lightning Fabric does not run with accelerator='abacus'"),
         ({"devices": 2, "workers": 2}, "workers=2 do one run each, on one device; with devices=2, use workers=1"),
         ({"devices": 3, "strategy": "ddp"}, "batch_size is 16, which 3 devices cannot share equally"),

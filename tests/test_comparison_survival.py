@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from comparing import NIO, RECIPE, compare, raising, small, table
+from comparing import NIO, RECIPE, compare, noisy_blobs, raising, small, table
 from helpers import with_the_tests
 
 import initopt
@@ -328,6 +328,27 @@ class TestWorkers:
         )
         assert ended.returncode == 1
         assert "needs the line: if __name__ == '__main__':" in ended.stderr
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+class TestLoaders:
+    @pytest.mark.parametrize(("workers", "recipe"), [(1, GRID), (2, RECIPE)])
+    def test_same_results_for_any_number_of_them(self, tmp_path, workers, recipe):
+        options = {"models": {"net": functools.partial(small, dropout=0.5)}, "data": noisy_blobs, "recipe": recipe}
+        for loaders in (0, 2):
+            compare(tmp_path / str(loaders), **options, seeds=1, selection_seeds=1, workers=workers, loaders=loaders)
+        assert table(tmp_path / "0") == table(tmp_path / "2")
+        assert '"status": "failed"' not in "".join(table(tmp_path / "0"))
+
+    def test_a_folder_is_gone_on_with_by_another_number(self, tmp_path, counted):
+        compare(tmp_path / "out", data=noisy_blobs)
+        expected = table(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out" / "runs" / "small" / "nio" / "lr=0.1" / "seed=1")
+        counted.clear()
+        compare(tmp_path / "out", data=noisy_blobs, loaders=2)
+        assert len(counted) == 1
+        assert table(tmp_path / "out") == expected
 
 
 def environment():

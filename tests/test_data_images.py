@@ -20,7 +20,7 @@ import initopt
 from initopt.comparison.batches import EpochOrder, training_batches
 from initopt.data import cifar10, cifar100, image_folder, imagenet
 from initopt.data.augmentation import augmentation
-from initopt.data.selection import stratified_order
+from initopt.data.selection import Sizes, select, stratified_order
 from initopt.data.views import View
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -266,6 +266,12 @@ class TestImageFolder:
         assert splits.classes == CLASSES
         assert len(torch.cat([rows(splits.train), rows(splits.validation), rows(splits.test)]).unique(dim=0)) == 20
 
+    @pytest.mark.parametrize(("of_a_class", "sizes"), [(4, (7, 0, 1)), (1, (1, 0, 1))])
+    def test_fewer_than_ten_images_leave_one_to_test_on(self, tmp_path, of_a_class, sizes):
+        write_folders(tmp_path, of_a_class)
+        splits = image_folder(tmp_path, image_size=8, augment=False)
+        assert (len(splits.train), len(splits.validation or ()), len(splits.test)) == sizes
+
     def test_folders_of_parts(self, tmp_path):
         for part, count in (("train", 8), ("val", 3), ("test", 2)):
             write_folders(tmp_path / part, count)
@@ -287,6 +293,16 @@ class TestMessages:
 
     def test_no_network(self):
         with pytest.raises(ConnectionError, match=r"HF_HUB_OFFLINE is set.*hf download uoft-cs/cifar10 --repo-type"):
+            cifar10()
+
+    def test_no_network_though_downloads_are_not_forbidden(self, monkeypatch):
+        def unreachable(*arguments, **options):
+            raise OSError("no route to host")
+
+        monkeypatch.setattr(datasets, "load_dataset", unreachable)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # what a variable of "0" comes to
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        with pytest.raises(ConnectionError, match=r"from the Hugging Face hub: no route to host\. Download it"):
             cifar10()
 
     def test_closed_to_the_public(self, monkeypatch):
@@ -349,6 +365,18 @@ class TestMessages:
     def test_batches_that_are_too_large(self, cifar):
         with pytest.raises(ValueError, match="batch_size must be at most 20, the samples in 'test'; got 21"):
             cifar10(cifar).batches(21, subset="test")
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"train": 1}, "has 1 samples, of which 1 go to validation and test: that leaves 0, .*, or give more samples"),
+        ({"train": 20, "test": 0}, "the split 'test' of some is for testing, and has no samples; fill or remove it"),
+    ],
+)
+def test_too_few_samples_for_a_part(counts, message):
+    with pytest.raises(ValueError, match=message):
+        select({split: np.zeros(count) for split, count in counts.items()}, Sizes(None, None, None), "some")
 
 
 def test_beginnings_of_the_order_are_stratified():

@@ -114,6 +114,13 @@ def test_norms_and_biases(name):
     assert nn.BatchNorm2d in kinds["batch"] - kinds["none"]
 
 
+@pytest.mark.parametrize(("depth", "width", "convolutions"), [(28, 10, 28), (16, 4, 16), (10, 1, 9)])
+def test_depth_of_a_wide_resnet_counts_convolutions(depth, width, convolutions):
+    with torch.device("meta"):
+        model = wide_resnet(depth, width)
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == convolutions
+
+
 def test_depth_of_a_resnet_counts_layers_with_weights():
     model = cifar_resnet(32)
     assert sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()) == 32

@@ -56,6 +56,7 @@ def compare(
     strategy: str = "auto",
     threads: int = 1,
     workers: int = 1,
+    loaders: int = 0,
     retry_failed: bool = False,
     report: bool = True,
     progress: Progress = None,
@@ -89,6 +90,8 @@ def compare(
         threads: processor threads of each process. One by default: the last digits depend on it, and with ``workers`` the
             processor is busy all the same.
         workers: how many processes do one run each at a time; the results do not depend on it, but for times.
+        loaders: how many more processes each run has that read, decode and augment its samples, where these are not in
+            memory already; the results do not depend on it, but for times. By default none, so the one that trains does it.
         retry_failed: do runs again that failed before.
         report: write the report at the end.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
@@ -115,7 +118,8 @@ def compare(
     [('default', 0, 'done'), ('default', 1, 'done'), ('nio', 0, 'done'), ('nio', 1, 'done')]
     """
     require_extra()
-    hardware = Hardware(accelerator, devices, strategy, check_integer("threads", threads, 1))
+    check_integer("threads", threads, 1)
+    hardware = Hardware(accelerator, devices, strategy, threads, check_integer("loaders", loaders, 0))
     plan = Plan.create(
         models,
         data,

@@ -25,7 +25,7 @@ CHOICES = {
     "arguments are --model.ARG VALUE",
     "data": "function or class whose result is an iterable of batches (a DataLoader, say), by import path; or the "
     f"name of a data set in initopt.data ({', '.join(SOURCES)}). Its arguments are --data.ARG VALUE (of data sets also "
-    "--data.batch_size, --data.subset and --data.seed)",
+    "--data.batch_size, --data.subset, --data.seed and --data.loaders)",
     "loss": "a criterion class, such as torch.nn.MSELoss, with its arguments as --loss.ARG VALUE; or a function of "
     "(model, batch) that returns the loss. Not given: cross-entropy of (inputs, integer targets), or the .loss that the "
     "model returns for a dict",

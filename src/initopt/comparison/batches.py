@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
+from initopt.data.loading import seeded_batches
 from initopt.data.seeded_batches import SeededBatches
 
-__all__ = ["EpochOrder", "batches_in", "start_batches", "training_batches"]
+__all__ = ["EpochOrder", "all_batches", "start_batches", "training_batches"]
 
 _TRAINING, _START = 0, 1  # streams of random numbers; a start does not see the batches of the first epoch
-_TRAINING_DRAWS, _START_DRAWS = 3, 4  # what data sets draw, for augmentation
+_TRAINING_DRAWS, _START_DRAWS, _LOOK_DRAWS = 3, 4, 5  # what data sets draw, for augmentation
 
 
 class EpochOrder(Sampler[list[int]]):
@@ -62,21 +63,42 @@ def _cut(order: list[int], size: int) -> list[list[int]]:
     return [order[begin : begin + size] for begin in range(0, len(order) - size + 1, size)]
 
 
-def batches_in(dataset: Dataset[Any], order: Iterable[list[int]]) -> DataLoader[Any]:
-    """A loader of the batches that an order names."""
-    unused = torch.Generator()  # else each pass would draw from the generator that the model draws from
+def _seeded(dataset: Dataset[Any], order: Iterable[list[int]], *seed: int, loaders: int) -> SeededBatches:
+    """The batches that an order names."""
     if isinstance(dataset, TensorDataset):  # which gives a whole batch at once, at a fraction of the cost
-        return DataLoader(dataset, sampler=order, batch_size=None, generator=unused)
-    return DataLoader(dataset, batch_sampler=order, generator=unused)
+        unused = torch.Generator()  # else each pass would draw from the generator that the model draws from
+        return SeededBatches(DataLoader(dataset, sampler=order, batch_size=None, generator=unused), *seed)
+    return seeded_batches(dataset, order, *seed, loaders=loaders)
 
 
-def training_batches(dataset: Dataset[Any], order: EpochOrder) -> SeededBatches:
-    """The batches of the epoch that the order is at; what the data set draws for them follows from the seed, too."""
-    return SeededBatches(batches_in(dataset, order), *order.draws)
+def training_batches(dataset: Dataset[Any], order: EpochOrder, loaders: int = 0) -> SeededBatches:
+    """The batches of the epoch that the order is at; what the data set draws for them follows from the seed, too.
+
+    Args:
+        dataset: the training set.
+        order: at an epoch.
+        loaders: how many other processes make them, as everywhere here; what they are does not depend on it.
+    """
+    return _seeded(dataset, order, *order.draws, loaders=loaders)
+
+
+def all_batches(dataset: Dataset[Any], batch_size: int, seed: int, loaders: int = 0) -> SeededBatches:
+    """All samples in their order, to look at; the last batch may be smaller.
+
+    A data set that draws at random draws the same in each look, and nothing from the generators of the model.
+    """
+    order = list(range(len(dataset)))  # type: ignore[arg-type]
+    pieces = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    return _seeded(dataset, pieces, seed, _LOOK_DRAWS, loaders=loaders)
 
 
 def start_batches(
-    dataset: Dataset[Any], batch_size: int, held_back: int, seed: int, others_size: int | None = None
+    dataset: Dataset[Any],
+    batch_size: int,
+    held_back: int,
+    seed: int,
+    others_size: int | None = None,
+    loaders: int = 0,
 ) -> tuple[list[Any], SeededBatches]:
     """The batches that a start is measured on, and the others, which an initialization may see.
 
@@ -86,11 +108,12 @@ def start_batches(
         held_back: how many batches to measure on.
         seed: of the run.
         others_size: samples in a batch of the others; as in those held back, by default.
+        loaders: how many other processes make them.
 
     Returns:
         The batches held back, and the others, always the same in the same order.
     """
     order = _permuted(len(dataset), batch_size, seed, _START)  # type: ignore[arg-type]
-    held = SeededBatches(batches_in(dataset, order[:held_back]), seed, _START_DRAWS, 0)
+    held = _seeded(dataset, order[:held_back], seed, _START_DRAWS, 0, loaders=loaders)
     others = _cut([index for batch in order[held_back:] for index in batch], others_size or batch_size)
-    return list(held), SeededBatches(batches_in(dataset, others), seed, _START_DRAWS, 1)
+    return list(held), _seeded(dataset, others, seed, _START_DRAWS, 1, loaders=loaders)

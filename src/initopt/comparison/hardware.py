@@ -20,12 +20,14 @@ class Hardware:
         devices: how many, which ones, or ``"auto"`` for all.
         strategy: how several devices share the work: ``"ddp"``, for example; Fabric's own choice is ``"auto"``.
         threads: processor threads of each process.
+        loaders: how many processes make the batches of a run; 0 for the one that trains. Results do not depend on it.
     """
 
     accelerator: str = "auto"
     devices: int | str | list[int] = 1
     strategy: str = "auto"
     threads: int = 1
+    loaders: int = 0
 
     @property
     def is_single(self) -> bool:

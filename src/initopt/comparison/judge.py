@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from initopt.comparison.batches import batches_in
+from initopt.comparison.batches import all_batches
 from initopt.losses import Loss
 from initopt.trees import batch_size, to_device
 
@@ -25,11 +25,14 @@ class Judge:
         size: samples in a batch.
         loss: what is computed.
         device: where the model is.
+        seed: of what the data set draws.
+        loaders: how many other processes make the batches.
     """
 
-    def __init__(self, dataset: Dataset[Any], size: int, loss: Loss, device: torch.device) -> None:
-        indices = list(range(len(dataset)))  # type: ignore[arg-type]
-        self._batches = batches_in(dataset, [indices[begin : begin + size] for begin in range(0, len(indices), size)])
+    def __init__(
+        self, dataset: Dataset[Any], size: int, loss: Loss, device: torch.device, seed: int = 0, loaders: int = 0
+    ) -> None:
+        self._batches = all_batches(dataset, size, seed, loaders)
         self._loss = loss
         self._device = device
 

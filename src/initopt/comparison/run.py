@@ -67,6 +67,7 @@ def run_group(fabric: Fabric, plan: Plan, splits: Splits, group: Group) -> Itera
             _loss_fn(plan, recipe),
             first.seed,
             measured=first.purpose == "final",
+            loaders=plan.hardware.loaders,
         )
     except Exception as error:
         yield from (failed(job, _in_full(error), time.perf_counter() - begun) for job in group)
@@ -92,9 +93,10 @@ def _trained(fabric: Fabric, plan: Plan, splits: Splits, job: Job, model: nn.Mod
     # The test split is out of reach of the runs that choose something.
     looked_at = splits.test if job.purpose == "final" else splits.validation
     assert looked_at is not None
-    judge = Judge(looked_at, recipe.batch_size, as_loss(plan.loss_fn), fabric.device)
+    loaders = plan.hardware.loaders
+    judge = Judge(looked_at, recipe.batch_size, as_loss(plan.loss_fn), fabric.device, job.seed, loaders)
     loss = as_loss(_loss_fn(plan, recipe))
-    return train(fabric, model, splits.train, loss, recipe, job.lr, judge, subset, job.seed)
+    return train(fabric, model, splits.train, loss, recipe, job.lr, judge, subset, job.seed, loaders)
 
 
 def _loss_fn(plan: Plan, recipe: Recipe) -> Any:

@@ -60,6 +60,7 @@ def prepare_start(
     seed: int,
     *,
     measured: bool,
+    loaders: int = 0,
 ) -> Start:
     """Turn a model's own start into the one that is trained from, in place.
 
@@ -71,8 +72,9 @@ def prepare_start(
         loss_fn: what the initialization minimizes or differentiates.
         seed: of the batches, and of what the initialization draws.
         measured: whether to measure on the batches held back.
+        loaders: how many other processes make the batches.
     """
-    held, others = _batches(dataset, recipe, seed, initialization.batch_size)
+    held, others = _batches(dataset, recipe, seed, initialization.batch_size, loaders)
     held = held if measured else []
     before = _measured(model, held, loss_fn, seed)
     _wait(model)
@@ -98,9 +100,11 @@ def prepare_start(
     )
 
 
-def _batches(dataset: Any, recipe: Recipe, seed: int, others_size: int | None) -> tuple[list[Any], Iterable[Any]]:
+def _batches(
+    dataset: Any, recipe: Recipe, seed: int, others_size: int | None, loaders: int
+) -> tuple[list[Any], Iterable[Any]]:
     """The batches held back, and the others, as training sees them."""
-    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed, others_size)
+    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed, others_size, loaders)
     if not recipe.mixup:
         return held, others
     return list(MixedBatches(held, recipe.mixup, seed, 0)), MixedBatches(others, recipe.mixup, seed, 1)

@@ -63,6 +63,7 @@ def train(
     judge: Judge,
     subset: str,
     seed: int,
+    loaders: int = 0,
 ) -> Trained:
     """Train a model in place.
 
@@ -76,11 +77,12 @@ def train(
         judge: looks at the model.
         subset: what it looks at, ``"validation"`` or ``"test"``.
         seed: of the order of the data, and of what the model draws.
+        loaders: how many other processes make the batches.
 
     Returns:
         The curve and how it ended; a run that diverges ends where its loss is no longer finite.
     """
-    return _Training(fabric, model, dataset, loss, recipe, lr, judge, subset, seed).run()
+    return _Training(fabric, model, dataset, loss, recipe, lr, judge, subset, seed, loaders).run()
 
 
 class _Training:
@@ -95,6 +97,7 @@ class _Training:
         judge: Judge,
         subset: str,
         seed: int,
+        loaders: int,
     ) -> None:
         self._fabric, self._loss, self._recipe, self._lr = fabric, loss, recipe, lr
         self._judge, self._subset, self._seed = judge, subset, seed
@@ -102,7 +105,7 @@ class _Training:
         self._model, self._optimizer = fabric.setup(model, optimizer)
         rank, processes = fabric.global_rank, fabric.world_size
         self._order = EpochOrder(len(dataset), recipe.batch_size, seed, rank, processes)  # type: ignore[arg-type]
-        self._dataset = dataset
+        self._dataset, self._loaders = dataset, loaders
         self._total = recipe.epochs * len(self._order)
         self._found = Trained()
         self._first_loss = math.nan
@@ -121,7 +124,7 @@ class _Training:
             losses: list[Tensor] = []
             found: list[Tensor | None] = []
             begun = time.perf_counter()
-            for step, data in enumerate(training_batches(self._dataset, self._order), 1):
+            for step, data in enumerate(training_batches(self._dataset, self._order, self._loaders), 1):
                 outputs.clear()
                 batch = to_device(data, self._fabric.device)
                 losses.append(self._step(batch, epoch * len(self._order) + step - 1))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +19,7 @@ from initopt.comparison.job import Group, Job
 from initopt.comparison.plan import Plan
 from initopt.comparison.run import failed, run_group
 from initopt.comparison.teams import Done, Report, Team, stored
+from initopt.orphans import end_with_parent
 
 __all__ = ["Workers", "check_sendable"]
 
@@ -140,7 +139,8 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.left: deque[Job] = deque()
         self.is_ready, self.is_dead = False, False
-        self._process: SpawnProcess = context.Process(target=_work, args=(theirs, plan, folder), daemon=True)
+        daemon = not plan.hardware.loaders  # a daemon may not start the loaders; either kind is ended by end()
+        self._process: SpawnProcess = context.Process(target=_work, args=(theirs, plan, folder), daemon=daemon)
         self._process.start()
         theirs.close()  # or its end would not be noticed
 
@@ -185,7 +185,7 @@ class _Worker:
 def _work(connection: Connection, plan: Plan, folder: Path) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one that started this one ends it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # a run whose comparison was killed must not be stored behind the back of the next one
     torch.set_num_threads(plan.hardware.threads)
     fabric = plan.hardware.fabric(plan.recipe.precision)
     fabric.launch()
@@ -195,11 +195,3 @@ def _work(connection: Connection, plan: Plan, folder: Path) -> None:
         group: Group = connection.recv()
         for record in run_group(fabric, plan, splits, group):
             connection.send(stored(folder, record))
-
-
-def _end_with_parent() -> None:
-    """A run whose comparison was killed must not be stored behind the back of the next one."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

@@ -95,7 +95,9 @@ def _closed(repository: str) -> str:
 
 
 def _unreachable(repository: str, error: Exception) -> str:
-    offline = " (HF_HUB_OFFLINE is set, so nothing is downloaded)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    from huggingface_hub import constants  # which knows what values of the variable say no
+
+    offline = " (HF_HUB_OFFLINE is set, so nothing is downloaded)" if constants.HF_HUB_OFFLINE else ""
     return (
         f"{repository} cannot be had from the Hugging Face hub: {error}{offline}. Download it where there is a network, "
         f"hf download {repository} --repo-type dataset --local-dir DIR, and give path=DIR"

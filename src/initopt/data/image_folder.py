@@ -25,8 +25,8 @@ def image_folder(
     """Images in a folder for each class.
 
     These folders are in ``path``, or in ``train``, ``val`` and ``test`` there. Without ``test``, ``val`` is the test part;
-    a part without a folder is split off ``train``, a tenth of it by default. Parquet files with columns ``image`` and
-    ``label`` will do as well. Images are decoded when they are asked for.
+    a part without a folder is split off ``train``, by default a tenth of it, for test at least one image. Parquet files
+    with columns ``image`` and ``label`` will do as well. Images are decoded when they are asked for.
 
     Args:
         path: the folder.

@@ -45,9 +45,9 @@ def test_split(splits: Mapping[str, object]) -> str | None:
 def select(labels: Mapping[str, np.ndarray], sizes: Sizes, name: str) -> dict[str, tuple[str, np.ndarray]]:
     """Choose the samples of each part.
 
-    A part without a split of its own is split off the training split: a tenth of it, and at most 10,000. All classes are
-    represented in proportion. What is chosen for validation and test does not depend on the size of the training part, and
-    a larger training part contains a smaller one.
+    A part without a split of its own is split off the training split: a tenth of it, at most 10,000, and for test at least
+    one. All classes are represented in proportion. What is chosen for validation and test does not depend on the size of
+    the training part, and a larger training part contains a smaller one.
 
     Args:
         labels: of each split that there is, shape ``(N,)``.
@@ -70,11 +70,14 @@ def select(labels: Mapping[str, np.ndarray], sizes: Sizes, name: str) -> dict[st
         wanted = getattr(sizes, part)
         if origin is not None:
             available = len(orders[origin])
+            if not available and part == "test":
+                raise ValueError(f"the split {origin!r} of {name} is for testing, and has no samples; fill or remove it")
             if wanted is not None and wanted > available:
                 raise ValueError(f"{part}_samples must be at most {available}, which is what {name} has; got {wanted}")
             found[part] = (origin, np.sort(orders[origin][:wanted]))
         else:
-            count = min(total // 10, _MOST_HELD_BACK) if wanted is None else wanted
+            least = 1 if part == "test" else 0  # nothing need be chosen, but a result is measured
+            count = max(min(total // 10, _MOST_HELD_BACK), least) if wanted is None else wanted
             found[part] = ("train", np.sort(orders["train"][taken : taken + count]))
             taken += count
     left = total - taken
@@ -82,7 +85,7 @@ def select(labels: Mapping[str, np.ndarray], sizes: Sizes, name: str) -> dict[st
         wanted = f"fewer than train_samples={sizes.train}" if sizes.train is not None else "and nothing to train on"
         raise ValueError(
             f"the training split of {name} has {total} samples, of which {taken} go to validation and test: that leaves "
-            f"{max(left, 0)}, {wanted}; lower train_samples, validation_samples or test_samples"
+            f"{max(left, 0)}, {wanted}; lower train_samples, validation_samples or test_samples, or give more samples"
         )
     rest = orders["train"][taken:]
     found["train"] = ("train", np.sort(rest[: sizes.train]))

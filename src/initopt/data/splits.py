@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from initopt.checks import check_integer
 from initopt.data.digits import Subset, digits_tensors
+from initopt.data.loading import seeded_batches
 from initopt.data.seeded_batches import SeededBatches
 
 __all__ = ["Splits", "digits_splits"]
@@ -35,7 +36,7 @@ class Splits:
     test: Dataset[Any] | None
     classes: tuple[str, ...] = field(default=(), repr=False)
 
-    def batches(self, batch_size: int = 64, *, subset: Subset = "train", seed: int = 0) -> Iterable[Any]:
+    def batches(self, batch_size: int = 64, *, subset: Subset = "train", seed: int = 0, loaders: int = 0) -> Iterable[Any]:
         """The batches of a part, in a random order.
 
         Iterated over again, they are the same again, in the same order and with the same augmentation: what is measured on
@@ -45,12 +46,14 @@ class Splits:
             batch_size: samples in a batch.
             subset: ``"train"``, ``"validation"`` or ``"test"``.
             seed: of the order, and of the augmentation.
+            loaders: how many other processes read, decode and augment; the batches do not depend on it. None, by default.
+                Of use where samples are files; what is in memory decoded stays in this process. Not for streams.
 
         Returns:
             An iterable of batches, with a length but for streams.
 
         Raises:
-            ValueError: if there is no such part, or it does not fill a batch.
+            ValueError: if there is no such part, it does not fill a batch, or is a stream and there are to be loaders.
 
         >>> images, labels = next(iter(digits_splits().batches(32)))
         >>> images.shape, labels.shape
@@ -58,15 +61,21 @@ class Splits:
         """
         check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, 0)
+        check_integer("loaders", loaders, 0)
         dataset = self._part(subset)
         if isinstance(dataset, IterableDataset):
+            if loaders:
+                raise ValueError(
+                    f"loaders={loaders} is not for a stream, which is read in this process; take loaders=0, or give "
+                    f"{subset}_samples, which reads that many into memory, undecoded"
+                )
             return SeededBatches(DataLoader(_shuffled(dataset, seed), batch_size, drop_last=True), seed)
         count = len(dataset)  # type: ignore[arg-type]
         if batch_size > count:
             raise ValueError(f"batch_size must be at most {count}, the samples in {subset!r}; got {batch_size}")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
         whole = [order[begin : begin + batch_size] for begin in range(0, count - batch_size + 1, batch_size)]
-        return SeededBatches(DataLoader(dataset, batch_sampler=whole), seed)
+        return seeded_batches(dataset, whole, seed, loaders=loaders)
 
     def _part(self, subset: str) -> Dataset[Any]:
         if subset not in ("train", "validation", "test"):

@@ -17,13 +17,15 @@ def wide_resnet(
     """The network of Zagoruyko and Komodakis, *Wide Residual Networks* (arXiv 1605.07146), without dropout.
 
     Three stages of 16, 32 and 64 times ``width`` channels, each of n blocks with norm and ReLU before each of their two 3x3
-    convolutions, ``depth = 6 n + 4``. Where the number of channels changes, the shortcut is a 1x1 convolution. Without norm
-    the convolutions have biases.
+    convolutions, ``depth = 6 n + 4``. The shortcut of the first block of a stage is a 1x1 convolution; that of the first
+    stage is the identity if ``width`` is 1, since the number of channels does not change there. Without norm the
+    convolutions have biases.
 
     Parameters with batch norm: 36.5 M for WRN-28-10, 2.7 M for WRN-16-4.
 
     Args:
-        depth: number of convolutions, 6 n + 4: 10, 16, 22, 28, 40, ...; those of the shortcuts count, but for one.
+        depth: number of convolutions, 6 n + 4: 10, 16, 22, 28, 40, ...; the three of the shortcuts count (with ``width`` 1
+            there are but two, and so one convolution fewer).
         width: factor of the number of channels.
         norm: ``"batch"`` or ``"none"``.
         num_classes: number of outputs.
