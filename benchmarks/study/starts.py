@@ -26,6 +26,7 @@ class Start:
         warmup_steps: of the training after it.
         clip: gradient clipping in the training after it.
         idea: what is changed of NIO in the study's own loop, if the start is made by that.
+        after: another method, with its defaults, from whose result the method starts.
     """
 
     method: str | None = None
@@ -34,6 +35,7 @@ class Start:
     warmup_steps: int = 0
     clip: float | None = None
     idea: Idea | None = None
+    after: str | None = None
 
 
 def matrices_only(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
@@ -115,6 +117,7 @@ STARTS: dict[str, Start] = {
     "nio, gradients of weights": Start("nio", {"grad_params": "no_biases"}),
     "nio from kaiming_normal": Start("nio", {"scheme": "kaiming_normal"}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
+    "nio after lsuv": Start("nio", after="lsuv"),
     "default, clipping": Start(clip=1.0),
     "nio, clipping": Start("nio", clip=1.0),
     "idea: none": Start(idea=Idea()),

@@ -54,6 +54,8 @@ def begin(model: nn.Module, network: Network, start: Start, data: Data, seed: in
         options |= {"optimizer": "adam", "eta": 0.001}
     if start.relative_bound is not None:
         options["max_grad_norm"] = max(1.0, start.relative_bound * before.grad_norm)
+    if start.after is not None:
+        initopt.optimize(model, others, loss_of, method=start.after, measure_steps=0, seed=seed, progress=False)
     if start.method == "scheme":
         apply_(model, options["scheme"], others[0], loss_of, seed=seed)
     elif start.idea is not None:
