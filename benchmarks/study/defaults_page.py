@@ -87,16 +87,13 @@ def differences(results: Results, networks: Sequence[str], starts: Sequence[str]
 
 
 def edges(results: Results, networks: Sequence[str]) -> str:
-    """Where the learning rate that counts is the first or the last of its list, so that a better one may be beyond."""
+    """How often the learning rate that counts is the first or the last of its list, so that a better one may be beyond."""
     found = []
     for start in (REFERENCE, "nio"):
-        titles = [
-            f"{NETWORKS[name].title} ({results.best_lr(name, start):g})"
-            for name in networks
-            if results.of(name, start) and results.best_lr(name, start) in (NETWORKS[name].lrs[0], NETWORKS[name].lrs[-1])
-        ]
-        found.append(f"of `{start}` for {'; '.join(titles)}" if titles else f"of `{start}` for none")
-    return ", ".join(found)
+        run = [name for name in networks if results.of(name, start)]
+        ends = [name for name in run if results.best_lr(name, start) in (NETWORKS[name].lrs[0], NETWORKS[name].lrs[-1])]
+        found.append(f"for `{start}` on {len(ends)} of {len(run)} networks")
+    return " and ".join(found)
 
 
 def against_the_best(results: Results, networks: Sequence[str]) -> str:
