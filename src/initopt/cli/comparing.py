@@ -20,6 +20,7 @@ from initopt.cli.wording import reworded
 from initopt.comparison import Comparison, Network, Recipe, RunRecord
 from initopt.comparison.job import Job
 from initopt.comparison.recipes import RECIPES
+from initopt.comparison.wording import counted
 from initopt.data import SOURCES
 
 __all__ = ["COMPARE"]
@@ -98,8 +99,7 @@ def _reasons(failed: Sequence[RunRecord], folder: Path) -> Iterator[str]:
     for run in failed:
         by_error.setdefault((run.error or "no reason was stored").strip().splitlines()[0], []).append(run)
     for error, runs in by_error.items():
-        count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
-        yield f"{count} failed: {error} (in full in {Job.of(runs[0]).place(folder) / 'run.json'})"
+        yield f"{counted(len(runs), 'run')} failed: {error} (in full in {Job.of(runs[0]).place(folder) / 'run.json'})"
 
 
 def _refuse_overridden(request: Request) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import Dataset, Sampler
 
 from initopt.data.loading import seeded_batches
 from initopt.data.seeded_batches import SeededBatches
@@ -63,14 +63,6 @@ def _cut(order: list[int], size: int) -> list[list[int]]:
     return [order[begin : begin + size] for begin in range(0, len(order) - size + 1, size)]
 
 
-def _seeded(dataset: Dataset[Any], order: Iterable[list[int]], *seed: int, loaders: int) -> SeededBatches:
-    """The batches that an order names."""
-    if isinstance(dataset, TensorDataset):  # which gives a whole batch at once, at a fraction of the cost
-        unused = torch.Generator()  # else each pass would draw from the generator that the model draws from
-        return SeededBatches(DataLoader(dataset, sampler=order, batch_size=None, generator=unused), *seed)
-    return seeded_batches(dataset, order, *seed, loaders=loaders)
-
-
 def training_batches(dataset: Dataset[Any], order: EpochOrder, loaders: int = 0) -> SeededBatches:
     """The batches of the epoch that the order is at; what the data set draws for them follows from the seed, too.
 
@@ -79,7 +71,7 @@ def training_batches(dataset: Dataset[Any], order: EpochOrder, loaders: int = 0)
         order: at an epoch.
         loaders: how many other processes make them, as everywhere here; what they are does not depend on it.
     """
-    return _seeded(dataset, order, *order.draws, loaders=loaders)
+    return seeded_batches(dataset, order, *order.draws, loaders=loaders)
 
 
 def all_batches(dataset: Dataset[Any], batch_size: int, seed: int, loaders: int = 0) -> SeededBatches:
@@ -89,7 +81,7 @@ def all_batches(dataset: Dataset[Any], batch_size: int, seed: int, loaders: int 
     """
     order = list(range(len(dataset)))  # type: ignore[arg-type]
     pieces = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-    return _seeded(dataset, pieces, seed, _LOOK_DRAWS, loaders=loaders)
+    return seeded_batches(dataset, pieces, seed, _LOOK_DRAWS, loaders=loaders)
 
 
 def start_batches(
@@ -114,6 +106,6 @@ def start_batches(
         The batches held back, and the others, always the same in the same order.
     """
     order = _permuted(len(dataset), batch_size, seed, _START)  # type: ignore[arg-type]
-    held = _seeded(dataset, order[:held_back], seed, _START_DRAWS, 0, loaders=loaders)
+    held = seeded_batches(dataset, order[:held_back], seed, _START_DRAWS, 0, loaders=loaders)
     others = _cut([index for batch in order[held_back:] for index in batch], others_size or batch_size)
-    return list(held), _seeded(dataset, others, seed, _START_DRAWS, 1, loaders=loaders)
+    return list(held), seeded_batches(dataset, others, seed, _START_DRAWS, 1, loaders=loaders)

@@ -20,9 +20,6 @@ _START_METHOD = "fork" if sys.platform == "linux" else None
 """Elsewhere the platform's own. Forked loaders start at once, share what is in memory, and need nothing sent to them; a
 process that was spawned itself, as those that do a run each, would spawn its own by default, at seconds a loader."""
 
-_IN_MEMORY = (TensorDataset, Pixels)
-"""Their batches take less time to make than to get from another process."""
-
 
 def seeded_batches(dataset: Dataset[Any], order: Iterable[list[int]], *seed: int, loaders: int = 0) -> SeededBatches:
     """The batches that an order names, with what the data set draws for each of them.
@@ -35,7 +32,9 @@ def seeded_batches(dataset: Dataset[Any], order: Iterable[list[int]], *seed: int
             memory, and images that are decoded already, are left to this process whatever is asked for.
     """
     unused = torch.Generator()  # else each pass would draw from the generator that the model draws from
-    if not loaders or isinstance(dataset, _IN_MEMORY):
+    if isinstance(dataset, TensorDataset):  # which gives a whole batch at once, at a fraction of the cost
+        return SeededBatches(DataLoader(dataset, sampler=order, batch_size=None, generator=unused), *seed)
+    if not loaders or isinstance(dataset, Pixels):  # whose batches take less time to make than to get from elsewhere
         return SeededBatches(DataLoader(dataset, batch_sampler=order, generator=unused), *seed)
     loader: DataLoader[Any] = DataLoader(
         _Batches(dataset, seed),
