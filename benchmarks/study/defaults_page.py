@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from networks import NETWORKS
-from pages import fill, table
+from pages import fill, spread, table
 from starts import STARTS
 from study import RESULTS
 
@@ -61,13 +61,13 @@ class Results:
         return {seed: fmean(one[seed] for one in found) for seed in found[0]}
 
 
-def _difference(found: dict[int, float], reference: dict[int, float]) -> tuple[float, str] | None:
+def _difference(found: dict[int, float], reference: dict[int, float]) -> str:
+    """Paired difference in points; nothing if there are no pairs."""
     pairs = [found[seed] - reference[seed] for seed in found if seed in reference]
     if not pairs:
-        return None
-    spread = f" ± {stdev(pairs):.1f}" if len(pairs) > 1 else ""
+        return ""
     few = "" if len(pairs) >= 3 else f" ({len(pairs)} seed{'s' * (len(pairs) > 1)})"
-    return fmean(pairs), f"{fmean(pairs):+.1f}{spread}{few}"
+    return f"{spread(pairs, '+')}{few}"
 
 
 def differences(results: Results, networks: Sequence[str], starts: Sequence[str], part: str, over_lrs: bool = False) -> str:
@@ -81,8 +81,8 @@ def differences(results: Results, networks: Sequence[str], starts: Sequence[str]
     rows.append(["the network's own start, %", *(f"{fmean(one.values()):.1f}" for one in own)])
     for start in starts:
         cells = [_difference(values(network, start), reference) for network, reference in zip(networks, own, strict=True)]
-        if any(cell is not None for cell in cells):
-            rows.append([start, *("" if cell is None else cell[1] for cell in cells)])
+        if any(cells):
+            rows.append([start, *cells])
     return table(["start", *(NETWORKS[network].title for network in networks)], rows)
 
 
@@ -107,15 +107,8 @@ def against_the_best(results: Results, networks: Sequence[str]) -> str:
         )
         if not ours or not best:
             continue
-        difference = _difference(ours, others[best])
-        rows.append(
-            [
-                NETWORKS[name].title,
-                f"{fmean(ours.values()):.1f} ± {stdev(ours.values()):.1f}",
-                f"{best}: {fmean(others[best].values()):.1f} ± {stdev(others[best].values()):.1f}",
-                "" if difference is None else difference[1],
-            ]
-        )
+        theirs = f"{best}: {spread(others[best].values())}"
+        rows.append([NETWORKS[name].title, spread(ours.values()), theirs, _difference(ours, others[best])])
     return table(["network", "nio, %", "the best of the others, %", "paired difference, points"], rows)
 
 

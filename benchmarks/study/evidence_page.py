@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from defaults_page import Results
 from networks import NETWORKS, TWO_DECADES
-from pages import fill, table
+from pages import fill, spread, table
 from rates_picture import LINES, draw, networks_of
 from study import RESULTS, WIDE
 
@@ -36,6 +37,15 @@ class Runs:
     def of(self, network: str, start: str) -> list[Run]:
         return [run for run in self.rows if run["network"] == network and run["initialization"] == start]
 
+    def by_seed(self, network: str, start: str) -> dict[int, float]:
+        """Test accuracy in the end in percent."""
+        return {run["seed"]: accuracy(run) for run in self.of(network, start)}
+
+    def difference(self, network: str, start: str) -> str:
+        """Paired difference to the network's own start in points; nothing for that itself."""
+        own, found = self.by_seed(network, "default"), self.by_seed(network, start)
+        return "" if start == "default" else spread([found[seed] - own[seed] for seed in found if seed in own], "+")
+
 
 def accuracy(run: Run) -> float:
     """Test accuracy in the end in percent; a run that diverged counts as an untrained network."""
@@ -49,33 +59,24 @@ def steps_to(run: Run, target: float) -> float | None:
     return min(reached, default=None)
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    return f"{fmean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
 def per_network(runs: Runs, cell: Callable[[str, str], str]) -> str:
     rows = [[start, *(cell(network, start) for network in runs.networks)] for start in runs.starts]
     return table(["start", *runs.networks], rows)
 
 
 def accuracies(runs: Runs) -> str:
-    return per_network(runs, lambda network, start: spread([accuracy(run) for run in runs.of(network, start)]))
+    return per_network(runs, lambda network, start: spread(runs.by_seed(network, start).values()))
 
 
 def differences(runs: Runs) -> str:
-    def cell(network: str, start: str) -> str:
-        own = {run["seed"]: accuracy(run) for run in runs.of(network, "default")}
-        found = {run["seed"]: accuracy(run) for run in runs.of(network, start)}
-        return "" if start == "default" else spread([found[seed] - own[seed] for seed in found if seed in own], "+")
-
-    return per_network(runs, cell)
+    return per_network(runs, runs.difference)
 
 
 def steps(runs: Runs) -> str:
     """Steps to what the network's own start reaches in the end, on the mean."""
 
     def cell(network: str, start: str) -> str:
-        target = fmean(accuracy(run) for run in runs.of(network, "default"))
+        target = fmean(runs.by_seed(network, "default").values())
         found = [steps_to(run, target) for run in runs.of(network, start)]
         reached = [value for value in found if value is not None]
         missed = len(found) - len(reached)
@@ -111,13 +112,11 @@ def before_and_after(runs: Runs, start: str) -> str:
 def own_rates(comparisons: Sequence[Runs]) -> str:
     """Accuracy, difference to the network's own start, and the learning rate that was chosen."""
     rows = []
-    for runs, network in ((found, network) for found in comparisons for network in found.networks):
-        own = {run["seed"]: accuracy(run) for run in runs.of(network, "default")}
-        for start in runs.starts:
-            found = {run["seed"]: accuracy(run) for run in runs.of(network, start)}
-            pairs = [found[seed] - own[seed] for seed in found]
+    for runs in comparisons:
+        for network, start in product(runs.networks, runs.starts):
             rate = f"{runs.of(network, start)[0]['lr']:g}"
-            rows.append([network, start, rate, spread([*found.values()]), "" if start == "default" else spread(pairs, "+")])
+            end = spread(runs.by_seed(network, start).values())
+            rows.append([network, start, rate, end, runs.difference(network, start)])
     return table(["network", "start", "learning rate", "test accuracy, %", "difference, points"], rows)
 
 
@@ -139,7 +138,7 @@ def two_decades(wide: Results) -> str:
     for name in networks_of(wide):
         lrs = TWO_DECADES[NETWORKS[name].optimizer]
         for start in LINES:
-            values = [[*wide.by_seed(name, start, lr, "validation").values()] for lr in lrs]
+            values = [wide.by_seed(name, start, lr, "validation").values() for lr in lrs]
             cells = [f"{spread(value)} (lr {lr:g})" for value, lr in zip(values, lrs, strict=True)]
             rows.append([NETWORKS[name].title, start, *cells])
     return table(["network", "start", *[""] * 5], rows)

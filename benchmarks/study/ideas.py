@@ -21,6 +21,8 @@ from initopt.rescale import Kind, ScaleAdam
 
 __all__ = ["Idea", "nio_with"]
 
+_BOUND, _NORM_WEIGHT = 5.0, 0.3  # of the defaults
+
 
 @dataclass(frozen=True)
 class Idea:
@@ -32,8 +34,6 @@ class Idea:
         per_channel: a scale for every output channel (row) of a weight.
         preconditioned: GradCosine is that of gradients divided by their root mean square over the sub-batches, for each
             ``"entry"`` as in Adam's first step, or for each ``"tensor"``. The norm is that of the plain gradients.
-        bound: on the gradient norm; ``"start"`` for that of the first batch where it is above 5.
-        norm_weight: of the logarithm of the norm.
         batches: for each step; their derivatives are averaged.
     """
 
@@ -41,8 +41,6 @@ class Idea:
     averaged: bool = False
     per_channel: bool = False
     preconditioned: Literal["entry", "tensor"] | None = None
-    bound: float | Literal["start"] = 5.0
-    norm_weight: float = 0.3
     batches: int = 1
 
 
@@ -96,8 +94,7 @@ class _Run:
         self._values = torch.ones(count, dtype=torch.float64)
         self._history: list[Tensor] = []
         self._optimizer = ScaleAdam(count, lr, (0.9, 0.999), 1e-8, 1.0)
-        self._objective = get("cosine+lognorm", idea.norm_weight)
-        self._bound: float | None = None if idea.bound == "start" else idea.bound
+        self._objective = get("cosine+lognorm", _NORM_WEIGHT)
 
     def step(self, batches: Sequence[Sequence[Batch]]) -> None:
         """One step, on one batch or more, each given as its sub-batches."""
@@ -105,9 +102,7 @@ class _Run:
         weights = self._weights(scales)
         grams = [self._grams(weights, subbatches) for subbatches in batches]
         norm = torch.stack([functional.grad_norm(plain) for plain, _ in grams]).mean()
-        if self._bound is None:
-            self._bound = max(5.0, float(norm))
-        kind: Kind = "constraint" if norm > self._bound else "objective"
+        kind: Kind = "constraint" if norm > _BOUND else "objective"
         wanted = norm if kind == "constraint" else torch.stack([self._objective_of(*pair) for pair in grams]).mean()
         along = torch.autograd.grad(wanted, scales)[0].double() * self._values
         if self._idea.logarithms:

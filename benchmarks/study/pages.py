@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import fmean, stdev
 
-__all__ = ["fill", "table"]
+__all__ = ["fill", "spread", "table"]
 
 _PLACE = "<!-- table: {} -->"
 
@@ -13,6 +14,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of Markdown."""
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def spread(values: Collection[float], sign: str = "") -> str:
+    """Mean, and standard deviation if there is one; ``"+"`` shows the sign of the mean."""
+    return f"{fmean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def fill(text: str, parts: Mapping[str, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +19,7 @@ class Start:
 
     Attributes:
         method: of initopt, or none.
-        options: of the method. ``"scale_params"`` and ``"grad_params"`` may be the name of a filter in
-            :data:`FILTERS`.
+        options: of the method. ``"scale_params"`` may be the name of a filter in :data:`FILTERS`.
         relative_bound: the bound on the gradient norm in units of what the network shows at first, but at least 1.
         warmup_steps: of the training after it.
         clip: gradient clipping in the training after it.
@@ -110,24 +108,19 @@ STARTS: dict[str, Start] = {
     "gradinit": Start("gradinit"),
     "metainit": Start("metainit"),
     "nio": Start("nio"),
-    "nio, least scale 0.1": Start("nio", {"min_scale": 0.1}),
     "nio, least scale 0.3": Start("nio", {"min_scale": 0.3}),
     "nio, least scale 0.5": Start("nio", {"min_scale": 0.5}),
     "nio, cosine": Start("nio", {"objective": "cosine"}),
-    "nio, gradients of weights": Start("nio", {"grad_params": "no_biases"}),
     "nio from kaiming_normal": Start("nio", {"scheme": "kaiming_normal"}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
     "nio after lsuv": Start("nio", after="lsuv"),
     "default, clipping": Start(clip=1.0),
     "nio, clipping": Start("nio", clip=1.0),
-    "idea: none": Start(idea=Idea()),
     "idea: logarithms of scales": Start(idea=Idea(logarithms=True)),
     "idea: scales averaged": Start(idea=Idea(averaged=True)),
     "idea: a scale per channel": Start(idea=Idea(per_channel=True)),
     "idea: cosine by entry": Start(idea=Idea(preconditioned="entry")),
     "idea: cosine by tensor": Start(idea=Idea(preconditioned="tensor")),
     "idea: four batches a step": Start(idea=Idea(batches=4)),
-    "idea: bound 5 or the start's": Start(idea=Idea(bound="start")),
-    "idea: no bound": Start(idea=Idea(bound=math.inf, norm_weight=0.0)),
 }
 """Starts by name; ``nio`` has the defaults of the installed version."""

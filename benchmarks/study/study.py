@@ -47,9 +47,9 @@ def begin(model: nn.Module, network: Network, start: Start, data: Data, seed: in
     before, loss_before = _measured(model, held)
     begun = time.perf_counter()
     scales, constrained = None, None
-    options = {
-        name: FILTERS[value] if name in ("scale_params", "grad_params") else value for name, value in start.options.items()
-    }
+    options = dict(start.options)
+    if "scale_params" in options:
+        options["scale_params"] = FILTERS[options["scale_params"]]
     if start.method == "gradinit" and network.optimizer == "adamw":
         options |= {"optimizer": "adam", "eta": 0.001}
     if start.relative_bound is not None:
