@@ -137,20 +137,52 @@ def fresh_buffers(model: nn.Module) -> Iterator[Callable[[], None]]:
     renew()
 
 
-def gradients(entry: Entry, model: nn.Module, batch: Any, batch_norm: str, create_graph: bool) -> list[list[Tensor]]:
+def gradients(
+    entry: Entry, model: nn.Module, batch: Any, batch_norm: str, create_graph: bool, centred: bool = False
+) -> list[list[Tensor]]:
     """g_d of every sub-batch, a real vector per parameter that trains."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     parts = windows(len(first_tensor(batch)), entry.num_subbatches, entry.overlap)
     found = []
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda module, args, output: outputs.append(output))
     with fresh_buffers(model) as renew:
         for loss in LOSSES[batch_norm](entry, model, batch, parts):
-            whole = torch.autograd.grad(
-                loss, parameters, create_graph=create_graph, retain_graph=True, materialize_grads=True, allow_unused=True
-            )
+            output = logits_of(outputs[-1]) if centred else None
+            whole = gradient(loss, output, classes_of(entry, output), parameters, create_graph)
             found.append([as_real(g.to_dense()).flatten() for g in whole])
             if batch_norm == "subbatch":
                 renew()
+    handle.remove()
     return found
+
+
+def logits_of(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = output["logits"] if isinstance(output, dict) else output[0]
+    return output
+
+
+def classes_of(entry: Entry, output: Tensor | None) -> int:
+    """The dimension of the classes: the second for criteria that have it there."""
+    second = output is not None and output.ndim > 1 and isinstance(entry.loss_fn(), nn.CrossEntropyLoss)
+    return 1 if second else -1
+
+
+def gradient(
+    loss: Tensor, output: Tensor | None, classes: int, parameters: list[nn.Parameter], create_graph: bool
+) -> Sequence[Tensor]:
+    """The gradient of a loss; less what the mean slope at an output adds to it, if there is one."""
+    options = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True, "allow_unused": True}
+    whole: Sequence[Tensor] = torch.autograd.grad(loss, parameters, **options)
+    if output is None:
+        return whole
+    (slope,) = torch.autograd.grad(loss, output, create_graph=True)
+    others = [d for d in range(output.ndim) if output.ndim == 1 or d != classes % output.ndim]
+    counts = (slope != 0).any(classes, keepdim=True) if output.ndim > 1 else slope != 0
+    mean = torch.where(counts, slope.sum(others, keepdim=True) / counts.sum(others, keepdim=True), 0.0)
+    common = torch.autograd.grad(output, parameters, mean.expand_as(slope), **options)
+    return [g - c for g, c in zip(whole, common, strict=True)]
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -199,12 +231,12 @@ def prepared(name: str) -> tuple[Entry, nn.Module, Any]:
 
 
 @functools.cache
-def truth(name: str, batch_norm: str) -> Truth:
-    """The truth of an entry of the gallery."""
+def truth(name: str, batch_norm: str, centred: bool = False, differences: bool = True) -> Truth:
+    """The truth of an entry of the gallery; without central differences, if these are not asked for."""
     entry, model, batch = prepared(name)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with sdpa_kernel(SDPBackend.MATH), plain_weight_norm():
-        gram = gram_of(gradients(entry, model, batch, batch_norm, create_graph=entry.double_backward))
+        gram = gram_of(gradients(entry, model, batch, batch_norm, entry.double_backward, centred))
         along_weights: dict[str, dict[str, float]] = {}
         for objective, phi in PHI.items() if entry.double_backward else ():
             derivatives = torch.autograd.grad(
@@ -212,12 +244,12 @@ def truth(name: str, batch_norm: str) -> Truth:
             )
             products = [(as_real(g) * as_real(p.detach())).sum() for g, p in zip(derivatives, named.values(), strict=True)]
             along_weights[objective] = {n: float(product) for n, product in zip(named, products, strict=True)}
-        central = central_differences(entry, model, batch, batch_norm, named)
+        central = central_differences(entry, model, batch, batch_norm, named, centred) if differences else {}
     return Truth(gram.detach(), along_weights, central)
 
 
 def central_differences(
-    entry: Entry, model: nn.Module, batch: Any, batch_norm: str, named: dict[str, nn.Parameter]
+    entry: Entry, model: nn.Module, batch: Any, batch_norm: str, named: dict[str, nn.Parameter], centred: bool
 ) -> dict[str, dict[str, float]]:
     """Fourth-order central differences; a short step where the gradient has kinks."""
     step = 1e-3 if entry.smooth else 1e-6
@@ -228,7 +260,7 @@ def central_differences(
         for steps in (-2, -1, 1, 2):
             with torch.no_grad():
                 parameter.copy_(original * (1 + steps * step))
-            gram = gram_of(gradients(entry, model, batch, batch_norm, create_graph=False))
+            gram = gram_of(gradients(entry, model, batch, batch_norm, False, centred))
             values[steps] = {objective: float(phi(gram)) for objective, phi in PHI.items()}
         with torch.no_grad():
             parameter.copy_(original)

@@ -32,6 +32,21 @@ class Loss(ABC):
     def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
         """Mean loss of each window of sample indices, all from one forward pass over the batch of ``size`` samples."""
 
+    def channel(self, output: Tensor, batch: Any) -> int | None:
+        """The dimension of an output of the model along which an output bias would have its entries.
+
+        Args:
+            output: one or more numbers for each sample, or for each position of each sample.
+            batch: the batch that it is of.
+
+        Returns:
+            The last dimension for sequences (three dimensions), the second for images (four and more) and for vectors;
+            ``None`` for one number a sample.
+        """
+        if output.ndim < 2:
+            return None
+        return 2 if output.ndim == 3 else 1
+
 
 def as_loss(loss_fn: LossFunction | None) -> Loss:
     """The :class:`Loss` for what the user gave.
@@ -135,6 +150,11 @@ class _CriterionLoss(_PairLoss):
         self._criterion = criterion
         self._reduction = getattr(criterion, "reduction", None)
 
+    def channel(self, output: Tensor, batch: Any) -> int | None:
+        if isinstance(self._criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) and output.ndim > 1:
+            return 1  # as these criteria have it
+        return super().channel(output, batch)
+
     def _of_output(self, output: Any, targets: Any) -> Any:
         value = self._criterion(output, targets)
         if not isinstance(value, Tensor):
@@ -157,6 +177,12 @@ class _CrossEntropyLoss(_PairLoss):
                 "Pass loss_fn as a function of (model, batch)"
             )
         return F.cross_entropy(self._classes_second(logits, targets), targets.long())
+
+    def channel(self, output: Tensor, batch: Any) -> int | None:
+        targets = _pair(batch, self.source)[1]
+        if output.ndim > 1 and output.shape[:1] + output.shape[2:] == targets.shape:
+            return 1
+        return output.ndim - 1 if output.shape[:-1] == targets.shape else super().channel(output, batch)
 
     def _classes_second(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The logits with the classes along the second dimension; sequence models mostly have them along the last."""
@@ -210,6 +236,9 @@ class _DefaultLoss(Loss):
 
     def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
         return self._for(batch).windows(model, batch, windows, size)
+
+    def channel(self, output: Tensor, batch: Any) -> int | None:
+        return self._for(batch).channel(output, batch)
 
     @staticmethod
     def _for(batch: Any) -> Loss:

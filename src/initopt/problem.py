@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from initopt.centring import Centring, Means, Output, slopes, watching
 from initopt.checks import check_integer, check_number
 from initopt.losses import Loss, LossFunction, as_loss
 from initopt.modes import BufferGuard, has_batch_statistics
@@ -26,11 +28,19 @@ Split = Literal["cyclic", "published"]
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on the model's device, with its sub-batches and the seed for what the model draws."""
+    """A batch on the model's device, with its sub-batches and the seed for what the model draws.
+
+    Attributes:
+        data: a nest of tensors that share their first dimension.
+        windows: the sub-batches.
+        seed: for what the model draws.
+        centred: whether gradients on it are centred, where the problem's centring is active.
+    """
 
     data: Any
     windows: Windows
     seed: tuple[int, ...]
+    centred: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,11 +51,13 @@ class Part:
         indices: of the samples in the batch.
         share: of the sub-batch.
         seed: for what the model draws.
+        means: what slopes are centred by, if not by their own mean.
     """
 
     indices: Tensor
     share: float
     seed: tuple[int, ...]
+    means: Means | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Problem:
         memory_budget: bytes that an engine which is chosen by itself may take; those that are free, by default.
         normalizes: whether batch norms couple the samples of a sub-batch.
         buffers: the model's buffers, put back before every forward pass.
+        centring: which outputs have their slopes centred, on batches that ask for it.
     """
 
     model: nn.Module
@@ -81,6 +94,7 @@ class Problem:
     memory_budget: float | None
     normalizes: bool
     buffers: BufferGuard = field(repr=False)
+    centring: Centring = field(default_factory=Centring, repr=False)
 
     @classmethod
     def create(
@@ -142,14 +156,61 @@ class Problem:
         pieces = window.tensor_split(count)
         return [Part(piece, len(piece) / len(window), seed) for piece, seed in zip(pieces, seeds, strict=True)]
 
+    def settle(self, batch: Batch) -> None:
+        """Decide on a batch, the first one, which outputs are centred. Does nothing if that is decided."""
+        if self.centring.settled:
+            return
+        first = batch.windows.indices[0]
+        # One sample shows nothing of whether the loss compares samples.
+        indices = first if len(first) > 1 else torch.arange(min(2, batch.windows.batch_size), device="cpu")
+        with seeded(*batch.seed), watching(self.model) as seen:
+            if self.batch_norm == "batch":
+                loss, samples = self._windows_of(batch)[0], batch.windows.batch_size
+            else:
+                loss, samples = self._loss_of(batch, indices), len(indices)
+        self.centring.settle(seen, lambda output: self.loss.channel(output, batch.data), loss, samples)
+
+    def centres(self, batch: Batch) -> bool:
+        """Whether gradients on a batch are centred."""
+        return batch.centred and self.centring.active
+
+    def first_derivatives(self) -> AbstractContextManager[None]:
+        """The block in which losses are computed and first derivatives taken, centred where that is asked for."""
+        return self.centring.first_derivatives()
+
+    def seen(self, batch: Batch, part: Part) -> tuple[Tensor, list[Output]]:
+        """What a part adds to the mean loss of its sub-batch, uncentred, and the outputs that are to be centred."""
+        with watching(self.model) as returned:
+            loss = self._loss_of(batch, part.indices)
+        outputs = self.centring.chosen(returned, lambda output: self.loss.channel(output, batch.data))
+        return loss if part.share == 1 else part.share * loss, outputs
+
+    def centred_by_all(self, batch: Batch, parts: Sequence[Part]) -> list[Part]:
+        """Parts whose slopes are centred by the mean over all of them; as they are where nothing is centred."""
+        if not self.centres(batch):
+            return list(parts)
+        means = Means.over(self._slopes(batch, part) for part in parts)
+        return [replace(part, means=means) for part in parts]
+
+    def _slopes(self, batch: Batch, part: Part) -> tuple[list[Output], list[Tensor], list[Tensor]]:
+        with seeded(*part.seed):
+            loss, outputs = self.seen(batch, part)
+            found = slopes(loss, outputs)
+            return outputs, found, found
+
     def part_loss(self, batch: Batch, part: Part) -> Tensor:
-        """What a part adds to the mean loss of its sub-batch."""
-        loss = self._loss_of(batch, part.indices)
-        return loss if part.share == 1 else part.share * loss
+        """What a part adds to the mean loss of its sub-batch; its gradient is centred where that is asked for."""
+        if not self.centres(batch):
+            loss = self._loss_of(batch, part.indices)
+            return loss if part.share == 1 else part.share * loss
+        loss, outputs = self.seen(batch, part)
+        for output in outputs:
+            self.centring.centre(output, mean=None if part.means is None else part.means.leaves.get(output.name))
+        return loss
 
     def subbatch_loss(self, batch: Batch, d: int) -> Tensor:
         """Mean loss of sub-batch d, from a forward pass over it alone."""
-        return self._loss_of(batch, batch.windows.indices[d])
+        return self.part_loss(batch, self.parts(batch, d, None)[0])
 
     def _loss_of(self, batch: Batch, window: Tensor) -> Tensor:
         self.buffers.refresh()
@@ -173,11 +234,44 @@ class Problem:
             with seeded(*first.seed):
                 self.part_loss(batch, first)
 
-    def window_losses(self, batch: Batch) -> list[Tensor]:
-        """Mean losses of all sub-batches, from one forward pass over the whole batch."""
+    def window_losses(self, batch: Batch, apart: bool = False) -> list[Tensor]:
+        """Mean losses of all sub-batches, from one forward pass over the whole batch.
+
+        Args:
+            batch: the batch.
+            apart: whether the sub-batches lie side by side, each of the same size, and the gradient of the sum of their
+                losses is taken; each is centred by itself all the same, and single samples by the mean of all. Otherwise
+                the gradient of one loss at a time is taken, in which the slopes of other sub-batches are zero.
+        """
+        if not self.centres(batch):
+            return self._windows_of(batch)
+        single = min(map(len, batch.windows.indices)) < 2
+        if single and not apart:
+            raise ValueError(ONE_SAMPLE)
+        groups = len(batch.windows) if apart and not single else 1
+        losses, outputs = self.seen_windows(batch)
+        for output in outputs:
+            if apart and len(output.value) % batch.windows.batch_size:
+                raise ValueError(f"{output.name} does not have the samples along its first dimension")
+            self.centring.centre(output, groups)
+        return losses
+
+    def seen_windows(self, batch: Batch) -> tuple[list[Tensor], list[Output]]:
+        """As :meth:`seen`, for the losses of all sub-batches from one forward pass over the whole batch."""
+        with watching(self.model) as returned:
+            losses = self._windows_of(batch)
+        return losses, self.centring.chosen(returned, lambda output: self.loss.channel(output, batch.data))
+
+    def _windows_of(self, batch: Batch) -> list[Tensor]:
         self.buffers.refresh()
         data = map_tensors(torch.clone, batch.data)  # the model may write into its inputs
         return self.loss.windows(self.model, data, batch.windows.indices, batch.windows.batch_size)
+
+
+ONE_SAMPLE = (
+    "a sub-batch of one sample has no mean slope of its own to be centred by; use num_subbatches of half the batch size or "
+    "fewer, or centre=None"
+)
 
 
 def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm: str) -> None:

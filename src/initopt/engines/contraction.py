@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from initopt.centring import Means
 from initopt.engines.base import Gradients
 from initopt.errors import NonFiniteError
 from initopt.parameters import NamedParameter
@@ -23,6 +24,7 @@ def along_weights(
     parameters: Sequence[NamedParameter],
     scales: Mapping[Tensor, Tensor] | None = None,
     leaves: Mapping[Tensor, Tensor] | None = None,
+    means: Means | None = None,
 ) -> Tensor:
     """<dW_k, W_k> of the function sum <v, g> of first derivatives g, for every parameter.
 
@@ -32,6 +34,7 @@ def along_weights(
         parameters: the tensors W_k.
         scales: 0-dimensional leaves of the graph that stand for a part of the dependence on a tensor.
         leaves: leaves of the graph, of the same values, that stand for another part.
+        means: leaves of the graph that gradients were centred by; they are told the derivatives with respect to them.
 
     Returns:
         float64, on the CPU, shape ``(num_scales,)``; zero where the function does not depend on W_k.
@@ -44,7 +47,7 @@ def along_weights(
         return torch.zeros(len(parameters), dtype=torch.float64, device="cpu")
     # Activation checkpointing runs parts of the model again, now.
     with plain_attention():
-        values = _along([g for g, _ in pairs], [v for _, v in pairs], parameters, scales or {}, leaves or {})
+        values = _along([g for g, _ in pairs], [v for _, v in pairs], parameters, scales or {}, leaves or {}, means)
     finite = torch.isfinite(values)
     if not finite.all():
         bad = [p.name for p, fine in zip(parameters, finite.tolist(), strict=True) if not fine]
@@ -61,6 +64,7 @@ def first_derivatives(
     parameters: Sequence[NamedParameter],
     scales: Mapping[Tensor, Tensor],
     leaves: Mapping[Tensor, Tensor],
+    means: Means | None = None,
 ) -> tuple[Gradients, Mapping[Tensor, Tensor | None]]:
     """Derivatives with respect to parameters and scales, untouched by gradient hooks; the graph is freed.
 
@@ -70,15 +74,19 @@ def first_derivatives(
         parameters: the tensors W_k.
         scales: 0-dimensional leaves of the graph that stand for a part of the dependence on a tensor.
         leaves: leaves of the graph, of the same values as tensors, that stand for another part.
+        means: leaves of the graph that gradients were centred by; they are told the derivatives with respect to them.
 
     Returns:
         The derivatives with respect to each tensor or its leaf, and those with respect to its scale; ``None`` where there
         is no dependence.
     """
     weights = [leaves.get(p.value, p.value) for p in parameters]
+    centres = [] if means is None else list(means.leaves.values())
     with without_hooks([p.value for p in parameters]):
-        found = torch.autograd.grad(outputs, [*weights, *scales.values()], slopes, allow_unused=True)
-    return found[: len(weights)], dict(zip(scales, found[len(weights) :], strict=True))
+        found = torch.autograd.grad(outputs, [*weights, *scales.values(), *centres], slopes, allow_unused=True)
+    if means is not None:
+        means.met(found[len(found) - len(centres) :])
+    return found[: len(weights)], dict(zip(scales, found[len(weights) : len(weights) + len(scales)], strict=True))
 
 
 def _along(
@@ -87,8 +95,9 @@ def _along(
     parameters: Sequence[NamedParameter],
     scales: Mapping[Tensor, Tensor],
     leaves: Mapping[Tensor, Tensor],
+    means: Means | None,
 ) -> Tensor:
-    found, of_scale = first_derivatives(outputs, slopes, parameters, scales, leaves)
+    found, of_scale = first_derivatives(outputs, slopes, parameters, scales, leaves, means)
     products = []
     for parameter, derivative in zip(parameters, found, strict=True):
         weight = parameter.value.detach()

@@ -38,7 +38,7 @@ class _CoupledEvaluation(Evaluation):
         self._problem = problem
         parameters = [p.value for p in problem.grad_params]
         self._ops = ScaledOps(problem.scale_params)
-        with plain_attention(), seeded(*batch.seed), self._ops.replacing():
+        with plain_attention(), seeded(*batch.seed), problem.first_derivatives(), self._ops.replacing():
             losses = problem.window_losses(batch)
             # The last pass frees the graph, but for one to be differentiated: one with saved-tensor hooks leaks otherwise.
             kept = [differentiate or d + 1 < len(losses) for d in range(len(losses))]

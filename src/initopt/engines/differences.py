@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from initopt.centring import Means, Output, bent, slopes
 from initopt.engines.base import Engine, Evaluation, Gradients, added, check_gram, gram_matrix, weighted_sums
 from initopt.engines.contraction import to_cpu
 from initopt.engines.microbatches import Microbatches
 from initopt.engines.scaled_ops import ScaledOps
-from initopt.problem import Batch, Part, Problem, as_real, inner_product
+from initopt.problem import ONE_SAMPLE, Batch, Part, Problem, as_real, inner_product
 from initopt.randomness import seeded
 
 __all__ = ["DifferencesEngine"]
@@ -112,6 +113,8 @@ class _Differences(Evaluation):
         self._batch = batch
         self._coupled = self.problem.batch_norm == "batch"
         self._parameters = [p.value for p in self.problem.grad_params]
+        if self.problem.centres(batch) and min(map(len, batch.windows.indices)) < 2:
+            raise ValueError(f"{ONE_SAMPLE} (finite differences take no mean over other sub-batches)")
         losses, self._gradients = self._all()
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, losses, self._gradients, self.problem.grad_params)
@@ -122,7 +125,7 @@ class _Differences(Evaluation):
         if not self._coupled:
             pairs = [self._one(d, self._parameters) for d in range(count)]
             return [loss for loss, _ in pairs], [gradients for _, gradients in pairs]
-        with seeded(*self._batch.seed):
+        with seeded(*self._batch.seed), self.problem.first_derivatives():
             losses = self.problem.window_losses(self._batch)
             gradients: list[Gradients] = [
                 torch.autograd.grad(loss, self._parameters, retain_graph=d + 1 < count, allow_unused=True)
@@ -132,7 +135,7 @@ class _Differences(Evaluation):
 
     def _one(self, d: int, parameters: Sequence[Tensor]) -> tuple[Tensor, Gradients]:
         def of_part(part: Part) -> tuple[Tensor, Gradients]:
-            with seeded(*part.seed):
+            with seeded(*part.seed), self.problem.first_derivatives():
                 loss = self._loss(d, part)
                 return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
 
@@ -150,38 +153,84 @@ class _Differences(Evaluation):
     def difference(self, d: int, vector: Gradients, step: float) -> Tensor:
         """<H_d v, W_k> for every scaled tensor by a difference of length ``step``, float64 on the CPU."""
         scaled = self.problem.scale_params
-        with _moved(self._parameters, vector, step):
-            far, slopes = self._far(d)
+        far, slopes_there = self._far(d, vector, step)
         near = self._near(d)
         directions = dict(zip(self._parameters, vector, strict=True))
         products = []
-        for p, there, slope, here in zip(scaled, far, slopes, near, strict=True):
+        for p, there, slope, here in zip(scaled, far, slopes_there, near, strict=True):
             if slope is None:
                 products.append((_inner(there, p.value) - _inner(here, p.value)) / step)
             else:
                 products.append((slope - _inner(here, p.value)) / step - _inner(here, directions.get(p.value)))
         return to_cpu(products)
 
-    def _far(self, d: int) -> tuple[Gradients, list[Tensor | None]]:
-        """Where the weights are now: gradients, and in their place s_k of tensors that are used in replaced operations."""
+    def _far(self, d: int, vector: Gradients, step: float) -> tuple[Gradients, list[Tensor | None]]:
+        """Where the weights move to: gradients, and in their place s_k of tensors that are used in replaced operations."""
         scaled = self.problem.scale_params
 
-        def of_part(part: Part) -> tuple[Tensor, Gradients]:
+        def of_part(part: Part, incoming: Sequence[Tensor] | None) -> tuple[Tensor, Gradients]:
             ops = self._engine.ops()
-            with seeded(*part.seed):
+            with seeded(*part.seed), self.problem.first_derivatives():
+                with nullcontext() if ops is None else ops.replacing():
+                    loss = self._loss(d, part) if incoming is None else self._loss_with(d, part, incoming)
                 if ops is None:
-                    loss = self._loss(d, part)
                     found = torch.autograd.grad(loss, [p.value for p in scaled], allow_unused=True)
                     return loss.detach(), [*found, *[None] * len(scaled)]
-                with ops.replacing():
-                    loss = self._loss(d, part)
                 gradients, of_scale = ops.derivatives(loss)
             return loss.detach(), [*gradients, *(of_scale.get(p.value) for p in scaled)]
 
-        _, both = self._of_parts(d, lambda parts: added(map(of_part, parts)))
-        gradients, slopes = both[: len(scaled)], both[len(scaled) :]
-        each = zip(slopes, gradients, scaled, strict=True)
-        return gradients, [None if slope is None else slope + _inner(g, p.value) for slope, g, p in each]
+        def of_parts(parts: list[Part]) -> tuple[Gradients, list[Tensor | None]]:
+            incoming: Sequence[Sequence[Tensor] | None] = [None] * len(parts)
+            if self.problem.centres(self._batch):
+                incoming = self._incoming(d, parts, vector, step)
+            with _moved(self._parameters, vector, step):
+                _, both = added(map(of_part, parts, incoming))
+                gradients, along = both[: len(scaled)], both[len(scaled) :]
+                each = zip(along, gradients, scaled, strict=True)
+                return gradients, [None if slope is None else slope + _inner(g, p.value) for slope, g, p in each]
+
+        return self._of_parts(d, of_parts)
+
+    def _seen(self, d: int, part: Part) -> tuple[Tensor, list[Output]]:
+        """The loss of a part, and the outputs that are centred."""
+        if not self._coupled:
+            return self.problem.seen(self._batch, part)
+        losses, outputs = self.problem.seen_windows(self._batch)
+        return losses[d], outputs
+
+    def _loss_with(self, d: int, part: Part, incoming: Sequence[Tensor]) -> Tensor:
+        """The loss of a part, with other slopes at the outputs."""
+        loss, outputs = self._seen(d, part)
+        for output, slope in zip(outputs, incoming, strict=True):
+            self.problem.centring.change_slope(output, lambda _, slope=slope: slope)  # type: ignore[misc]
+        return loss
+
+    def _incoming(self, d: int, parts: Sequence[Part], vector: Gradients, step: float) -> list[list[Tensor]]:
+        """What is to come in at the outputs of each part when the weights have moved: see :func:`initopt.centring.bent`."""
+
+        def head(part: Part) -> tuple[list[Output], list[Tensor]]:
+            with seeded(*part.seed):
+                loss, outputs = self._seen(d, part)
+                return outputs, slopes(loss, outputs, create_graph=True)
+
+        def outputs_of(part: Part) -> list[Tensor]:
+            with seeded(*part.seed):
+                return [output.value.detach() for output in self._seen(d, part)[1]]
+
+        whole = head(parts[0]) if len(parts) == 1 else None  # of several, only one has its graph at a time
+        with _moved(self._parameters, vector, step):
+            far = [outputs_of(part) for part in parts]
+
+        def moves() -> Iterator[tuple[list[Output], list[Tensor], list[Tensor]]]:
+            for part, there in zip(parts, far, strict=True):
+                outputs, found = head(part) if whole is None else whole
+                yield outputs, found, [far - output.value.detach() for far, output in zip(there, outputs, strict=True)]
+
+        moved = Means.over(moves())
+        return [
+            bent(*(head(part) if whole is None else whole), there, part.means, moved)
+            for part, there in zip(parts, far, strict=True)
+        ]
 
     def _near(self, d: int) -> Gradients:
         """Gradients where the weights were, for every scaled tensor."""

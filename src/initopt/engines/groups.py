@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +74,12 @@ class GroupsEngine(Engine):
         tolerance = max(torch.finfo(parameter.dtype).eps for parameter in parameters) ** (1 / 3)
         apart = []
         chosen = sorted({round(i * (count - 1) / (_CHECKED - 1)) for i in range(_CHECKED)})
+        subbatches = [self.problem.parts(batch, d, None)[0] for d in range(count)]
+        if min(map(len, batch.windows.indices)) < 2:
+            subbatches = self.problem.centred_by_all(batch, subbatches)
         for d in chosen:
-            with seeded(*batch.seed, d):
-                apart.append(_gradient_sqnorm(self.problem.subbatch_loss(batch, d), parameters))
+            with seeded(*batch.seed, d), self.problem.first_derivatives():
+                apart.append(_gradient_sqnorm(self.problem.part_loss(batch, subbatches[d]), parameters))
         together = gram.detach().diagonal()[chosen].tolist()
         largest = max(apart)
         difference = max(abs(t - a) for t, a in zip(together, apart, strict=True)) / largest if largest > 0 else math.inf
@@ -115,7 +119,7 @@ class _GramOnly(Evaluation):
     def __init__(self, problem: Problem, batch: Batch) -> None:
         joined = _joined(batch)
         mode = GramMode(problem.grad_params, len(batch.windows), joined.windows.batch_size)
-        with seeded(*batch.seed), replacing(mode):
+        with seeded(*batch.seed), problem.first_derivatives(), replacing(mode):
             losses = _losses(problem, joined)
             self.gram = mode.gram(torch.stack(losses).sum())
         check_entries(self.gram, [loss.detach() for loss in losses], mode.broken)
@@ -133,7 +137,7 @@ class _Groups(Evaluation):
         joined = _joined(batch)
         mode = Grouping(parameters, count, joined.windows.batch_size)
         self._ops = ScaledOps(problem.scale_params, mode)
-        with plain_attention(), seeded(*batch.seed), self._ops.replacing():
+        with plain_attention(), seeded(*batch.seed), problem.first_derivatives(), self._ops.replacing():
             losses = _losses(problem, joined)
             leaves = [mode.leaves[p.value] for p in problem.grad_params]
             total = torch.stack(losses).sum()
@@ -151,7 +155,7 @@ class _Groups(Evaluation):
 
 def _losses(problem: Problem, joined: Batch) -> list[Tensor]:
     try:
-        return problem.window_losses(joined)
+        return problem.window_losses(joined, apart=True)
     except LossError as error:
         raise NotCoveredError("the loss function gives no loss for every sample") from error
 
@@ -161,4 +165,5 @@ def _joined(batch: Batch) -> Batch:
     indices = torch.cat(batch.windows.indices)
     size = len(batch.windows.indices[0])
     windows = tuple(torch.arange(d * size, (d + 1) * size, device="cpu") for d in range(len(batch.windows)))
-    return Batch(take(batch.data, indices, batch.windows.batch_size), Windows(windows, len(indices)), batch.seed)
+    data = take(batch.data, indices, batch.windows.batch_size)
+    return replace(batch, data=data, windows=Windows(windows, len(indices)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = Non
     Returns:
         A truth value for each of ``problem.scale_params``.
     """
+    batch = replace(batch, centred=False)  # a centred gradient vanishes in a network that ignores its input
     values = [parameter.value for parameter in problem.scale_params]
     found = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     for gradients in _gradients(problem, batch, values, microbatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -61,7 +62,7 @@ class Microbatches:
                 parts = self._problem.parts(batch, d, self.size)
                 if len(parts) > 1 and not self._checked:
                     self._check(batch)
-                return function(parts)
+                return function(self._problem.centred_by_all(batch, parts) if len(parts) > 1 else parts)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._halve_for(error, len(batch.windows.indices[d]))
             # Not within the `except`: the error holds on to what was in memory.
@@ -102,7 +103,7 @@ class Microbatches:
 
     def _value(self, batch: Batch, indices: torch.Tensor) -> float:
         with seeded(*batch.seed):
-            return float(self._problem.part_loss(batch, Part(indices, 1, batch.seed)).detach())
+            return float(self._problem.part_loss(replace(batch, centred=False), Part(indices, 1, batch.seed)).detach())
 
 
 def _coupled(problem: Problem) -> str | None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from initopt.centring import Means
 from initopt.engines.base import Gradients
 from initopt.engines.batch_norm import batch_norm
 from initopt.engines.contraction import along_weights, first_derivatives
@@ -274,11 +275,11 @@ class ScaledOps:
         finally:
             self._mode.phase.values_wanted = True
 
-    def along_weights(self, gradients: Gradients, vectors: Gradients) -> Tensor:
+    def along_weights(self, gradients: Gradients, vectors: Gradients, means: Means | None = None) -> Tensor:
         """:func:`initopt.engines.contraction.along_weights` through the replaced operations."""
         self._mode.phase.second = True
         with self.replacing():
-            return along_weights(gradients, vectors, self._parameters, self._mode.scales, self._mode.leaves)
+            return along_weights(gradients, vectors, self._parameters, self._mode.scales, self._mode.leaves, means)
 
     def derivatives(self, loss: Tensor) -> tuple[Gradients, Mapping[Tensor, Tensor | None]]:
         """:func:`initopt.engines.contraction.first_derivatives` of a loss, which is freed.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from initopt.centring import slopes
 from initopt.engines.base import (
     WHOLE,
     Engine,
@@ -113,13 +114,24 @@ class _Separate(Evaluation):
         self._problem = problem
         self._batch = batch
         self._microbatches = microbatches
+        self._samples = self._centred_samples()
         found = [self._of_parts(d, self._first) for d in range(len(batch.windows))]
         self._gradients = [gradients for _, gradients in found]
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, [loss for loss, _ in found], self._gradients, problem.grad_params)
 
+    def _centred_samples(self) -> list[Part] | None:
+        """Sub-batches of one sample each, which are centred by the mean of all; ``None`` for larger ones."""
+        problem, batch = self._problem, self._batch
+        if not problem.centres(batch) or min(map(len, batch.windows.indices)) > 1:
+            return None
+        with plain_attention():
+            return problem.centred_by_all(batch, [problem.parts(batch, d, None)[0] for d in range(len(batch.windows))])
+
     def _of_parts(self, d: int, function: Callable[[list[Part]], _T]) -> _T:
         """What a function makes of the parts of sub-batch d: the whole, if there are no micro-batches."""
+        if self._samples is not None:
+            return function([self._samples[d]])
         if self._microbatches is None:
             return function(self._problem.parts(self._batch, d, None))
         return self._microbatches.run(self._batch, d, function)
@@ -127,7 +139,7 @@ class _Separate(Evaluation):
     def _gradient(
         self, part: Part, create_graph: bool, backward: AbstractContextManager[None] | None = None
     ) -> tuple[Tensor, Gradients]:
-        with plain_attention(), seeded(*part.seed):
+        with plain_attention(), seeded(*part.seed), self._problem.first_derivatives():
             loss = self._problem.part_loss(self._batch, part)
             parameters = [p.value for p in self._problem.grad_params]
             with backward or nullcontext():
@@ -137,6 +149,26 @@ class _Separate(Evaluation):
     def _first(self, parts: list[Part]) -> tuple[Tensor, Gradients]:
         """Loss and gradient of a sub-batch."""
         return added(self._gradient(part, create_graph=False) for part in parts)
+
+    def _through_means(self, parts: Sequence[Part]) -> Tensor:
+        """<dW_k, W_k> through the means that parts were centred by, once these know the derivatives by themselves."""
+        total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64, device="cpu")
+        for part in parts:
+            if part.means is None:
+                continue
+            with plain_attention(), seeded(*part.seed), self._operations() as ops:
+                loss, outputs = self._problem.seen(self._batch, part)
+                found = slopes(loss, outputs, create_graph=True)
+            back = [part.means.pulled_back(output, slope) for output, slope in zip(outputs, found, strict=True)]
+            total += ops.along_weights(found, back)
+        return total
+
+    @contextmanager
+    def _operations(self) -> Iterator[ScaledOps]:
+        """Operations replaced by cheaper ones within the block."""
+        ops = ScaledOps(self._problem.scale_params)
+        with ops.replacing():
+            yield ops
 
 
 class _GradientsOnly(_Separate):
@@ -156,24 +188,30 @@ class _Graph(_Separate):
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         vectors = weighted_sums(self._gradients, weights)
-        return self._ops.along_weights(joined(self._gradients), joined(vectors))
+        samples = self._samples or []
+        total = self._ops.along_weights(joined(self._gradients), joined(vectors), samples[0].means if samples else None)
+        return total + self._through_means(samples)
 
 
 class _Recompute(_Separate):
     def derivatives_along(self, weights: Tensor) -> Tensor:
         total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64, device="cpu")
         for d, vector in enumerate(weighted_sums(self._gradients, weights)):
-            total += self._of_parts(d, lambda parts, v=vector: sum(self._along(part, v) for part in parts))  # type: ignore[misc]
-        return total
+
+            def of_parts(parts: list[Part], vector: Gradients = vector) -> Tensor:
+                along = [self._along(part, vector) for part in parts]
+                return torch.stack(along).sum(0) + (self._through_means(parts) if self._samples is None else 0)
+
+            total += self._of_parts(d, of_parts)
+        return total + self._through_means(self._samples or [])
 
     def _along(self, part: Part, vector: Gradients) -> Tensor:
-        ops = ScaledOps(self._problem.scale_params)
-        with ops.replacing():
+        with self._operations() as ops:
             _, gradients = self._gradient(part, create_graph=True, backward=ops.values_unwanted())
-        return ops.along_weights(gradients, vector)
+        return ops.along_weights(gradients, vector, part.means)
 
 
 class _Plain(_Recompute):
     def _along(self, part: Part, vector: Gradients) -> Tensor:
         _, gradients = self._gradient(part, create_graph=True)
-        return along_weights(gradients, vector, self._problem.scale_params)
+        return along_weights(gradients, vector, self._problem.scale_params, means=part.means)
