@@ -6,7 +6,15 @@ Measure how good a network's starting point is on its own data, and improve it b
 from initopt import functional, objectives, presets, schemes
 from initopt._version import __version__
 from initopt.compare import compare
-from initopt.errors import LoaderError, LossError, MismatchError, NonFiniteError, ZeroGradientError
+from initopt.errors import (
+    HarmError,
+    LoaderError,
+    LossError,
+    MismatchError,
+    NonFiniteError,
+    TrainedModelError,
+    ZeroGradientError,
+)
 from initopt.gradinit import gradinit
 from initopt.lsuv import lsuv
 from initopt.measure import measure
@@ -17,6 +25,7 @@ from initopt.records import LayerRecord, StepRecord
 from initopt.result import Result
 
 __all__ = [
+    "HarmError",
     "LayerRecord",
     "LoaderError",
     "LossError",
@@ -25,6 +34,7 @@ __all__ = [
     "NonFiniteError",
     "Result",
     "StepRecord",
+    "TrainedModelError",
     "ZeroGradientError",
     "__version__",
     "compare",

@@ -218,6 +218,10 @@ class Centring:
     _names: frozenset[str] = field(default_factory=frozenset)
     _handles: list[RemovableHandle] = field(default_factory=list, repr=False)
 
+    def switch_off(self, why: str) -> None:
+        """Decide that nothing is centred."""
+        self.settled, self.off = True, why
+
     @contextmanager
     def first_derivatives(self) -> Iterator[None]:
         """The block in which losses are computed and first derivatives taken: slopes are changed in it, and not later.
@@ -264,13 +268,14 @@ class Centring:
         reached = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True) if values else ()
         used = [output for output, slope in zip(outputs, reached, strict=True) if slope is not None]
         if not used:
-            self.off = "the loss does not go through a tensor that the model's forward returns"
+            self.switch_off("the loss does not go through a tensor that the model's forward returns")
             return
         last = _last(used)
-        if any(_compares(output, loss, samples) for output in last):
-            self.off = "the loss compares samples with each other, so that no output bias would lower it for all of them"
-            return
         self._names = frozenset(output.name for output in last)
+        if any(_compares(output, loss, samples) for output in last):
+            self.switch_off(
+                "the loss compares samples with each other, so that no output bias would lower it for all of them"
+            )
 
 
 def _outputs(seen: Sequence[Any], channel: Callable[[Tensor], int | None]) -> list[Output]:

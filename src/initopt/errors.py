@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["LoaderError", "LossError", "MismatchError", "NonFiniteError", "ZeroGradientError"]
+__all__ = [
+    "HarmError",
+    "LoaderError",
+    "LossError",
+    "MismatchError",
+    "NonFiniteError",
+    "TrainedModelError",
+    "ZeroGradientError",
+]
+
+
+class HarmError(ArithmeticError):
+    """A method made the network worse, and was asked to say so by an exception; the weights are as before."""
 
 
 class LoaderError(ValueError):
@@ -19,6 +31,10 @@ class MismatchError(ValueError):
 
 class NonFiniteError(ArithmeticError):
     """A loss or a gradient is infinite or not a number."""
+
+
+class TrainedModelError(ValueError):
+    """The model has been trained, and a method for initial weights would undo that."""
 
 
 class ZeroGradientError(ArithmeticError):

@@ -14,6 +14,7 @@ from initopt.parameters import ParameterFilter
 from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback
+from initopt.verdict import OnHarm
 
 __all__ = ["lsuv"]
 
@@ -38,6 +39,8 @@ def lsuv(
     callbacks: Callback | Iterable[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
+    on_harm: OnHarm = "restore",
+    allow_trained: bool = False,
 ) -> Result:
     """LSUV: orthogonal weights, scaled layer by layer to outputs of unit variance, in place.
 
@@ -74,6 +77,8 @@ def lsuv(
         callbacks: a function, or several, that is called with the record of each layer when its pass is done.
         checkpoint: a file to which the state is written and from which a killed run goes on.
         checkpoint_every: steps between two checkpoints.
+        on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network is worse for it; see :func:`initopt.optimize`.
+        allow_trained: whether a model that looks trained is not refused.
 
     Returns:
         The history, a :class:`initopt.LayerRecord` per layer; the scales, the weights, and the measurements.
@@ -103,6 +108,8 @@ def lsuv(
         callbacks=callbacks,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
+        on_harm=on_harm,
+        allow_trained=allow_trained,
         steps=steps,
         tolerance=tolerance,
         max_iterations=max_iterations,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from initopt import functional
+from initopt.centring import Centre, check_centre
 from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine, create_engine
 from initopt.engines.choose import check_engine
 from initopt.engines.microbatches import is_out_of_memory
-from initopt.errors import LoaderError
+from initopt.errors import LoaderError, ZeroGradientError
 from initopt.losses import LossFunction
 from initopt.measurement import Measurement
 from initopt.modes import measuring
+from initopt.outputs import Outputs, look
 from initopt.parameters import ParameterFilter, trainable_parameters
 from initopt.preserve import unwritten
 from initopt.problem import Batch, BatchNorm, Problem, Split
@@ -42,6 +47,7 @@ def measure(
     train_mode: bool = False,
     microbatch: int | None = None,
     memory_budget: float | None = None,
+    centre: Centre | None = "output",
     seed: int | None = None,
     progress: Progress = None,
 ) -> Measurement:
@@ -73,6 +79,9 @@ def measure(
             not fit into memory. Whole sub-batches by default. Where memory runs out, it is halved, with a warning. Needs a
             loss that is a mean over samples, and no batch norm on the statistics of the sub-batch.
         memory_budget: bytes that ``engine="auto"`` may take beside the model and the batch; by default, what is free.
+        centre: ``"output"`` measures centred gradients, too, which leave out what a bias of the model's outputs would take
+            care of, and so show whether samples agree on more than that (:mod:`initopt.centring`). ``None`` does not, for
+            half the cost.
         seed: base of the seeds for what the model itself draws; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
 
@@ -97,6 +106,7 @@ def measure(
     num_subbatches, overlap = plain_numbers(num_subbatches), plain_numbers(overlap)
     microbatch, memory_budget = plain_numbers(microbatch), plain_numbers(memory_budget)
     check_engine(engine)
+    check_centre(centre)
     check_batches(batches)
     trainable_parameters(model)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
@@ -118,7 +128,8 @@ def measure(
         total = length_of(batches) if steps is None else steps
         stream = BatchStream(batches, steps) if steps is not None else None
         with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
-            found = measure_batches(chosen, batches if stream is None else stream, report, only_written)
+            taken = batches if stream is None else stream
+            found = measure_batches(chosen, taken, report, only_written, centred=centre is not None)
     if stream is not None and stream.cycled:
         warn(
             f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
@@ -139,7 +150,12 @@ def _runs(problem: Problem, batch: Batch) -> bool:
 
 
 def measure_batches(
-    engine: Engine, batches: Iterable[Any], report: Any = None, when_run: Callable[[], None] | None = None
+    engine: Engine,
+    batches: Iterable[Any],
+    report: Any = None,
+    when_run: Callable[[], None] | None = None,
+    *,
+    centred: bool = True,
 ) -> Measurement:
     """Measure every batch with an engine, its model being in measuring mode.
 
@@ -148,24 +164,49 @@ def measure_batches(
         batches: as the user gave them.
         report: is called with each Gram matrix.
         when_run: is called once the model has run, on a sub-batch of the first batch and before anything else.
+        centred: whether to measure centred gradients, too.
 
     Raises:
         LoaderError: if there is no batch.
     """
+    problem = engine.problem
     grams, small, big = [], [], []
+    centred_grams: list[Tensor] = []
+    outputs: list[Outputs] = []
     for index, data in enumerate(batches):
         with located(f"batch {index} of the measurement"):
-            batch = engine.problem.prepare(data, index)
-            if index == 0 and when_run is not None and _runs(engine.problem, batch):
+            batch = problem.prepare(data, index)
+            if index == 0 and when_run is not None and _runs(problem, batch):
                 when_run()
             grams.append(engine.evaluate(batch, differentiate=False).gram)
+            problem.settle(batch)
+            outputs.append(look(problem, batch, engine.microbatch))
+            if centred and problem.centring.active:
+                centred_grams.append(_centred_gram(engine, replace(batch, centred=True)))
         small.append(batch.windows.small_batch)
         big.append(batch.windows.big_batch)
         if report is not None:
             report(_figures(grams[-1]))
     if not grams:
         raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
-    return Measurement.from_grams(grams, small, big, engine.name)
+    return Measurement.from_grams(
+        grams,
+        small,
+        big,
+        engine.name,
+        centred=centred_grams,
+        losses=[found.loss for found in outputs],
+        spreads=[found.spread for found in outputs if not math.isnan(found.spread)],
+        uncentred=problem.centring.off if centred else "it was not asked for",
+    )
+
+
+def _centred_gram(engine: Engine, batch: Batch) -> Tensor:
+    """The Gram matrix of centred gradients; zero in a network that ignores its input."""
+    try:
+        return engine.evaluate(batch, differentiate=False).gram
+    except ZeroGradientError:
+        return torch.zeros(len(batch.windows), len(batch.windows), dtype=torch.float64, device="cpu")
 
 
 def _figures(gram: Tensor) -> str:

@@ -15,6 +15,7 @@ from initopt.parameters import ParameterFilter
 from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback
+from initopt.verdict import OnHarm
 
 __all__ = ["metainit"]
 
@@ -46,6 +47,8 @@ def metainit(
     callbacks: Callback | Iterable[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
+    on_harm: OnHarm = "restore",
+    allow_trained: bool = False,
 ) -> Result:
     r"""MetaInit: learn one scale per parameter tensor so that the gradient changes little along itself, in place.
 
@@ -94,6 +97,8 @@ def metainit(
         callbacks: a function, or several, that is called with the record of each step.
         checkpoint: a file to which the state is written and from which a killed run goes on.
         checkpoint_every: steps between two checkpoints.
+        on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network is worse for it; see :func:`initopt.optimize`.
+        allow_trained: whether a model that looks trained is not refused.
 
     Returns:
         The history, the scales, the weights, and the measurements before and after. The objective is the quotient.
@@ -121,6 +126,8 @@ def metainit(
         callbacks=callbacks,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
+        on_harm=on_harm,
+        allow_trained=allow_trained,
         steps=steps,
         inputs=inputs,
         quotient_eps=quotient_eps,

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from initopt.checks import check_integer
+from initopt.centring import Centre
+from initopt.checks import check_choice, check_flag, check_integer
 from initopt.losses import LossFunction, as_loss
 from initopt.methods import Method, create_method
 from initopt.objectives import Objective
@@ -20,6 +21,7 @@ from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback, Run, Settings
 from initopt.stream import check_batches
+from initopt.verdict import ON_HARM, OnHarm
 
 __all__ = ["nio", "optimize"]
 
@@ -36,6 +38,8 @@ def optimize(
     callbacks: Callback | Iterable[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
+    on_harm: OnHarm = "restore",
+    allow_trained: bool = False,
     **options: Any,
 ) -> Result:
     """Improve the initial weights of a model with any method, in place.
@@ -58,6 +62,13 @@ def optimize(
             on from there, with the loader played again from its start, and ends in the same scales as an unbroken run. It
             stays when the run is done, and a later call with more ``steps`` goes on.
         checkpoint_every: steps between two checkpoints; the end always makes one.
+        on_harm: what to do if the network is worse for it on the batches held back: its outputs no longer depend on its
+            inputs, scales stand at their minimum, the gradient norm is beyond its bound, or the loss has more than doubled.
+            ``"restore"`` puts the weights back, with a warning, also (without one) where nothing is gained beyond noise;
+            ``"warn"`` keeps the new ones; ``"raise"`` raises a :class:`initopt.HarmError`. ``Result.verdict`` says what
+            came of it.
+        allow_trained: whether a model may have been trained: one whose loss is less than half of that with the targets of
+            other samples is refused otherwise.
         **options: the options of the method.
 
     Returns:
@@ -67,6 +78,8 @@ def optimize(
         ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
         LoaderError: if the batches run out.
         LossError: if the loss function returns no loss.
+        TrainedModelError: if the model looks trained.
+        HarmError: if the network is worse for it, with ``on_harm="raise"``.
         MismatchError: if the checkpoint belongs to another run: other options, parameters, loss, selected tensors,
             buffers, frozen parameters or first batch. The message says which.
         NonFiniteError: if a loss or gradient is not finite; the message names step and parameter.
@@ -91,7 +104,11 @@ def optimize(
         callbacks=_functions(callbacks),
         checkpoint=None if checkpoint is None else _file(checkpoint),
         checkpoint_every=check_integer("checkpoint_every", checkpoint_every, 1),
+        on_harm=on_harm,
+        allow_trained=allow_trained,
     )
+    check_choice("on_harm", on_harm, ON_HARM)
+    check_flag("allow_trained", allow_trained)
     check_batches(batches)
     as_loss(loss_fn)
     trainable_parameters(model)
@@ -126,7 +143,8 @@ def nio(
     batch_norm: BatchNorm = "subbatch",
     objective: str | Objective = "cosine+lognorm",
     norm_weight: float = 0.3,
-    max_grad_norm: float = 5.0,
+    centre: Centre | None = "output",
+    max_grad_norm: float = 10.0,
     lr: float = 0.03,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -148,11 +166,13 @@ def nio(
     callbacks: Callback | Iterable[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
+    on_harm: OnHarm = "restore",
+    allow_trained: bool = False,
 ) -> Result:
     """Neural Initialization Optimization: learn one scale per parameter tensor, in place.
 
     In each step, if the mean gradient norm of the sub-batches exceeds ``max_grad_norm``, the scales move so as to lower
-    it, otherwise so as to lower the objective (Yang, Wang, Yuan, Lin, NeurIPS 2022, arXiv 2210.05956, algorithm 1). The
+    it, otherwise so as to lower the objective (Yang, Wang, Yuan, Lin, NeurIPS 2022, arXiv 2210.05956, algorithm 3). The
     direction of every tensor stays; a tensor that is zero, frozen or without gradient is left alone; tied parameters are
     one tensor with one scale.
 
@@ -167,7 +187,11 @@ def nio(
         batch_norm: ``"subbatch"``: batch norms use the statistics of each sub-batch; ``"batch"``: of the whole batch.
         objective: what is minimized: a name in :data:`initopt.objectives.NAMES` or a function of a Gram matrix.
         norm_weight: w, the weight of the norm term in the objectives that have one.
-        max_grad_norm: the bound gamma on the mean gradient norm of the sub-batches.
+        centre: ``"output"``: the objective is that of centred gradients, which leave out what a bias of the model's outputs
+            would take care of (:mod:`initopt.centring`). Without it (``None``, as in the paper), GradCosine can be had by
+            ignoring the input. The mean is that of each sub-batch, over samples and positions.
+        max_grad_norm: the bound gamma on the gradient norm of the sub-batches: of their mean, or, where gradients are
+            centred, of the whole gradient of one of them, each in its turn.
         lr: learning rate of the scales.
         betas: decay rates of the scale optimizer's moments.
         eps: added to its denominator.
@@ -196,6 +220,8 @@ def nio(
         callbacks: a function, or several, that is called with the record of each step.
         checkpoint: a file to which the state is written and from which a killed run goes on.
         checkpoint_every: steps between two checkpoints.
+        on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network is worse for it; see :func:`initopt.optimize`.
+        allow_trained: whether a model that looks trained is not refused.
 
     Returns:
         The history, the scales, the weights, and the measurements before and after.
@@ -222,6 +248,8 @@ def nio(
         callbacks=callbacks,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
+        on_harm=on_harm,
+        allow_trained=allow_trained,
         steps=steps,
         num_subbatches=num_subbatches,
         overlap=overlap,
@@ -229,6 +257,7 @@ def nio(
         batch_norm=batch_norm,
         objective=objective,
         norm_weight=norm_weight,
+        centre=centre,
         max_grad_norm=max_grad_norm,
         lr=lr,
         betas=betas,

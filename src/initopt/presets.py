@@ -34,6 +34,7 @@ published: dict[str, Any] = published_measure | {
     "scale_invariant": True,
     "objective": "cosine+norm",
     "norm_weight": 1.0,
+    "centre": None,
     "min_scale": 0.01,
     "min_bias_scale": 0.0,
 }

@@ -24,6 +24,9 @@ class StepRecord:
             work of its own.
         constrained: whether the gradient norm exceeded its bound, so that the step lowered it.
         seconds: wall-clock time of the step, without loading the batch.
+        centred_grad_norm: mean norm of the centred gradients of the sub-batches, in a step on these. Then ``grad_cosine``,
+            ``grad_variance`` and ``objective`` are theirs, too, while ``grad_norm`` is that of the whole gradient of one
+            sub-batch.
     """
 
     step: int
@@ -33,6 +36,7 @@ class StepRecord:
     objective: float | None
     constrained: bool
     seconds: float
+    centred_grad_norm: float | None = None
 
     def summary(self) -> str:
         """The figures for a progress bar."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +18,7 @@ from initopt.errors import MismatchError
 from initopt.measurement import Measurement
 from initopt.records import Record, StepRecord, record_from
 from initopt.storage import plain, read_json, unplain, write_folder, write_json
+from initopt.summary import summary
 from initopt.tensorfile import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -47,6 +51,12 @@ class Result:
         engine_reason: why this engine and no other.
         weights: the new values of the trainable parameters, on the CPU.
         versions: of initopt, torch and Python.
+        verdict: what became of the network, as a word and a reason: "improved: ...", "applied: ..." (by a method that
+            minimizes nothing), "left alone: ...", "restored: ..." or "harmed: ..." (:func:`initopt.optimize`, ``on_harm``).
+        tried_scales: the scales that were learned and given up, if the weights were put back.
+        left_alone: the names of the tensors that the method did not touch, by the reason.
+        training_step_seconds: time of one plain gradient of a batch, in which ``seconds`` can be counted; ``None`` if
+            nothing was measured.
     """
 
     method: str
@@ -60,6 +70,20 @@ class Result:
     engine_reason: str
     weights: dict[str, Tensor] = field(repr=False)
     versions: dict[str, str] = field(repr=False)
+    verdict: str = "not judged"
+    tried_scales: dict[str, float] | None = field(default=None, repr=False)
+    left_alone: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    training_step_seconds: float | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        """The summary and the picture, for notebooks."""
+        picture = io.BytesIO()
+        self.plot().savefig(picture, format="png", dpi=80)
+        encoded = base64.b64encode(picture.getvalue()).decode("ascii")
+        return f'<pre>{html.escape(str(self))}</pre><img src="data:image/png;base64,{encoded}" alt="the run">'
 
     def apply(self, model: nn.Module) -> None:
         """Copy the weights into a model of the same architecture.
@@ -117,6 +141,9 @@ class Result:
         def write(into: Path) -> None:
             save_tensors(self.weights, into / _WEIGHTS)
             grams = {name: m.gram for name, m in self._measurements().items()}
+            for name, measurement in self._measurements().items():
+                if measurement.centred_gram is not None:
+                    grams[f"{name}.centred"] = measurement.centred_gram
             if grams:
                 save_tensors(grams, into / _GRAMS)
             write_json(into / _RECORD, self._record())
@@ -137,7 +164,11 @@ class Result:
             "engine_reason": self.engine_reason,
             "versions": self.versions,
             "measurements": {name: measurement.to_dict() for name, measurement in self._measurements().items()},
+            "verdict": self.verdict,
             "scales": self.scales,
+            "tried_scales": self.tried_scales,
+            "left_alone": self.left_alone,
+            "training_step_seconds": self.training_step_seconds,
             "tensors": {name: _kind(value) for name, value in self.weights.items()},
             "history": self.history,
         }
@@ -170,7 +201,7 @@ class Result:
         )
         names = record["measurements"]
         grams = _load_tensors(folder / _GRAMS) if names else {}
-        found = {name: Measurement.from_dict(names[name], grams[name]) for name in names}
+        found = {name: Measurement.from_dict(names[name], grams[name], grams.get(f"{name}.centred")) for name in names}
         result = cls(
             method=record["method"],
             options=unplain(record["options"]),
@@ -183,6 +214,10 @@ class Result:
             engine_reason=record["engine_reason"],
             weights={name: weights[name] for name in record["tensors"]},
             versions=record["versions"],
+            verdict=record.get("verdict", "not judged"),  # earlier versions did not
+            tried_scales=record.get("tried_scales"),
+            left_alone=record.get("left_alone", {}),
+            training_step_seconds=record.get("training_step_seconds"),
         )
         if model is not None:
             result.apply(model)

@@ -17,12 +17,15 @@ from torch import nn
 from initopt._version import __version__
 from initopt.checkpoint import Checkpoint, loader_generators
 from initopt.engines import create_engine
+from initopt.engines.gradients import subbatch_gradients
+from initopt.errors import HarmError, TrainedModelError
 from initopt.identity import fingerprint, identify
 from initopt.losses import LossFunction
 from initopt.measure import measure_batches
 from initopt.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.modes import measuring
+from initopt.outputs import mismatched_loss
 from initopt.parameters import trainable_parameters
 from initopt.preserve import Originals, put_values
 from initopt.problem import Problem
@@ -31,8 +34,10 @@ from initopt.randomness import RandomState, derive_seed
 from initopt.records import Record, steps_taken
 from initopt.result import Result
 from initopt.schemes import apply_
+from initopt.splitting import Windows
 from initopt.storage import plain, unplain
 from initopt.stream import BatchStream
+from initopt.verdict import TRAINED, OnHarm, judge
 from initopt.where import located, warn
 
 __all__ = ["Callback", "Run", "Settings"]
@@ -51,6 +56,8 @@ class Settings:
     callbacks: tuple[Callback, ...]
     checkpoint: Path | None
     checkpoint_every: int
+    on_harm: OnHarm = "restore"
+    allow_trained: bool = False
 
 
 class Run:
@@ -134,13 +141,15 @@ class Run:
         with measuring(self._model, self._method.train_mode):
             self._take_steps()
             before, after = self._measure()
+            verdict, scales, tried = self._settle_on(before, after)
+            step_seconds = self._training_step_seconds()
         options = {field.name: getattr(self._method, field.name) for field in fields(self._method)}
         options |= {"measure_steps": self._settings.measure_steps, "seed": self._seed}
         return Result(
             method=self._method.name,
             options=unplain(plain(options)),  # functions by their name
             history=self._history,
-            scales=self._at_work.scales(),
+            scales=scales,
             before=before,
             after=after,
             seconds=self._seconds(),
@@ -148,7 +157,55 @@ class Run:
             engine_reason=self._engine.reason,
             weights={name: parameter.detach().to("cpu", copy=True) for parameter, name in self._names.items()},
             versions={"initopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            verdict=verdict,
+            tried_scales=tried,
+            left_alone=self._at_work.left_alone(),
+            training_step_seconds=step_seconds,
         )
+
+    def _settle_on(
+        self, before: Measurement | None, after: Measurement | None
+    ) -> tuple[str, dict[str, float], dict[str, float] | None]:
+        """The verdict, the scales that the weights have in the end, and the ones that were tried and given up."""
+        scales = self._at_work.scales()
+        if before is None or after is None:
+            return "not judged: nothing was measured (measure_steps=0)", scales, None
+        work = self._at_work
+        changed = self._method.scheme is not None or any(scale != 1 for scale in scales.values())
+        found = judge(before, after, work.harm(before, after), work.gain(before, after), changed)
+        if found.word in ("improved", "applied") or not changed:
+            return f"{found.word}: {found.why}", scales, None
+        harmed = found.word == "harmed"
+        message = f"{self._method.name}: {found.why}"
+        if harmed and self._settings.on_harm == "raise":
+            raise HarmError(f"{message}; the weights are as before. {_INSTEAD}")
+        if self._settings.on_harm == "warn":
+            if harmed:
+                warn(f"initopt: {message}. The new weights are kept, since on_harm='warn'. {_INSTEAD}")
+                return f"harmed: {found.why}", scales, None
+            return f"not improved: {found.why}", scales, None
+        put_values(self._originals)
+        if harmed:
+            warn(f"initopt: {message}, so the weights are as before. {_INSTEAD}")
+        word = "restored" if harmed else found.word
+        return f"{word}: {found.why}", dict.fromkeys(scales, 1.0), scales
+
+    def _training_step_seconds(self) -> float | None:
+        """Time of one plain gradient of a held-back batch, the second one; ``None`` if there is none."""
+        if not self._stream.held:
+            return None
+        batch = self._problem.prepare(self._stream.held[0], 0)
+        whole = Windows((torch.arange(batch.windows.batch_size, device="cpu"),), batch.windows.batch_size)
+        batch = replace(batch, windows=whole)
+        parameters = [parameter.value for parameter in self._problem.grad_params]
+        seconds = 0.0
+        for _ in range(2):
+            begun = time.perf_counter()
+            for _ in subbatch_gradients(self._problem, batch, parameters, self._engine.microbatch):
+                pass
+            _wait_for(self._problem.device)
+            seconds = time.perf_counter() - begun
+        return seconds
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._begun
@@ -177,6 +234,8 @@ class Run:
             self._first_batch = fingerprint(batch)
         if self._previous is not None:
             self._previous.refuse_unless_first(self._first_batch)
+        elif not self._settings.allow_trained:
+            self._refuse_trained(batch)
         start = self._originals
         if self._method.scheme is not None:
             put_values(self._originals)
@@ -187,6 +246,16 @@ class Run:
             self._at_work.load_state(self._previous.state)
         else:
             self._save()  # all checks are done; a path that cannot be written is found out now
+
+    def _refuse_trained(self, data: Any) -> None:
+        batch = self._problem.prepare(data, 0)
+        losses = mismatched_loss(self._problem, batch)
+        if losses is not None and losses[0] < TRAINED * losses[1]:
+            raise TrainedModelError(
+                f"the model looks trained: its loss is {losses[0]:.3g}, and {losses[1]:.3g} with the targets of other "
+                f"samples. {self._method.name} is for initial weights and would undo the training; allow_trained=True does it "
+                "all the same"
+            )
 
     def _save(self) -> None:
         if self._settings.checkpoint is None:
@@ -239,6 +308,14 @@ class Run:
             with _weights_as(self._originals):
                 before = measure_batches(engine, held, report)
             return before, measure_batches(engine, held, report)
+
+
+_INSTEAD = 'Try initopt.lsuv, or a scheme that fits the nonlinearity (scheme="kaiming_normal" for ReLU)'
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _read(path: Path | None) -> Checkpoint | None:

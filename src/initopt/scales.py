@@ -45,6 +45,16 @@ class Scales:
         """Which tensors move, shape ``(num_scales,)``: not those that are held, or zero, from the start or by scale."""
         return self._has_direction & ~self.held & (self.values > 0)
 
+    @property
+    def at_minimum(self) -> Tensor:
+        """Which of the active tensors have come down to their least scale."""
+        return self.active & (self.values <= self._minimum)
+
+    @property
+    def zero(self) -> Tensor:
+        """Which tensors are zero from the start."""
+        return ~self._has_direction
+
     def move(self, values: Tensor) -> None:
         """Set the scales of the active tensors, no lower than their minimum, and the weights with them.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ def along_weights(
     scales: Mapping[Tensor, Tensor] | None = None,
     leaves: Mapping[Tensor, Tensor] | None = None,
     means: Means | None = None,
+    backward: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """<dW_k, W_k> of the function sum <v, g> of first derivatives g, for every parameter.
 
@@ -35,6 +36,7 @@ def along_weights(
         scales: 0-dimensional leaves of the graph that stand for a part of the dependence on a tensor.
         leaves: leaves of the graph, of the same values, that stand for another part.
         means: leaves of the graph that gradients were centred by; they are told the derivatives with respect to them.
+        backward: makes the block in which the graph is walked.
 
     Returns:
         float64, on the CPU, shape ``(num_scales,)``; zero where the function does not depend on W_k.
@@ -45,9 +47,10 @@ def along_weights(
     pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g is not None and v is not None and g.requires_grad]
     if not pairs:
         return torch.zeros(len(parameters), dtype=torch.float64, device="cpu")
-    # Activation checkpointing runs parts of the model again, now.
-    with plain_attention():
-        values = _along([g for g, _ in pairs], [v for _, v in pairs], parameters, scales or {}, leaves or {}, means)
+    scales, leaves = scales or {}, leaves or {}
+    with plain_attention(), backward():  # activation checkpointing runs parts of the model again, now
+        found = first_derivatives([g for g, _ in pairs], [v for _, v in pairs], parameters, scales, leaves, means)
+    values = _products(*found, parameters, leaves)
     finite = torch.isfinite(values)
     if not finite.all():
         bad = [p.name for p, fine in zip(parameters, finite.tolist(), strict=True) if not fine]
@@ -89,15 +92,12 @@ def first_derivatives(
     return found[: len(weights)], dict(zip(scales, found[len(weights) : len(weights) + len(scales)], strict=True))
 
 
-def _along(
-    outputs: Sequence[Tensor],
-    slopes: Sequence[Tensor],
+def _products(
+    found: Gradients,
+    of_scale: Mapping[Tensor, Tensor | None],
     parameters: Sequence[NamedParameter],
-    scales: Mapping[Tensor, Tensor],
     leaves: Mapping[Tensor, Tensor],
-    means: Means | None,
 ) -> Tensor:
-    found, of_scale = first_derivatives(outputs, slopes, parameters, scales, leaves, means)
     products = []
     for parameter, derivative in zip(parameters, found, strict=True):
         weight = parameter.value.detach()

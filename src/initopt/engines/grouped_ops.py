@@ -18,6 +18,13 @@ from initopt.parameters import NamedParameter
 __all__ = ["Grouping", "NotCoveredError", "are_positions"]
 
 
+_ATTRIBUTES = frozenset(
+    getattr(Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad_fn", "_backward_hooks")
+)
+"""What is asked of tensors most often, and is no operation."""
+
+
 class NotCoveredError(NotImplementedError):
     """A parameter is used in an operation that has no form with a copy of it for each group."""
 
@@ -59,6 +66,8 @@ class Grouping(Replacing):
         return [value for value in _tensors(args, kwargs) if value in self.leaves]
 
     def other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func in _ATTRIBUTES:
+            return func(*args, **kwargs)
         used = self.used(args, kwargs)
         if func in _GROUPED:
             result = _GROUPED[func](self, *args, **kwargs)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from initopt.engines.base import Gradients, added
-from initopt.plain_ops import plain_attention
-from initopt.problem import Batch, Part, Problem, as_real, inner_product
-from initopt.randomness import seeded
+from initopt.engines.gradients import subbatch_gradients
+from initopt.problem import Batch, Problem, as_real, inner_product
 
 __all__ = ["ALIGNED", "scale_invariant"]
 
@@ -42,7 +39,7 @@ def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = Non
     batch = replace(batch, centred=False)  # a centred gradient vanishes in a network that ignores its input
     values = [parameter.value for parameter in problem.scale_params]
     found = torch.zeros(len(values), dtype=torch.float64, device="cpu")
-    for gradients in _gradients(problem, batch, values, microbatch):
+    for gradients in subbatch_gradients(problem, batch, values, microbatch):
         cosines = [_cosine(gradient, value) for gradient, value in zip(gradients, values, strict=True)]
         found = torch.maximum(found, torch.tensor(cosines, dtype=torch.float64, device="cpu"))
     return [cosine < ALIGNED and value.numel() > 1 for cosine, value in zip(found.tolist(), values, strict=True)]
@@ -55,21 +52,3 @@ def _cosine(gradient: Tensor | None, value: Tensor) -> float:
     product = inner_product(dense, value).abs().double()
     norms = as_real(dense).norm().double() * as_real(value).norm().double()
     return float(product / norms) if norms > 0 else 1.0
-
-
-def _gradients(problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None) -> Iterator[Gradients]:
-    """Gradients of each sub-batch, along the tensors that have a scale."""
-    if problem.batch_norm == "batch":
-        with plain_attention(), seeded(*batch.seed):
-            losses = problem.window_losses(batch)
-            for d, loss in enumerate(losses):
-                yield torch.autograd.grad(loss, values, retain_graph=d + 1 < len(losses), allow_unused=True)
-        return
-
-    def of_part(part: Part) -> tuple[Tensor, Gradients]:
-        with plain_attention(), seeded(*part.seed):
-            loss = problem.part_loss(batch, part)
-            return loss.detach(), torch.autograd.grad(loss, values, allow_unused=True)
-
-    for d in range(len(batch.windows)):
-        yield added(map(of_part, problem.parts(batch, d, microbatch)))[1]

@@ -39,6 +39,10 @@ from initopt.problem import inner_product
 __all__ = ["Replacing", "ScaledOps", "replacing", "scale_leaves"]
 
 
+undisturbed = torch._C.DisableTorchFunction
+"""A block whose operations are those of these functions themselves: no mode looks at them, which takes longer than they do."""
+
+
 class _Phase:
     """What the graph is being walked for: gradients, whose values may not be wanted, or, last, derivatives along scales."""
 
@@ -60,13 +64,19 @@ class _Forward(torch.autograd.Function):
     ) -> Tensor:
         _, weight, bias, operation = call
         ctx.operation, ctx.phase, ctx.has_bias = operation, phase, bias is not None
-        ctx.values_always_wanted = bool(weight._backward_hooks or (bias is not None and bias._backward_hooks))
-        ctx.save_for_backward(x, weight, scale)
-        return operation.apply(x, weight, bias)
+        with undisturbed():
+            ctx.values_always_wanted = bool(weight._backward_hooks or (bias is not None and bias._backward_hooks))
+            ctx.save_for_backward(x, weight, scale)
+            return operation.apply(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
+        x, weight, scale = ctx.saved_tensors  # under activation checkpointing, this runs a part of the model
+        with undisturbed():
+            return _Forward._gradients(ctx, dy, x, weight, scale)
+
+    @staticmethod
+    def _gradients(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
         operation: Operation = ctx.operation
         phase: _Phase = ctx.phase
         dx = dw = db = None
@@ -97,17 +107,19 @@ class _InputGradient(torch.autograd.Function):
     ) -> Tensor:
         ctx.operation, ctx.phase = operation, phase
         ctx.save_for_backward(dy, weight)
-        return operation.input_gradient(x, weight, dy)
+        with undisturbed():
+            return operation.input_gradient(x, weight, dy)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         dy, weight = ctx.saved_tensors
         operation: Operation = ctx.operation
-        ddy = operation.apply(u, weight, None)
-        if ctx.phase.second:
-            return ddy, None, None, inner_product(ddy, dy), None, None
-        # A loss that contains gradients itself (a gradient penalty): plain operations, which autograd can go on with.
-        return ddy, None, operation.weight_gradient(u, weight, dy), None, None, None
+        with undisturbed():
+            ddy = operation.apply(u, weight, None)
+            if ctx.phase.second:
+                return ddy, None, None, inner_product(ddy, dy), None, None
+            # A loss that contains gradients itself (a gradient penalty): plain operations, which autograd can go on with.
+            return ddy, None, operation.weight_gradient(u, weight, dy), None, None, None
 
 
 class _ParameterGradients(torch.autograd.Function):
@@ -127,23 +139,26 @@ class _ParameterGradients(torch.autograd.Function):
         ctx.operation, ctx.groups = operation, groups
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, dy, weight)
-        if values_wanted:
-            db = operation.bias_gradient(dy, groups) if has_bias else None
-            return operation.weight_gradient(x, weight, dy, groups), db
-        zero = weight.new_zeros(())
-        copies = () if groups is None else (groups,)
-        return zero.expand(*copies, *weight.shape), zero.expand(*copies, operation.bias_length(dy)) if has_bias else None
+        with undisturbed():
+            if values_wanted:
+                db = operation.bias_gradient(dy, groups) if has_bias else None
+                return operation.weight_gradient(x, weight, dy, groups), db
+            zero = weight.new_zeros(())
+            copies = () if groups is None else (groups,)
+            bias = zero.expand(*copies, operation.bias_length(dy)) if has_bias else None
+            return zero.expand(*copies, *weight.shape), bias
 
     @staticmethod
     def backward(ctx: Any, vw: Tensor | None, vb: Tensor | None) -> tuple[Tensor | None, ...]:
         x, dy, weight = ctx.saved_tensors
         if vw is None and vb is None:
             return (None,) * 7
-        if vw is None:
-            vw = weight.new_zeros(weight.shape if ctx.groups is None else (ctx.groups, *weight.shape))
-        dx = ctx.operation.input_gradient(x, vw, dy, ctx.groups) if ctx.needs_input_grad[0] else None
-        ddy = ctx.operation.apply(x, vw, vb, ctx.groups) if ctx.needs_input_grad[1] else None
-        return dx, ddy, None, None, None, None, None
+        with undisturbed():
+            if vw is None:
+                vw = weight.new_zeros(weight.shape if ctx.groups is None else (ctx.groups, *weight.shape))
+            dx = ctx.operation.input_gradient(x, vw, dy, ctx.groups) if ctx.needs_input_grad[0] else None
+            ddy = ctx.operation.apply(x, vw, vb, ctx.groups) if ctx.needs_input_grad[1] else None
+            return dx, ddy, None, None, None, None, None
 
 
 class Replacing(TorchFunctionMode):
@@ -278,8 +293,8 @@ class ScaledOps:
     def along_weights(self, gradients: Gradients, vectors: Gradients, means: Means | None = None) -> Tensor:
         """:func:`initopt.engines.contraction.along_weights` through the replaced operations."""
         self._mode.phase.second = True
-        with self.replacing():
-            return along_weights(gradients, vectors, self._parameters, self._mode.scales, self._mode.leaves, means)
+        mode, parameters = self._mode, self._parameters
+        return along_weights(gradients, vectors, parameters, mode.scales, mode.leaves, means, self.replacing)
 
     def derivatives(self, loss: Tensor) -> tuple[Gradients, Mapping[Tensor, Tensor | None]]:
         """:func:`initopt.engines.contraction.first_derivatives` of a loss, which is freed.

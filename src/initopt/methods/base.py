@@ -12,6 +12,7 @@ from torch import Tensor
 from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine
 from initopt.engines.choose import check_engine
+from initopt.measurement import Measurement
 from initopt.parameters import ParameterFilter
 from initopt.preserve import Originals
 from initopt.problem import BatchNorm, Problem, Split, check_memory, check_splitting
@@ -119,6 +120,18 @@ class MethodRun(ABC):
     @abstractmethod
     def scales(self) -> dict[str, float]:
         """The scale of every tensor so far, by parameter name."""
+
+    def left_alone(self) -> dict[str, list[str]]:
+        """The names of the tensors that the method does not touch, by the reason."""
+        return {}
+
+    def harm(self, before: Measurement, after: Measurement) -> str | None:
+        """Why the new weights are worse than the old ones by the method's own standard, as a clause; ``None`` if not."""
+        return None
+
+    def gain(self, before: Measurement, after: Measurement) -> Tensor | None:
+        """By how much the method has lowered what it minimizes, on each batch; ``None`` if it minimizes nothing."""
+        return None
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

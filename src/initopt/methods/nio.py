@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from initopt import functional, objectives
+from initopt.centring import Centre, check_centre
 from initopt.checks import check_number
-from initopt.engines import Engine
+from initopt.engines import Engine, Evaluation
+from initopt.engines.gradients import gradient_norm
 from initopt.engines.invariance import scale_invariant
-from initopt.errors import NonFiniteError
+from initopt.errors import NonFiniteError, ZeroGradientError
+from initopt.measurement import Measurement
 from initopt.methods.base import Method, MethodRun
 from initopt.methods.scales_run import ScalesRun
 from initopt.parameters import ParameterFilter
@@ -26,13 +30,22 @@ from initopt.where import warn
 
 __all__ = ["NIO"]
 
+_FAINT, _LIFTED = 1e-3, 0.1
+"""Norm of the centred gradient below which the weights are lifted, and to which, in units of the bound."""
+
+_LIFT_STEP, _MOST_LIFT, _LIFT_HALVINGS = 0.2, 2.8, 3
+"""Search for the common scale, in its logarithm: width of a step, the most (a scale of 16), halvings of the last step."""
+
+_OVER_BOUND = 2.0
+"""How far beyond its bound, or beyond what it was, the gradient norm may be in the end."""
+
 
 @dataclass(frozen=True)
 class NIO(Method):
     """Learn one scale per parameter tensor by maximizing GradCosine under a bound on the gradient norm.
 
     In each step, if the mean gradient norm of the sub-batches exceeds ``max_grad_norm``, the scales move so as to lower
-    it; otherwise so as to lower the objective (algorithm 1 of arXiv 2210.05956). The options are those of
+    it; otherwise so as to lower the objective (algorithm 3 of arXiv 2210.05956). The options are those of
     :func:`initopt.nio`; their defaults come from a study (``docs/defaults.md``).
 
     >>> NIO(steps=50, objective="cosine").steps
@@ -48,7 +61,8 @@ class NIO(Method):
     batch_norm: BatchNorm = "subbatch"
     objective: str | objectives.Objective = "cosine+lognorm"
     norm_weight: float = 0.3
-    max_grad_norm: float = 5.0
+    centre: Centre | None = "output"
+    max_grad_norm: float = 10.0
     lr: float = 0.03
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -68,6 +82,7 @@ class NIO(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         objectives.get(self.objective)
+        check_centre(self.centre)
         check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
         check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
@@ -80,46 +95,112 @@ class _NIORun(ScalesRun):
     def __init__(self, method: NIO, problem: Problem, engine: Engine, originals: Originals) -> None:
         super().__init__(method, problem, originals)
         self._engine = engine
-        self._max_grad_norm = method.max_grad_norm
-        self._scale_biases, self._scale_invariant = method.scale_biases, method.scale_invariant
+        self._method = method
         self._objective = objectives.get(method.objective, method.norm_weight)
+        self._left: dict[str, list[str]] = {}
 
     def step(self, number: int, batches: Iterator[Any]) -> list[StepRecord]:
         data = next(batches)
         start = time.perf_counter()
         batch = self._problem.prepare(data, number)
-        evaluation = self._engine.evaluate(batch, differentiate=True)
+        self._problem.settle(batch)
+        if number == 0:
+            self._begin(batch)
+        evaluation, norm, centred = self._evaluate(batch, number)
         gram = evaluation.gram.requires_grad_()
-        norm = functional.grad_norm(gram)
-        constrained = bool(norm > self._max_grad_norm)
+        norm = functional.grad_norm(gram) if norm is None else norm
+        constrained = bool(norm > self._method.max_grad_norm)
         kind: Kind = "constraint" if constrained else "objective"
-        minimized = {"objective": self._objective_of(gram), "constraint": norm}
+        minimized = {"objective": self._objective_of(gram), "constraint": functional.grad_norm(gram)}
         if not torch.isfinite(minimized[kind]):
             raise NonFiniteError(f"the {kind} to be minimized is {minimized[kind].item()}")
         (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
-        derivatives = evaluation.scale_derivatives(gram_derivative)
-        if number == 0:
-            self._hold(batch)  # after the engine has found out what fits into memory
-        self.descend(derivatives, kind)
+        self.descend(evaluation.scale_derivatives(gram_derivative), kind)
         gram = gram.detach()
+        shown = centred or not self._centred  # of a step on whole gradients among centred ones, only their norm compares
         record = StepRecord(
             step=number,
-            grad_cosine=float(functional.grad_cosine(gram)),
+            grad_cosine=float(functional.grad_cosine(gram)) if shown else None,
             grad_norm=float(norm.detach()),
-            grad_variance=float(functional.grad_variance(gram)),
-            objective=float(minimized["objective"].detach()),
+            grad_variance=float(functional.grad_variance(gram)) if shown else None,
+            objective=float(minimized["objective"].detach()) if shown else None,
             constrained=constrained,
             seconds=time.perf_counter() - start,
+            centred_grad_norm=float(functional.grad_norm(gram)) if centred else None,
         )
         return [record]
+
+    @property
+    def _centred(self) -> bool:
+        """Whether the objective is that of centred gradients."""
+        return self._method.centre is not None and self._problem.centring.active
+
+    def _evaluate(self, batch: Batch, number: int) -> tuple[Evaluation, Tensor | None, bool]:
+        """The Gram matrix that the step looks at, the norm that is bounded if it is another, and whether it is centred.
+
+        The bound is on the norm of the whole gradient, which is what training feels. Before a step on centred gradients it
+        is that of one sub-batch, each in its turn: a share of 1 / D of a gradient.
+        """
+        if not self._centred:
+            return self._engine.evaluate(batch, differentiate=True), None, False
+        d = number % len(batch.windows)
+        norm = torch.tensor(gradient_norm(self._problem, batch, self._engine.microbatch, d), dtype=torch.float64)
+        if bool(norm > self._method.max_grad_norm):
+            return self._engine.evaluate(batch, differentiate=True), norm, False
+        return self._engine.evaluate(replace(batch, centred=True), differentiate=True), norm, True
+
+    def _begin(self, batch: Batch) -> None:
+        """Decide which tensors keep their scale, and bring a gradient that is powers of ten too small within reach."""
+        self._engine.evaluate(batch, differentiate=False)  # it finds out what fits into memory
+        self._hold(batch)
+        if self._method.centre is not None and not self._problem.centring.active:
+            warn(
+                f"initopt: gradients are not centred: {self._problem.centring.off}. GradCosine may then be raised by "
+                "ignoring the input; centre=None says that this is known"
+            )
+        if self._centred and self._scales.active.any():
+            self._lift(replace(batch, centred=True))
+
+    def _lift(self, batch: Batch) -> None:
+        """Multiply all scales by the same number, where the centred gradient is too small to have a direction.
+
+        In a deep plain network it can be 1e-8 of the bound: below the rounding of single precision, so that its derivatives
+        are noise. The number is the least one that brings its norm to a tenth of the bound.
+        """
+        bound = self._method.max_grad_norm
+        if not math.isfinite(bound) or self._norm_at(batch, 0.0) >= _FAINT * bound:
+            return
+        low, high = 0.0, _LIFT_STEP
+        while self._norm_at(batch, high) < _LIFTED * bound:
+            low, high = high, high + _LIFT_STEP
+            if high > _MOST_LIFT:
+                self._set_factor(0.0)
+                return
+        for _ in range(_LIFT_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._norm_at(batch, middle) < _LIFTED * bound else (low, middle)
+        self._set_factor(low)
+
+    def _norm_at(self, batch: Batch, exponent: float) -> float:
+        """The norm of the centred gradient with all scales at exp(exponent); infinite where it is not finite."""
+        self._set_factor(exponent)
+        try:
+            return float(functional.grad_norm(self._engine.evaluate(batch, differentiate=False).gram))
+        except ZeroGradientError:
+            return 0.0
+        except NonFiniteError:
+            return math.inf
+
+    def _set_factor(self, exponent: float) -> None:
+        self._scales.move(torch.full_like(self._scales.values, math.exp(exponent)))
 
     def _hold(self, batch: Batch) -> None:
         """Decide which tensors keep their scale."""
         parameters = self._problem.scale_params
-        biases = [parameter.is_bias and not self._scale_biases for parameter in parameters]
+        biases = [parameter.is_bias and not self._method.scale_biases for parameter in parameters]
         invariant = (
             [False] * len(parameters)
-            if self._scale_invariant
+            if self._method.scale_invariant
             else scale_invariant(self._problem, batch, self._engine.microbatch)
         )
         self._scales.held = torch.tensor(biases, device="cpu") | torch.tensor(invariant, device="cpu")
@@ -129,6 +210,42 @@ class _NIORun(ScalesRun):
                 f"scales them) and {sum(invariant)} do not change the loss by their scale (scale_invariant=True); the "
                 "others are zero"
             )
+
+    def left_alone(self) -> dict[str, list[str]]:
+        zero, held = self._scales.zero.tolist(), self._scales.held.tolist()
+        left: dict[str, list[str]] = {}
+        for parameter, is_zero, is_held in zip(self._problem.scale_params, zero, held, strict=True):
+            biased = parameter.is_bias and not self._method.scale_biases
+            why = "zero" if is_zero else "a bias" if biased and is_held else "scale-invariant" if is_held else None
+            if why is not None:
+                left.setdefault(why, []).append(parameter.name)
+        return left
+
+    def harm(self, before: Measurement, after: Measurement) -> str | None:
+        active, low = int(self._scales.active.sum()), int(self._scales.at_minimum.sum())
+        if active and 2 * low >= active:
+            return f"{low} of {active} scales stand at their minimum of {self._method.min_scale:g}"
+        most = max(self._method.max_grad_norm, before.grad_norm)
+        if after.grad_norm > _OVER_BOUND * most:
+            return f"the gradient norm is {after.grad_norm:.3g}, beyond its bound of {self._method.max_grad_norm:g}"
+        return None
+
+    def gain(self, before: Measurement, after: Measurement) -> Tensor | None:
+        over = before.grad_norm > self._method.max_grad_norm
+        pairs = [(m.centred_gram if self._centred else m.gram) for m in (before, after)]
+        if pairs[0] is None or pairs[1] is None:
+            return None
+        values = [torch.stack([self._objective(gram) for gram in grams]) for grams in pairs if grams is not None]
+        lower = functional.grad_norm(before.gram) - functional.grad_norm(after.gram)
+        return lower if over else values[0] - values[1]
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {"centred": torch.tensor(self._problem.centring.active, device="cpu")}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        super().load_state(state)
+        if not bool(state["centred"]):
+            self._problem.centring.switch_off("it was not when this run began")
 
     def _objective_of(self, gram: Tensor) -> Tensor:
         value: Any = self._objective(gram)

@@ -1,0 +1,52 @@
+"""Gradients of sub-batches, one at a time and without what an engine keeps for a second derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from initopt.engines.base import Gradients, added
+from initopt.plain_ops import plain_attention
+from initopt.problem import Batch, Part, Problem, as_real
+from initopt.randomness import seeded
+
+__all__ = ["gradient_norm", "subbatch_gradients"]
+
+
+def subbatch_gradients(
+    problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None, first: int = 0
+) -> Iterator[Gradients]:
+    """The gradient of each sub-batch, uncentred, with respect to some tensors.
+
+    Args:
+        problem: the model, in measuring mode, and how its batches are split.
+        batch: on which to take them.
+        values: the tensors.
+        microbatch: most samples to run at a time; whole sub-batches by default.
+        first: number of the sub-batch to begin with.
+    """
+    numbers = range(first, len(batch.windows))
+    if problem.batch_norm == "batch":
+        with plain_attention(), seeded(*batch.seed):
+            losses = problem.seen_windows(batch)[0]
+            for d in numbers:
+                yield torch.autograd.grad(losses[d], values, retain_graph=d + 1 < len(losses), allow_unused=True)
+        return
+
+    def of_part(part: Part) -> tuple[Tensor, Gradients]:
+        with plain_attention(), seeded(*part.seed):
+            loss = problem.seen(batch, part)[0]
+            return loss.detach(), torch.autograd.grad(loss, values, allow_unused=True)
+
+    for d in numbers:
+        yield added(map(of_part, problem.parts(batch, d, microbatch)))[1]
+
+
+def gradient_norm(problem: Problem, batch: Batch, microbatch: int | None, d: int) -> float:
+    """Norm of the uncentred gradient of one sub-batch."""
+    parameters = [parameter.value for parameter in problem.grad_params]
+    gradients = next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))
+    norms = [torch.linalg.vector_norm(as_real(g), dtype=torch.float64).cpu() for g in gradients if g is not None]
+    return float(torch.stack(norms).square().sum().sqrt()) if norms else 0.0

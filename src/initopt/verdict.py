@@ -1,0 +1,88 @@
+"""Whether a method has done the network good, from measurements before and after."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from initopt.measurement import DEAF, Measurement
+
+__all__ = ["ON_HARM", "TRAINED", "OnHarm", "Verdict", "judge"]
+
+OnHarm = Literal["restore", "warn", "raise"]
+ON_HARM = ("restore", "warn", "raise")
+
+TRAINED = 0.5
+"""A loss below this share of the loss with other samples' targets is that of a network that has been trained."""
+
+_LISTENING = 0.01
+"""Share of the centred gradient in the whole one below which a network ignores its input, if its outputs say so, too."""
+
+_RISE = 2.0
+"""Factor by which the loss may rise: good starts raise it by up to a third."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a network.
+
+    Attributes:
+        word: ``"improved"``, ``"applied"`` (by a method that minimizes nothing, so that nothing says whether it is better),
+            ``"left alone"`` or ``"harmed"``.
+        why: the reason, as a sentence without its full stop.
+    """
+
+    word: Literal["improved", "applied", "left alone", "harmed"]
+    why: str
+
+
+def judge(before: Measurement, after: Measurement, harm: str | None, gain: Tensor | None, anything: bool) -> Verdict:
+    """Judge new weights by what both weights show on the same batches.
+
+    Args:
+        before: with the old weights.
+        after: with the new ones.
+        harm: why they are worse by the standard of the method, if they are.
+        gain: by how much the method's objective has come down, on each batch.
+        anything: whether a scale has changed.
+    """
+    if not anything:
+        return Verdict("left alone", "nothing to scale")
+    why = _common_harm(before, after) or harm
+    if why is not None:
+        return Verdict("harmed", why)
+    changes = _changes(before, after)
+    if gain is None:
+        return Verdict("applied", changes)
+    mean = float(gain.mean())
+    error = float(gain.std(correction=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
+    if len(gain) > 1 and not mean > 2 * error:
+        return Verdict("left alone", f"nothing to gain beyond the noise of {len(gain)} batches ({changes})")
+    return Verdict("improved", changes)
+
+
+def _common_harm(before: Measurement, after: Measurement) -> str | None:
+    if _deaf(after):
+        spread = f"their spread over the inputs is {after.output_spread:.1g} of their size"
+        if _deaf(before):
+            return f"the outputs hardly depend on the inputs, as before: {spread}"
+        return f"the outputs no longer depend on the inputs: {spread}, and was {before.output_spread:.2g}"
+    if before.loss > 0 and after.loss > _RISE * before.loss:
+        return f"the loss rises from {before.loss:.3g} to {after.loss:.3g}, by more than a factor of {_RISE:g}"
+    return None
+
+
+def _deaf(found: Measurement) -> bool:
+    """Whether neither the outputs nor the gradient depend on the inputs."""
+    share = found.centred_grad_norm / found.grad_norm if found.grad_norm > 0 else math.nan
+    return found.output_spread < DEAF and (math.isnan(share) or share < _LISTENING)
+
+
+def _changes(before: Measurement, after: Measurement) -> str:
+    centred = not math.isnan(before.centred_grad_cosine) and not math.isnan(after.centred_grad_cosine)
+    cosine = ("centred_grad_cosine", "centred GradCosine") if centred else ("grad_cosine", "GradCosine")
+    shown = [(*cosine, ".2f"), ("grad_norm", "gradient norm", ".2g")]
+    return " and ".join(f"{what} {getattr(before, n):{form}} to {getattr(after, n):{form}}" for n, what, form in shown)
