@@ -9,7 +9,7 @@ import pytest
 import torch
 from gallery import ENTRIES, SEED, Entry
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from truth import PHI, as_real, gradients, gram_of, plain_weight_norm, set_mode
+from truth import PHI, as_real, gradients, gram_of, norms, plain_weight_norm, set_mode
 
 import initopt
 from initopt.parameters import is_bias
@@ -32,9 +32,11 @@ def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
         "scale_grad_clip": CLIP,
         "scale_biases": True,
         "scale_invariant": True,
+        "centre": None,
     }
 
 
+@pytest.mark.filterwarnings("ignore:initopt. gradients are not centred")
 @pytest.mark.parametrize(("name", "mode"), RUNNABLE)
 def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
     entry = ENTRIES[name]
@@ -47,7 +49,7 @@ def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
 
-    result = initopt.nio(model, [batch], entry.loss_fn(), steps=2, **settings_of(entry, mode))
+    result = initopt.nio(model, [batch], entry.loss_fn(), steps=2, **settings_of(entry, mode) | {"centre": "output"})
 
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == flags
@@ -96,8 +98,14 @@ def test_scales_of_parameters_without_gradient_stay() -> None:
 
 
 def slow_nio(
-    entry: Entry, mode: str, objective: str, bound: float, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[dict[str, float], list[bool], list[float]]:
+    entry: Entry,
+    mode: str,
+    objective: str,
+    bound: float,
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
+    centred: bool = False,
+) -> tuple[dict[str, float], list[bool], list[float | None]]:
     """NIO as the design states it, a scalar at a time."""
     model, batch = entry.model(), entry.batch()
     set_mode(model, entry.train_mode)
@@ -106,13 +114,17 @@ def slow_nio(
     first = {kind: dict.fromkeys(named, 0.0) for kind in (True, False)}
     second = dict.fromkeys(named, 0.0)
     counts = {True: 0, False: 0}
-    constrained, values = [], []
+    constrained: list[bool] = []
+    values: list[float | None] = []
     for step in range(steps):
         monkeypatch.setattr("truth.INDEX", step)
         gram = gram_of(gradients(entry, model, batch, mode, create_graph=True))
-        constrained.append(float(PHI["grad_norm"](gram.detach())) > bound)
+        of_one = norms(gram.detach())[step % len(gram)]
+        constrained.append(float(of_one if centred else PHI["grad_norm"](gram.detach())) > bound)
         kind = constrained[-1]
-        values.append(float(PHI[objective](gram.detach())))
+        if centred and not kind:
+            gram = gram_of(gradients(entry, model, batch, mode, create_graph=True, centred=True))
+        values.append(None if centred and kind else float(PHI[objective](gram.detach())))
         phi = PHI["grad_norm" if kind else objective](gram)
         derivatives = torch.autograd.grad(phi, list(named.values()), materialize_grads=True, allow_unused=True)
         counts[kind] += 1
@@ -166,6 +178,28 @@ def test_steps_are_those_of_the_design(name: str, mode: str, objective: str, mon
         assert [step.constrained for step in result.history] == constrained
         assert [step.objective for step in result.history] == pytest.approx(values, rel=1e-8)
         assert result.scales == pytest.approx(scales, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("mlp", "subbatch"), ("batch_norm_residual", "batch"), ("tied_embedding_and_output", "subbatch")],
+)
+def test_centred_steps_are_those_of_the_design(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objective is that of centred gradients, the bound is on the whole gradient of one sub-batch in its turn."""
+    entry = ENTRIES[name]
+    start = initopt.measure(entry.model(), [entry.batch()], num_subbatches=entry.num_subbatches).grad_norm
+    options = settings_of(entry, mode) | {"centre": "output", "norm_weight": 0.3, "min_bias_scale": 0.01}
+    kinds = set()
+    for bound in (0.9 * start, 1.02 * start, 20 * start):
+        result = initopt.nio(entry.model(), [entry.batch()], entry.loss_fn(), steps=5, max_grad_norm=bound, **options)
+        with sdpa_kernel(SDPBackend.MATH), plain_weight_norm(), monkeypatch.context() as patch:
+            scales, constrained, values = slow_nio(entry, mode, "cosine+lognorm", bound, 5, patch, centred=True)
+        assert [step.constrained for step in result.history] == constrained
+        kinds |= set(constrained)
+        for step, value in zip(result.history, values, strict=True):
+            assert step.objective == (None if value is None else pytest.approx(value, rel=1e-8))
+        assert result.scales == pytest.approx(scales, rel=1e-7)
+    assert kinds == {True, False}
 
 
 def test_constrained_and_free_steps_alternate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ if not STUDY.is_dir():
 SAME = """
 import copy, torch, initopt
 from ideas import Idea, nio_with
+from starts import UNCENTRED
 from torch import nn
 from train import loss_of
 
@@ -29,14 +30,19 @@ def normed():
 for make in (plain, normed):
     torch.manual_seed(0)
     one = make()
-    two, others = copy.deepcopy(one), [copy.deepcopy(one) for _ in range(6)]
+    centred, too = copy.deepcopy(one), copy.deepcopy(one)
+    two, others = copy.deepcopy(one), [copy.deepcopy(one) for _ in range(7)]
     batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(60)]
-    initopt.nio(one, batches, loss_of, steps=15, measure_steps=0, progress=False)
+    initopt.nio(one, batches, loss_of, steps=15, measure_steps=0, progress=False, **UNCENTRED)
     nio_with(two, batches, Idea(), steps=15)
-    for expected, found in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    initopt.nio(centred, batches, loss_of, steps=15, measure_steps=0, progress=False)
+    nio_with(too, batches, Idea(centred="subbatch"), steps=15)
+    for its, other in ((one, two), (centred, too)):
+        for expected, found in zip(its.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     changed = [Idea(logarithms=True), Idea(averaged=True), Idea(per_channel=True), Idea(preconditioned="entry"),
-               Idea(preconditioned="tensor"), Idea(batches=4)]
+               Idea(preconditioned="tensor"), Idea(batches=4),
+               Idea(centred="batch")]
     for other, idea in zip(others, changed, strict=True):
         nio_with(other, batches, idea, steps=15)
         assert any(not torch.allclose(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True)), idea

@@ -29,9 +29,9 @@ class Data:
     halve: bool
     passes: int
 
-    def training(self, seed: int) -> list[Batch]:
-        """All that is trained on, in order: one pass of images, three of digits and texts."""
-        return [batch for number in range(self.passes) for batch in self._batches(2 * seed, number)]
+    def training(self, seed: int, passes: int | None = None) -> list[Batch]:
+        """All that is trained on, in order: one pass of images, three of digits and texts, unless told otherwise."""
+        return [batch for number in range(passes or self.passes) for batch in self._batches(2 * seed, number)]
 
     def for_start(self, seed: int, count: int) -> list[Batch]:
         """Batches for an initialization, the same images in another order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from data import Batch
@@ -21,12 +21,12 @@ from initopt.rescale import Kind, ScaleAdam
 
 __all__ = ["Idea", "nio_with"]
 
-_BOUND, _NORM_WEIGHT = 5.0, 0.3  # of the defaults
+_BOUND, _CENTRED_BOUND, _NORM_WEIGHT = 5.0, 10.0, 0.3  # of the defaults
 
 
 @dataclass(frozen=True)
 class Idea:
-    """What is changed of NIO with its defaults.
+    """What is changed of NIO on whole gradients with the defaults that it had.
 
     Attributes:
         logarithms: Adam moves the logarithms of the scales.
@@ -35,6 +35,7 @@ class Idea:
         preconditioned: GradCosine is that of gradients divided by their root mean square over the sub-batches, for each
             ``"entry"`` as in Adam's first step, or for each ``"tensor"``. The norm is that of the plain gradients.
         batches: for each step; their derivatives are averaged.
+        centred: gradients are centred by the mean slope of the sub-batch, as the defaults have it now, or of the batch.
     """
 
     logarithms: bool = False
@@ -42,6 +43,7 @@ class Idea:
     per_channel: bool = False
     preconditioned: Literal["entry", "tensor"] | None = None
     batches: int = 1
+    centred: Literal["subbatch", "batch"] | None = None
 
 
 def nio_with(model: nn.Module, batches: Iterable[Batch], idea: Idea, steps: int = 100, lr: float = 0.03) -> None:
@@ -68,12 +70,14 @@ def nio_with(model: nn.Module, batches: Iterable[Batch], idea: Idea, steps: int 
     )
     model.train()
     run: _Run | None = None
-    for _ in range(steps):
+    for number in range(steps):
         taken = [next(source) for _ in range(idea.batches)]
         if run is None:
             run = _Run(model, idea, lr, _scaled(problem, taken[0]))
         with plain_attention():
-            run.step([[(b[0][window], b[1][window]) for window in problem.prepare(b, 0).windows.indices] for b in taken])
+            run.step(
+                number, [[(b[0][window], b[1][window]) for window in problem.prepare(b, 0).windows.indices] for b in taken]
+            )
     assert run is not None
     run.finish()
 
@@ -96,13 +100,15 @@ class _Run:
         self._optimizer = ScaleAdam(count, lr, (0.9, 0.999), 1e-8, 1.0)
         self._objective = get("cosine+lognorm", _NORM_WEIGHT)
 
-    def step(self, batches: Sequence[Sequence[Batch]]) -> None:
+    def step(self, number: int, batches: Sequence[Sequence[Batch]]) -> None:
         """One step, on one batch or more, each given as its sub-batches."""
         scales = self._values.float().requires_grad_()
         weights = self._weights(scales)
-        grams = [self._grams(weights, subbatches) for subbatches in batches]
+        whole = self._idea.centred is not None and self._exceeds(weights, batches[0][number % len(batches[0])])
+        grams = [self._grams(weights, subbatches, centred=not whole) for subbatches in batches]
         norm = torch.stack([functional.grad_norm(plain) for plain, _ in grams]).mean()
-        kind: Kind = "constraint" if norm > _BOUND else "objective"
+        exceeded = whole if self._idea.centred is not None else bool(norm > _BOUND)
+        kind: Kind = "constraint" if exceeded else "objective"
         wanted = norm if kind == "constraint" else torch.stack([self._objective_of(*pair) for pair in grams]).mean()
         along = torch.autograd.grad(wanted, scales)[0].double() * self._values
         if self._idea.logarithms:
@@ -122,16 +128,31 @@ class _Run:
             for name, value in self._originals.items()
         }
 
-    def _grams(self, weights: dict[str, Tensor], subbatches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Gram matrices of the gradients, and of those that GradCosine is of."""
-
-        def call(inputs: Any) -> Any:
-            return functional_call(self._model, weights, (inputs,))
-
+    def _slopes(self, weights: dict[str, Tensor], subbatches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+        """Logits, a row for each sample and position, and the loss's derivatives with respect to them."""
         found = []
         for inputs, targets in subbatches:
-            loss = nn.functional.cross_entropy(call(inputs).flatten(0, -2), targets.flatten())
-            found.append(torch.autograd.grad(loss, list(weights.values()), create_graph=True))
+            logits = functional_call(self._model, weights, (inputs,)).flatten(0, -2)
+            loss = nn.functional.cross_entropy(logits, targets.flatten())
+            found.append((logits, torch.autograd.grad(loss, logits, create_graph=True)[0]))
+        return found
+
+    def _exceeds(self, weights: dict[str, Tensor], subbatch: Batch) -> bool:
+        """Whether the whole gradient of a sub-batch exceeds the bound."""
+        ((logits, slope),) = self._slopes(weights, [subbatch])
+        gradients = torch.autograd.grad(logits, list(weights.values()), slope)
+        return bool(sum(g.double().square().sum() for g in gradients) > _CENTRED_BOUND**2)
+
+    def _grams(
+        self, weights: dict[str, Tensor], subbatches: Sequence[Batch], centred: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Gram matrices of the gradients, and of those that GradCosine is of."""
+        both = self._slopes(weights, subbatches)
+        if self._idea.centred is not None and centred:
+            mean = torch.cat([slope for _, slope in both]).mean(0)
+            of_batch = self._idea.centred == "batch"
+            both = [(logits, slope - (mean if of_batch else slope.mean(0))) for logits, slope in both]
+        found = [torch.autograd.grad(o, list(weights.values()), slope, create_graph=True) for o, slope in both]
         plain = shown = torch.zeros(())
         for column in zip(*found, strict=True):
             rows = torch.stack([g.flatten() for g in column])

@@ -12,7 +12,7 @@ from initopt.zoo import cifar_resnet, densenet, plain_mlp, small_gpt, small_vit,
 
 __all__ = ["NETWORKS", "TWO_DECADES", "Network", "Role"]
 
-Role = Literal["choice", "confirmation"]
+Role = Literal["choice", "confirmation", "deep"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class Network:
         data: ``"cifar"`` (16 x 16 pixels), ``"digits"`` or ``"text"``.
         optimizer: ``"sgd"`` or ``"adamw"``.
         lrs: learning rates.
-        role: whether the defaults were chosen on it, or confirmed.
+        role: whether the defaults were chosen on it, or confirmed; deep plain networks were for choice, too, and have
+            tables of their own.
+        passes: over the training data, if not as many as for its kind of data.
+        clip: gradient clipping in training.
     """
 
     title: str
@@ -34,6 +37,8 @@ class Network:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lrs: tuple[float, ...] = (0.01, 0.03, 0.1)
     role: Role = "choice"
+    passes: int | None = None
+    clip: float | None = None
 
 
 class CharLSTM(nn.Module):
@@ -55,6 +60,28 @@ TWO_DECADES = {"sgd": (0.003, 0.01, 0.03, 0.1, 0.3), "adamw": (0.0001, 0.0003, 0
 
 _ADAMW = (0.001, 0.003, 0.01)
 _PIXELS = 3 * 16 * 16
+
+
+def _deep(title: str, model: Callable[[], nn.Module]) -> Network:
+    """A plain network that hardly trains from its own start, in a training that is long enough to tell."""
+    return Network(title, model, "digits", lrs=(0.01, 0.03, 0.1), role="deep", passes=12, clip=1.0)
+
+
+def _layers(activation: type[nn.Module], depth: int) -> Callable[[], nn.Module]:
+    return lambda: plain_mlp(64, depth=depth + 1, width=32, activation=activation)
+
+
+def _convolutions(depth: int, width: int = 16) -> nn.Module:
+    layers = [layer for i in range(depth) for layer in (nn.Conv2d(width if i else 1, width, 3, padding=1), nn.ReLU())]
+    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4 * width, 10))
+
+
+_ACTIVATIONS = {"ReLU": nn.ReLU, "GELU": nn.GELU, "tanh": nn.Tanh}
+_DEEP = {
+    f"{name.lower()}-{depth}": _deep(f"{depth} {name} layers", _layers(activation, depth))
+    for depth in (5, 10, 20, 40)
+    for name, activation in _ACTIVATIONS.items()
+}
 
 NETWORKS: dict[str, Network] = {
     "mlp-tanh": Network("tanh MLP, 10 layers", plain_mlp, "digits", lrs=(0.01, 0.03, 0.1, 0.3)),
@@ -104,5 +131,8 @@ NETWORKS: dict[str, Network] = {
         role="confirmation",
     ),
     "lstm": Network("LSTM, 2 layers, 96 wide", lambda: CharLSTM(65, 96, 2), "text", "adamw", _ADAMW, role="confirmation"),
+    **_DEEP,
+    "conv-14": _deep("14 convolutions", lambda: _convolutions(14)),
+    "conv-24": _deep("24 convolutions", lambda: _convolutions(24)),
 }
 """Networks by name. The learning rates surround the best one of the network's own start."""

@@ -54,6 +54,7 @@ BEFORE: dict[str, Any] = {
     "max_grad_norm": 5.0,
     "lr": 0.01,
     "scale_invariant": True,
+    "centre": None,
 }
 """The defaults up to the study."""
 
@@ -63,8 +64,12 @@ BASE: dict[str, Any] = {
     "max_grad_norm": 5.0,
     "lr": 0.03,
     "scale_invariant": False,
+    "centre": None,
 }
 """What the others change one thing of."""
+
+UNCENTRED: dict[str, Any] = {"centre": None, "max_grad_norm": 5.0}
+"""What the defaults were before gradients were centred."""
 
 
 def _nio(relative_bound: float | None = None, **changes: Any) -> Start:
@@ -105,22 +110,29 @@ STARTS: dict[str, Start] = {
     "xavier_normal": Start("scheme", {"scheme": "xavier_normal"}),
     "orthogonal": Start("scheme", {"scheme": "orthogonal"}),
     "lsuv": Start("lsuv"),
+    "lsuv, own weights": Start("lsuv", {"scheme": None}),
     "gradinit": Start("gradinit"),
     "metainit": Start("metainit"),
+    "uncentred nio": Start("nio", UNCENTRED),
+    "uncentred nio, least scale 0.3": Start("nio", UNCENTRED | {"min_scale": 0.3}),
+    "uncentred nio, least scale 0.5": Start("nio", UNCENTRED | {"min_scale": 0.5}),
+    "uncentred nio, cosine": Start("nio", UNCENTRED | {"objective": "cosine"}),
+    "uncentred nio from kaiming_normal": Start("nio", UNCENTRED | {"scheme": "kaiming_normal"}),
+    "uncentred nio from orthogonal": Start("nio", UNCENTRED | {"scheme": "orthogonal"}),
+    "uncentred nio after lsuv": Start("nio", UNCENTRED, after="lsuv"),
+    "default, clipping": Start(clip=1.0),
+    "uncentred nio, clipping": Start("nio", UNCENTRED, clip=1.0),
     "nio": Start("nio"),
-    "nio, least scale 0.3": Start("nio", {"min_scale": 0.3}),
-    "nio, least scale 0.5": Start("nio", {"min_scale": 0.5}),
-    "nio, cosine": Start("nio", {"objective": "cosine"}),
-    "nio from kaiming_normal": Start("nio", {"scheme": "kaiming_normal"}),
+    "nio, bound 5": Start("nio", {"max_grad_norm": 5.0}),
+    "nio, norm weight 1": Start("nio", {"norm_weight": 1.0}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
     "nio after lsuv": Start("nio", after="lsuv"),
-    "default, clipping": Start(clip=1.0),
-    "nio, clipping": Start("nio", clip=1.0),
     "idea: logarithms of scales": Start(idea=Idea(logarithms=True)),
     "idea: scales averaged": Start(idea=Idea(averaged=True)),
     "idea: a scale per channel": Start(idea=Idea(per_channel=True)),
     "idea: cosine by entry": Start(idea=Idea(preconditioned="entry")),
     "idea: cosine by tensor": Start(idea=Idea(preconditioned="tensor")),
     "idea: four batches a step": Start(idea=Idea(batches=4)),
+    "idea: centred by the mean of the batch": Start(idea=Idea(centred="batch")),
 }
 """Starts by name; ``nio`` has the defaults of the installed version."""

@@ -102,13 +102,14 @@ def trained(network: Network, name: str, seed: int, data: Data, lrs: Sequence[fl
     torch.manual_seed(seed)
     model = network.model()
     about = begin(model, network, start, data, seed)
-    batches = data.training(seed)
-    parts = ("validation",) if network.role == "choice" else ("validation", "test")
+    batches = data.training(seed, network.passes)
+    parts = ("validation",) if network.role != "confirmation" else ("validation", "test")
     found = []
     for lr in lrs:
         trainee = copy.deepcopy(model)
         torch.manual_seed(seed)
-        losses = train(trainee, batches, network.optimizer, lr, start.warmup_steps, start.clip)
+        clip = network.clip if start.clip is None else start.clip
+        losses = train(trainee, batches, network.optimizer, lr, start.warmup_steps, clip)
         judged = {part: judge(trainee, data.judged(part)) for part in parts} if math.isfinite(losses["late_loss"]) else {}
         found.append({"lr": lr} | losses | judged)
     return [about | row for row in found]

@@ -211,11 +211,12 @@ class Centring:
     Attributes:
         off: why no output is centred, as a clause; ``None`` if some are, or as long as nothing is decided.
         settled: whether it is decided.
+        names: of the outputs.
     """
 
     off: str | None = None
     settled: bool = False
-    _names: frozenset[str] = field(default_factory=frozenset)
+    names: frozenset[str] = field(default_factory=frozenset)
     _handles: list[RemovableHandle] = field(default_factory=list, repr=False)
 
     def switch_off(self, why: str) -> None:
@@ -251,7 +252,7 @@ class Centring:
 
     def chosen(self, seen: Sequence[Any], channel: Callable[[Tensor], int | None]) -> list[Output]:
         """The outputs to be centred, among what the model returned."""
-        return [output for output in _outputs(seen, channel) if output.name in self._names]
+        return [output for output in _outputs(seen, channel) if output.name in self.names]
 
     def settle(self, seen: Sequence[Any], channel: Callable[[Tensor], int | None], loss: Tensor, samples: int) -> None:
         """Decide.
@@ -271,7 +272,10 @@ class Centring:
             self.switch_off("the loss does not go through a tensor that the model's forward returns")
             return
         last = _last(used)
-        self._names = frozenset(output.name for output in last)
+        self.names = frozenset(output.name for output in last)
+        if all(_asks_the_same(output, loss) for output in last):
+            self.switch_off("the loss asks the same of every sample, whatever its outputs and targets are")
+            return
         if any(_compares(output, loss, samples) for output in last):
             self.switch_off(
                 "the loss compares samples with each other, so that no output bias would lower it for all of them"
@@ -311,6 +315,13 @@ def _last(outputs: Sequence[Output]) -> list[Output]:
         found = torch.autograd.grad(value.sum(), [values[j] for j in others], retain_graph=True, allow_unused=True)
         upstream |= {j for j, derivative in zip(others, found, strict=True) if derivative is not None and j != i}
     return [output for i, output in enumerate(outputs) if i not in upstream]
+
+
+def _asks_the_same(output: Output, loss: Tensor) -> bool:
+    """Whether a loss is linear in an output, with the same slope for all samples."""
+    (slope,) = torch.autograd.grad(loss, [output.value], create_graph=True)
+    rows = output.layout.rows(slope)
+    return not slope.requires_grad and len(rows) > 1 and bool((rows == rows[0]).all())
 
 
 def _compares(output: Output, loss: Tensor, samples: int) -> bool:

@@ -179,7 +179,7 @@ def measure_batches(
             if index == 0 and when_run is not None and _runs(problem, batch):
                 when_run()
             grams.append(engine.evaluate(batch, differentiate=False).gram)
-            problem.settle(batch)
+            problem.settle(batch, engine.microbatch)
             outputs.append(look(problem, batch, engine.microbatch))
             if centred and problem.centring.active:
                 centred_grams.append(_centred_gram(engine, replace(batch, centred=True)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from initopt.centring import Output
+from initopt.engines.microbatches import is_out_of_memory
 from initopt.problem import Batch, Part, Problem
 from initopt.randomness import seeded
 from initopt.trees import take
@@ -52,12 +53,12 @@ def look(problem: Problem, batch: Batch, microbatch: int | None = None) -> Outpu
 
 
 def mismatched_loss(problem: Problem, batch: Batch) -> tuple[float, float] | None:
-    """The loss of the first sub-batch, and that with the targets of other samples.
+    """The loss of a few samples, and that with the targets of others.
 
     The two are alike as long as the outputs have nothing to do with the targets. ``None`` where a batch does not show
-    what its targets are.
+    what its targets are, or there is not the memory to see.
     """
-    window = batch.windows.indices[0]
+    window = batch.windows.indices[0][: problem.microbatch]
     data = take(batch.data, window, batch.windows.batch_size)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         swapped: Any = (data[0], _rolled(data[1]))
@@ -68,10 +69,15 @@ def mismatched_loss(problem: Problem, batch: Batch) -> tuple[float, float] | Non
     if len(window) < 2 or swapped[1 if isinstance(swapped, tuple) else "labels"] is None:
         return None
     found = []
-    for either in (data, swapped):
-        problem.buffers.refresh()
-        with seeded(*batch.seed):
-            found.append(float(problem.loss(problem.model, either, len(window)).detach()))
+    try:
+        for either in (data, swapped):
+            problem.buffers.refresh()
+            with seeded(*batch.seed):
+                found.append(float(problem.loss(problem.model, either, len(window)).detach()))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
     return found[0], found[1]
 
 

@@ -156,13 +156,21 @@ class Problem:
         pieces = window.tensor_split(count)
         return [Part(piece, len(piece) / len(window), seed) for piece, seed in zip(pieces, seeds, strict=True)]
 
-    def settle(self, batch: Batch) -> None:
-        """Decide on a batch, the first one, which outputs are centred. Does nothing if that is decided."""
+    def settle(self, batch: Batch, microbatch: int | None = None) -> None:
+        """Decide on a batch, the first one, which outputs are centred. Does nothing if that is decided.
+
+        Args:
+            batch: the batch.
+            microbatch: most samples to run at a time, or two, since one shows nothing of whether the loss compares samples.
+        """
         if self.centring.settled:
             return
         first = batch.windows.indices[0]
-        # One sample shows nothing of whether the loss compares samples.
+        if self.batch_norm == "batch" and len(first) < 2:
+            self.centring.switch_off('a sub-batch of one sample has no mean slope of its own, with batch_norm="batch"')
+            return
         indices = first if len(first) > 1 else torch.arange(min(2, batch.windows.batch_size), device="cpu")
+        indices = indices if microbatch is None else indices[: max(microbatch, 2)]
         with seeded(*batch.seed), watching(self.model) as seen:
             if self.batch_norm == "batch":
                 loss, samples = self._windows_of(batch)[0], batch.windows.batch_size

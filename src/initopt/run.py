@@ -250,11 +250,10 @@ class Run:
     def _refuse_trained(self, data: Any) -> None:
         batch = self._problem.prepare(data, 0)
         losses = mismatched_loss(self._problem, batch)
-        if losses is not None and losses[0] < TRAINED * losses[1]:
+        if losses is not None and 0 <= losses[0] < TRAINED * losses[1]:
             raise TrainedModelError(
                 f"the model looks trained: its loss is {losses[0]:.3g}, and {losses[1]:.3g} with the targets of other "
-                f"samples. {self._method.name} is for initial weights and would undo the training; allow_trained=True does it "
-                "all the same"
+                f"samples. {self._method.name} is for initial weights and would undo that; allow_trained=True lets it"
             )
 
     def _save(self) -> None:

@@ -40,7 +40,7 @@ __all__ = ["Replacing", "ScaledOps", "replacing", "scale_leaves"]
 
 
 undisturbed = torch._C.DisableTorchFunction
-"""A block whose operations are those of these functions themselves: no mode looks at them, which takes longer than they do."""
+"""A block whose operations no mode looks at, which would take longer than they do: those of these functions themselves."""
 
 
 class _Phase:

@@ -103,9 +103,9 @@ class _NIORun(ScalesRun):
         data = next(batches)
         start = time.perf_counter()
         batch = self._problem.prepare(data, number)
-        self._problem.settle(batch)
         if number == 0:
             self._begin(batch)
+        self._problem.settle(batch, self._engine.microbatch)
         evaluation, norm, centred = self._evaluate(batch, number)
         gram = evaluation.gram.requires_grad_()
         norm = functional.grad_norm(gram) if norm is None else norm
@@ -115,7 +115,10 @@ class _NIORun(ScalesRun):
         if not torch.isfinite(minimized[kind]):
             raise NonFiniteError(f"the {kind} to be minimized is {minimized[kind].item()}")
         (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
-        self.descend(evaluation.scale_derivatives(gram_derivative), kind)
+        derivatives = evaluation.scale_derivatives(gram_derivative)
+        if number == 0 and self._method.centre is None:
+            self._hold(batch)  # after the engine has found out what fits into memory
+        self.descend(derivatives, kind)
         gram = gram.detach()
         shown = centred or not self._centred  # of a step on whole gradients among centred ones, only their norm compares
         record = StepRecord(
@@ -147,12 +150,21 @@ class _NIORun(ScalesRun):
         norm = torch.tensor(gradient_norm(self._problem, batch, self._engine.microbatch, d), dtype=torch.float64)
         if bool(norm > self._method.max_grad_norm):
             return self._engine.evaluate(batch, differentiate=True), norm, False
-        return self._engine.evaluate(replace(batch, centred=True), differentiate=True), norm, True
+        try:
+            return self._engine.evaluate(replace(batch, centred=True), differentiate=True), norm, True
+        except ZeroGradientError as error:
+            raise ZeroGradientError(
+                "the centred gradients of all sub-batches are exactly zero: the outputs do not depend on the inputs, and "
+                "no scale changes that. Look for dead units or a part that is detached, or draw other weights "
+                '(initopt.lsuv, or scheme="kaiming_normal" for ReLU)'
+            ) from error
 
     def _begin(self, batch: Batch) -> None:
         """Decide which tensors keep their scale, and bring a gradient that is powers of ten too small within reach."""
-        self._engine.evaluate(batch, differentiate=False)  # it finds out what fits into memory
-        self._hold(batch)
+        if self._method.centre is not None:
+            self._engine.evaluate(batch, differentiate=False)  # it finds out what fits into memory
+            self._problem.settle(batch, self._engine.microbatch)
+            self._hold(batch)
         if self._method.centre is not None and not self._problem.centring.active:
             warn(
                 f"initopt: gradients are not centred: {self._problem.centring.off}. GradCosine may then be raised by "
