@@ -138,7 +138,7 @@ class TestHelp:
     def test_has_the_docstrings(self, cli):
         _, out, _ = cli("run --help")
         assert "the bound gamma on the mean gradient norm" in out
-        assert "(default: 5.0)" in out
+        assert "(default: 10.0)" in out
 
     def test_shows_the_arguments_of_what_was_chosen(self, cli):
         _, out, _ = cli("measure --model USER.Net --data digits --help")
@@ -212,10 +212,11 @@ class TestRun:
         for text in (
             "before",
             "after",
-            "Scales that moved most",
+            "nio: ",
             "layers.1.weight",
-            "3 steps in",
-            "; engine 'groups'",
+            "3 steps and the measurements in",
+            "(engine 'groups')",
+            "Next: ",
         ):
             assert text in out
         assert 'initopt.Result.load("out/first").apply(model)' in out

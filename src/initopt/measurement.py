@@ -13,13 +13,25 @@ from torch import Tensor
 
 from initopt import functional
 
-__all__ = ["OUTPUT_STATISTICS", "STATISTICS", "Measurement"]
+__all__ = ["DEAF", "OUTPUT_STATISTICS", "STATISTICS", "TITLES", "Measurement"]
 
 STATISTICS = ("grad_cosine", "grad_norm", "grad_variance", "noise_scale")
 """The figures of the gradients, in the order in which they are shown."""
 
 OUTPUT_STATISTICS = ("centred_grad_cosine", "centred_grad_norm", "loss", "output_spread")
 """The figures of the outputs, and of what in the gradients depends on them."""
+
+TITLES = {
+    "grad_cosine": "GradCosine",
+    "centred_grad_cosine": "GradCosine, centred",
+    "grad_norm": "gradient norm",
+    "centred_grad_norm": "gradient norm, centred",
+    "grad_variance": "gradient variance",
+    "noise_scale": "noise scale (samples)",
+    "loss": "loss",
+    "output_spread": "output spread",
+}
+"""The figures in words, in the order of tables."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,11 +162,12 @@ class Measurement:
         )
 
     def __str__(self) -> str:
-        def line(name: str) -> str:
-            return f"{name:19} {getattr(self, name):10.4g} +- {self.sem[name]:.2g}"
-
-        lines = [line(name) for name in (*STATISTICS, *OUTPUT_STATISTICS) if name in self.sem]
+        lines = [f"{TITLES[name]:22} {getattr(self, name):10.4g} +- {self.sem[name]:.2g}" for name in self.measured()]
         return "\n".join([*lines, f"means and standard errors over {self.num_batches} batches", "", self.advice()])
+
+    def measured(self) -> list[str]:
+        """The names of the figures that there are, in the order of tables."""
+        return [name for name in TITLES if name in self.sem]
 
     def advice(self) -> str:
         """One sentence that says what the figures mean and what to do next."""

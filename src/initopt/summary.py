@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from initopt.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
+from initopt.measurement import TITLES, Measurement
 from initopt.records import steps_taken
 
 if TYPE_CHECKING:
@@ -13,16 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["summary"]
 
-_TITLES = {
-    "grad_cosine": "GradCosine",
-    "centred_grad_cosine": "GradCosine, centred",
-    "grad_norm": "gradient norm",
-    "centred_grad_norm": "gradient norm, centred",
-    "grad_variance": "gradient variance",
-    "noise_scale": "noise scale, samples",
-    "loss": "loss",
-    "output_spread": "output spread",
-}
 _MOVED = 5
 """Scales that are shown."""
 
@@ -38,11 +28,9 @@ def summary(result: Result) -> str:
 
 
 def _table(before: Measurement, after: Measurement) -> str:
-    names = [
-        name for name in _TITLES if name in (*STATISTICS, *OUTPUT_STATISTICS) and name in before.sem and name in after.sem
-    ]
+    names = [name for name in before.measured() if name in after.sem]
     lines = [f"{'':24}{'before':>19}{'after':>19}"]
-    lines += [f"{_TITLES[name]:24}{_figure(before, name):>19}{_figure(after, name):>19}" for name in names]
+    lines += [f"{TITLES[name]:24}{_figure(before, name):>19}{_figure(after, name):>19}" for name in names]
     lines.append(f"(means and standard errors over {before.num_batches} held-back batches)")
     return "\n".join(lines)
 

@@ -5,28 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from initopt.measurement import STATISTICS, Measurement
+from initopt.measurement import TITLES, Measurement
 
-__all__ = ["comparison", "figures", "in_words", "largest_moves", "table"]
-
-_TITLES = {
-    "grad_cosine": "GradCosine",
-    "grad_norm": "gradient norm",
-    "grad_variance": "gradient variance",
-    "noise_scale": "noise scale (samples)",
-}
+__all__ = ["figures", "in_words", "table"]
 
 
 def figures(measurement: Measurement) -> str:
     """A table of the figures with their standard errors."""
-    rows = [[_TITLES[name], *_figure(measurement, name)] for name in STATISTICS]
+    rows = [[TITLES[name], *_figure(measurement, name)] for name in measurement.measured()]
     return table(["", "mean", "std. error"], rows) + f"\n{_over(measurement)}"
-
-
-def comparison(before: Measurement, after: Measurement) -> str:
-    """A table of the figures before and after, with their standard errors."""
-    rows = [[_TITLES[name], *_figure(before, name), *_figure(after, name)] for name in STATISTICS]
-    return table(["", "before", "std. error", "after", "std. error"], rows) + f"\n{_over(before)}"
 
 
 def in_words(measurement: Measurement) -> list[str]:
@@ -36,7 +23,7 @@ def in_words(measurement: Measurement) -> list[str]:
         sentences.append("The noise scale is infinite: these batches show no common direction above the noise.")
     if measurement.num_batches == 1:
         sentences.append("One batch has no standard error: measure more of them before you rely on it.")
-    return sentences
+    return [*sentences, measurement.advice()]
 
 
 def _agreement(value: float, error: float) -> str:
@@ -52,16 +39,6 @@ def _agreement(value: float, error: float) -> str:
     if value < 0.7:
         return "The sub-batches agree in part on where the weights should go."
     return "GradCosine is near 1: the sub-batches agree on where the weights should go."
-
-
-def largest_moves(scales: dict[str, float], count: int = 5) -> str:
-    """The scales that are furthest from 1, as factors."""
-
-    def distance(scale: float) -> float:
-        return abs(math.log(scale)) if scale > 0 else math.inf
-
-    moved = sorted(scales.items(), key=lambda item: -distance(item[1]))[:count]
-    return table(["", "scale"], [[name, f"{scale:.3f}"] for name, scale in moved])
 
 
 def _figure(measurement: Measurement, name: str) -> list[str]:

@@ -13,9 +13,7 @@ from initopt.cli.choices import CHOICES, add_common_options, make_problem
 from initopt.cli.command import Command, Request
 from initopt.cli.components import import_path
 from initopt.cli.config import write_yaml
-from initopt.cli.report import comparison, largest_moves
 from initopt.methods import METHODS, find_method, method_names
-from initopt.records import steps_taken
 from initopt.result import Result
 from initopt.storage import check_replaceable, write_file
 
@@ -60,15 +58,10 @@ def _run(request: Request) -> None:
         options["objective"] = import_path("objective", objective)
     model, batches, loss = make_problem(request)
     result = initopt.optimize(model, batches, loss, method=request.method, progress=request.progress, **options)
-    if result.before is not None and result.after is not None:
-        print(comparison(result.before, result.after))
     scheme = result.options.get("scheme")
-    old = "old weights" if scheme is None else f"weights of the scheme {scheme!r}"
-    print(f"\nScales that moved most (new weights = scale * {old}):")
-    print(largest_moves(result.scales))
-    count = steps_taken(result.history)
-    steps = f"{count} step{'s' if count != 1 else ''}"
-    print(f"\n{result.method}: {steps} in {result.seconds:.1f} s; engine {result.engine!r}")
+    print(result)
+    if scheme is not None and result.tried_scales is None:
+        print(f"\nThe scales are those of the weights of the scheme {scheme!r}.")
     _save(result, out, request.config)
     print(f"\n{out}/")
     for name, what in _FILES.items():
