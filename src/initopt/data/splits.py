@@ -81,10 +81,9 @@ class Splits:
     def to(self, device: torch.device | str) -> Splits:
         """The same parts in the memory of a device, as far as they fit.
 
-        A part that is made of tensors (CIFAR, digits, texts, a ``TensorDataset`` of one's own) goes there if it takes no more
-        than half of the memory that is free; its batches are then made and augmented there, with nothing to wait for.
-        Another one stays where it is. Batches have the same values in either case: what augmentation draws does not depend
-        on the device.
+        A part that is made of tensors (CIFAR, digits, texts, a ``TensorDataset`` of one's own) goes there if it takes no
+        more than half of the memory that is free; its batches are then made and augmented there. Another one stays where it
+        is. Batches have the same values in either case: what augmentation draws does not depend on the device.
 
         Args:
             device: of the model.
@@ -97,8 +96,8 @@ class Splits:
         (device(type='meta'), torch.Size([32, 1, 8, 8]))
         """
         target = _with_index(torch.device(device))
-        parts = (None if part is None else placed(part, target) for part in (self.train, self.validation, self.test))
-        return Splits(*parts, self.classes)  # type: ignore[arg-type]
+        validation, test = (None if part is None else placed(part, target) for part in (self.validation, self.test))
+        return Splits(placed(self.train, target), validation, test, self.classes)
 
     def _part(self, subset: str) -> Dataset[Any]:
         if subset not in ("train", "validation", "test"):
