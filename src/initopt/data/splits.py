@@ -95,7 +95,7 @@ class Splits:
         >>> images.device, images.shape
         (device(type='meta'), torch.Size([32, 1, 8, 8]))
         """
-        target = _with_index(torch.device(device))
+        target = torch.empty(0, device=device).device  # named in full: cuda is one of several
         validation, test = (None if part is None else placed(part, target) for part in (self.validation, self.test))
         return Splits(placed(self.train, target), validation, test, self.classes)
 
@@ -106,13 +106,6 @@ class Splits:
         if dataset is None:
             raise ValueError(f"these data have no {subset!r}; ask for more than 0 {subset}_samples")
         return dataset
-
-
-def _with_index(device: torch.device) -> torch.device:
-    """The device as its tensors name it: ``cuda`` is the present one of several."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def _shuffled(dataset: IterableDataset[Any], seed: int) -> IterableDataset[Any]:
