@@ -26,7 +26,10 @@ MARGIN = 1.15
 """How much longer than reckoned a task may take, and still be begun."""
 
 PATIENCE = 3.0
-"""How many times as long as reckoned a task may take before it is ended; one minute, at least."""
+"""How many times as long as reckoned a task may take, beside as many others as there are workers, before it is ended."""
+
+SHORTEST = 60.0
+"""Seconds that a task may take in any case."""
 
 GRACE = 3.0
 """Seconds after the deadline in which tasks may still end."""
@@ -86,7 +89,7 @@ def run_tasks(plan: Plan, results: dict[str, Result], keep: Callable[[], None], 
                 return [task.name for task in ready]
             wait([worker.connection for worker in busy], timeout=min(0.5, max(0.05, deadline + GRACE - time.monotonic())))
             for worker in busy:
-                found = worker.look()
+                found = worker.look(workers)
                 if found is not None:
                     name, result = found
                     results[name] = result
@@ -141,8 +144,12 @@ class _Worker:
         with suppress(BrokenPipeError):  # dead; look() finds that out
             self.connection.send((task.function, dict(task.arguments)))
 
-    def look(self) -> tuple[str, Result] | None:
-        """The result of its task, if it is done, or has failed."""
+    def look(self, workers: int) -> tuple[str, Result] | None:
+        """The result of its task, if it is done, or has failed.
+
+        Args:
+            workers: how many share the machine.
+        """
         assert self.task is not None
         task, result = self.task, None
         try:
@@ -156,9 +163,10 @@ class _Worker:
             self.end()
             result = {"failed": f"its process ended with {self._process.exitcode}"}
         seconds = time.monotonic() - self._begun
-        if result is None and seconds > max(60.0, PATIENCE * max(task.alone, task.share)):
+        reckoned = max(task.alone, workers * task.share)
+        if result is None and seconds > max(SHORTEST, PATIENCE * reckoned):
             self.end()
-            result = {"failed": f"ended after {seconds:.0f} s, since {task.alone:.0f} s were reckoned"}
+            result = {"failed": f"ended after {seconds:.0f} s, since {reckoned:.0f} s were reckoned"}
         if result is None:
             return None
         if "failed" in result:  # its device may be in an error that stays
