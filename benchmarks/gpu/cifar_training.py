@@ -293,7 +293,7 @@ def _begin(
     name = f"{network}-{start}-{seed}".replace(", ", "-").replace(" ", "-")
     path = None if cache is None else cache / f"{name}.pt"
     if path is not None and path.exists():
-        stored = torch.load(path, map_location=setting.device, weights_only=True)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(stored["state"])
         return dict(stored["about"])
     batches = splits.batches(setting.batch_size, seed=_EPOCHS * seed + _EPOCHS - 1)

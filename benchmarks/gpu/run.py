@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PARTS = ("correctness", "engines", "resnet50", "cifar")
 
-MINUTES = {"correctness": 1.5, "engines": 1.8, "resnet50": 1.6}
+MINUTES = {"correctness": 1.5, "engines": 1.8, "resnet50": 1.8}
 """What a part may take at the most; the last one has the rest."""
 
 
