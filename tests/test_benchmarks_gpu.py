@@ -34,7 +34,8 @@ from bundle import Bundle, make_wheels_importable
 from cases import Case
 from cifar_training import Recipe, Setting, decode_once, time_steps, train_once
 from image_files import write_split
-from tasks import Result, Task, Tell, run_tasks
+from short_tasks import die, double, fail, sleep
+from tasks import Result, Task, run_tasks
 
 TRAIN, TEST, PICTURES = 60, 20, 12
 
@@ -128,29 +129,6 @@ def test_wheels_are_unpacked_where_they_are_needed(tmp_path: Path, monkeypatch: 
 
     assert made_up_for_a_test.VALUE == 3
     assert sys.path[-1] == str(tmp_path / "site")  # what is installed comes first
-
-
-# Tasks: functions that other processes can find.
-
-
-def double(value: int, tell: Tell) -> Result:
-    tell(0.5)
-    return {"value": 2 * value}
-
-
-def fail(tell: Tell) -> Result:
-    raise KeyError("no such thing")
-
-
-def die(tell: Tell) -> Result:
-    import os
-
-    os._exit(7)
-
-
-def sleep(seconds: float, tell: Tell) -> Result:
-    time.sleep(seconds)
-    return {}
 
 
 def run(plan: Callable[[Mapping[str, Result]], list[Task]], *, seconds: float = 60.0, workers: int = 1) -> tuple[Any, Any]:
@@ -441,17 +419,47 @@ class TestRun:
         out = capsys.readouterr().out
         assert "defaults: " in out
         assert out.index("published: ") < out.index("## (c) NIO on a ResNet-50")
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        assert set(stored["cases"]) == {"defaults", "published"}
-        stored["cases"]["published"] = {"failed": "RuntimeError: out of luck"}
-        path.write_text(json.dumps(stored), encoding="utf-8")
+        assert set(json.loads(path.read_text(encoding="utf-8"))["cases"]) == {"defaults", "published"}
         on_gpu.main([*call, "--minutes", "2"])
         again = capsys.readouterr().out
         assert "  defaults: " not in again
-        assert "  published: " in again
-        assert "failed" not in (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+        assert "## (c) NIO on a ResNet-50" in again
+
+    def test_what_failed_is_tried_again(self, tmp_path: Path) -> None:
+        stored = {"cases": {"one": {"failed": "RuntimeError: out of luck"}, "two": {"value": 0}}}
+        part = on_gpu.Part(lambda deadline: lambda done: [Task(name, double, {"value": 1}) for name in ("one", "two")])
+        assert on_gpu._do("cifar", part, stored, tmp_path / "cifar.json", time.monotonic() + 60)
+        assert {name: result["value"] for name, result in stored["cases"].items()} == {"one": 2, "two": 0}
+        assert json.loads((tmp_path / "cifar.json").read_text(encoding="utf-8")) == stored
+
+    def test_a_part_that_breaks_does_not_keep_the_next_from_its_turn(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def broken(*arguments: Any) -> Any:
+            raise OSError("no space left")
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", "")
+        monkeypatch.setattr("engine_steps.engines_plan", broken)
+        call = ["--bundle", str(folder), "--out", str(tmp_path / "out"), "--dry", "--minutes", "0"]
+        with pytest.raises(SystemExit, match="broken off, see above: engines"):
+            on_gpu.main([*call, "--parts", "engines,resnet50"])
+        printed = capsys.readouterr()
+        assert "OSError: no space left" in printed.err
+        assert "call again for 2 more: defaults, published" in printed.out
+
+    def test_the_tables_of_what_is_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        cases = {"resume": {"right": True, "seen": "the same"}, "autocast": {"failed": "KeyError: 'x'\n\nTraceback"}}
+        (tmp_path / "correctness.json").write_text(json.dumps({"cases": cases}), encoding="utf-8")
+        on_gpu.main(["--out", str(tmp_path), "--show"])
+        printed = capsys.readouterr().out
+        assert "| resume | yes | the same |" in printed
+        assert "| autocast | no | KeyError: 'x' |" in printed
+        assert "(b)" not in printed
 
     def test_refuses(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match="--bundle DIR is missing"):
+            on_gpu.main(["--out", str(tmp_path)])
         call = ["--bundle", str(folder), "--out", str(tmp_path), "--dry"]
         with pytest.raises(SystemExit, match="there is no part 'speed', but correctness, engines, resnet50, cifar"):
             on_gpu.main([*call, "--parts", "engines,speed"])

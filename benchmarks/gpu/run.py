@@ -2,6 +2,7 @@
 
     python benchmarks/gpu/run.py --bundle DIR --minutes 9 --out OUT [--later 2.5]
     python benchmarks/gpu/run.py --bundle DIR --minutes 5 --out OUT --dry    # does it work? On a CPU, with tiny sizes
+    python benchmarks/gpu/run.py --out OUT --show                            # the tables of what is there, anywhere
 
 Four parts: (a) correctness, (b) engines, (c) NIO on a ResNet-50, (d) training on CIFAR-10. DIR is the folder that
 ``prepare.py`` made. Every result is stored in OUT at once, nothing is begun that does not fit into the minutes, and a
@@ -18,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,13 @@ __all__ = ["main"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PARTS = ("correctness", "engines", "resnet50", "cifar")
+PARTS = {
+    "correctness": "(a) Correctness",
+    "engines": "(b) A step of every engine",
+    "resnet50": "(c) NIO on a ResNet-50",
+    "cifar": "(d) CIFAR-10",
+}
+"""The titles of the parts by name, in the order in which they are done."""
 
 MINUTES = {"correctness": 1.5, "engines": 1.8, "resnet50": 1.8}
 """What a part may take at the most; the last one has the rest."""
@@ -44,28 +52,25 @@ class Part:
     """A part of the whole.
 
     Attributes:
-        title: for the log and the tables.
         plan: its tasks, given the time at which they have to be done.
-        table: of its results.
         workers: processes that do tasks side by side.
     """
 
-    title: str
     plan: Callable[[float], Any]
-    table: Callable[[Mapping[str, Any]], str]
     workers: int = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--bundle", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT")
     parser.add_argument("--minutes", type=float, default=9.0, help="for this call")
     parser.add_argument("--later", type=float, default=0.0, metavar="MINUTES", help="that a later call will have, for (d)")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas between")
     parser.add_argument("--workers", type=int, help="runs at a time in (a) and (d); two less than there are processors")
     parser.add_argument("--dry", action="store_true", help="on a CPU, with tiny sizes")
+    parser.add_argument("--show", action="store_true", help="do nothing, and print the tables of what OUT has")
     options = parser.parse_args(arguments)
     names = options.parts.split(",")
     unknown = [name for name in names if name not in PARTS]
@@ -73,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"--parts: there is no part {', '.join(map(repr, unknown))}, but {', '.join(PARTS)}")
     if options.workers is not None and options.workers < 1:
         raise SystemExit(f"--workers must be 1 or more; got {options.workers}")
+    if options.show:
+        _show(_stored(options.out, names), options.out)
+        return
+    if options.bundle is None:
+        raise SystemExit("--bundle DIR is missing: the folder that benchmarks/gpu/prepare.py made")
     bundle = Bundle(options.bundle.resolve())
     scratch = Path(tempfile.gettempdir()) / f"initopt-gpu-{os.getuid()}"
     scratch.mkdir(exist_ok=True)
@@ -91,9 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{head['machine']['device']}, torch {torch.__version__}, {os.cpu_count()} processors; "
           f"{deadline - time.monotonic():.0f} s are left", flush=True)  # fmt: skip
     made = _parts(bundle, scratch, device, options, stored)
-    for name in names:
-        _do(name, made[name], stored[name], paths[name], deadline)
-    _show({name: (made[name], stored[name]["cases"]) for name in names}, options.out)
+    broken = [name for name in names if not _do(name, made[name], stored[name], paths[name], deadline)]
+    _show({name: stored[name]["cases"] for name in names}, options.out)
+    if broken:
+        raise SystemExit(f"broken off, see above: {', '.join(broken)}")
+
+
+def _stored(out: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The results that there are, by part."""
+    from initopt.storage import read_json
+
+    return {name: read_json(out / f"{name}.json")["cases"] for name in names if (out / f"{name}.json").is_file()}
 
 
 def _make_importable(bundle: Bundle, scratch: Path) -> None:
@@ -115,11 +133,11 @@ def _short(value: object) -> str:
 def _parts(
     bundle: Bundle, scratch: Path, device: str, options: argparse.Namespace, stored: Mapping[str, Any]
 ) -> dict[str, Part]:
-    from cifar import SEEDS, cifar_plan, cifar_table
+    from cifar import SEEDS, cifar_plan
     from cifar_training import Setting, decode_once
-    from correctness import correctness_plan, correctness_table
-    from engine_steps import engines_plan, engines_table
-    from resnet50 import resnet50_plan, resnet50_table
+    from correctness import correctness_plan
+    from engine_steps import engines_plan
+    from resnet50 import resnet50_plan
 
     dry = options.dry
     many = options.workers or max(1, (os.cpu_count() or 1) - 2)
@@ -135,20 +153,17 @@ def _parts(
         sizes = {"seeds": 2, "warm_up": 12.0} if dry else {"seeds": SEEDS}
         return cifar_plan(setting, samples, starts, many, deadline, 60 * options.later, **sizes)
 
+    loaders = 0 if dry else min(8, many)
     return {
-        "correctness": Part("(a) Correctness", lambda deadline: correctness_plan(device, dry), correctness_table, many),
-        "engines": Part("(b) A step of every engine", lambda deadline: engines_plan(device, dry), engines_table),
-        "resnet50": Part(
-            "(c) NIO on a ResNet-50",
-            lambda deadline: resnet50_plan(bundle.folder, device, 0 if dry else min(8, many), dry),
-            resnet50_table,
-        ),
-        "cifar": Part("(d) CIFAR-10", runs, cifar_table, many),
+        "correctness": Part(lambda deadline: correctness_plan(device, dry), many),
+        "engines": Part(lambda deadline: engines_plan(device, dry)),
+        "resnet50": Part(lambda deadline: resnet50_plan(bundle.folder, device, loaders, dry)),
+        "cifar": Part(runs, many),
     }
 
 
-def _do(name: str, part: Part, stored: dict[str, Any], path: Path, deadline: float) -> None:
-    """Do what is left of a part."""
+def _do(name: str, part: Part, stored: dict[str, Any], path: Path, deadline: float) -> bool:
+    """Do what is left of a part; whether nothing broke, which must not keep the next one from its turn."""
     from results import save
     from tasks import run_tasks
 
@@ -157,16 +172,33 @@ def _do(name: str, part: Part, stored: dict[str, Any], path: Path, deadline: flo
     results = stored["cases"]
     for failed in [task for task, result in results.items() if "failed" in result]:
         del results[failed]
-    print(f"\n{part.title}: {limit - begun:.0f} s", flush=True)
-    left = run_tasks(part.plan(limit), results, lambda: save(path, stored), part.workers, limit)
-    print(f"{part.title}: done in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"\n{PARTS[name]}: {limit - begun:.0f} s", flush=True)
+    try:
+        left = run_tasks(part.plan(limit), results, lambda: save(path, stored), part.workers, limit)
+    except Exception:
+        traceback.print_exc()
+        return False
+    print(f"{PARTS[name]}: done in {time.monotonic() - begun:.0f} s", flush=True)
     if left:
         print(f"  out of time; call again for {len(left)} more: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
+    return True
 
 
-def _show(parts: Mapping[str, tuple[Part, Mapping[str, Any]]], out: Path) -> None:
+def _show(results: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Print the tables, and write them beside the results."""
+    from cifar import cifar_table
+    from correctness import correctness_table
+    from engine_steps import engines_table
+    from resnet50 import resnet50_table
+
+    tables: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "correctness": correctness_table,
+        "engines": engines_table,
+        "resnet50": resnet50_table,
+        "cifar": cifar_table,
+    }
     text = "\n".join(
-        f"## {part.title}\n\n{part.table(results)}\n{_failures(results)}" for part, results in parts.values() if results
+        f"## {PARTS[name]}\n\n{tables[name](found)}\n{_failures(found)}" for name, found in results.items() if found
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "tables.md").write_text(text, encoding="utf-8")
