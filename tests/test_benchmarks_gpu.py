@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import sys
 import time
@@ -11,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ if not (ROOT / "benchmarks").is_dir():
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "gpu")]
 
 import cifar
+import cifar_training
 import correctness
 import engine_steps
 import gallery_check
@@ -59,6 +62,13 @@ def folder(sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     sizes = ["--train", "40", "--test", "10", "--pictures", "10", "--about", "pictures", "--out", str(out)]
     prepare.main([*sources, *sizes])
     return out
+
+
+@pytest.mark.parametrize("module", [cifar, cifar_training, resnet50])
+def test_examples(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
 
 
 @pytest.fixture(autouse=True)
@@ -271,11 +281,14 @@ class TestCifar:
         plan = cifar.cifar_plan(setting, {"train": 40, "test": 10}, tmp_path, 4, time.monotonic(), 0.0, seeds=1)
         results: dict[str, Result] = {task.name: {"failed": "no"} for task in plan({})}
         first = "ViT, 9 blocks, 192 wide"
-        results["epochs"] = {"epochs": 1, "step_seconds": {first: 0.01}}
+        results["timing 4"] = {"network": first, "step_seconds": 0.01}
+        results["epochs"] = {"epochs": 1}
         names = [task.name for task in plan(results)]
         assert names == [f"{first}, lr 0.001, {start}, seed 0" for start in ("own", "lsuv", "nio")]
         results[f"{first}, lr 0.001, nio, seed 0"] = {"failed": "out of memory"}  # the next one makes it, then
         assert f"{first}, lr 0.001, warm-up, nio, seed 0" in [task.name for task in plan(results)]
+        results["timing 1"] = {"network": VGG, "step_seconds": 0.01}  # could be timed in a later call
+        assert f"{VGG}, lr 0.1, own, seed 0" in [task.name for task in plan(results)]
 
     def test_tables(self) -> None:
         def of(start: str, seed: int, end: float, diverged: bool = False) -> Result:

@@ -93,12 +93,12 @@ def cifar_plan(
         timings = _timings(setting, workers, begin, warm_up + _TIMED)
         if not all(task.name in results for task in timings):
             return timings
-        found = [results[task.name] for task in timings if "failed" not in results[task.name]]
+        step_seconds = _step_seconds(results)
         if "epochs" not in results:
             seconds = deadline - time.monotonic() + later
-            arguments = {"found": found, "steps_per_epoch": steps_per_epoch, "seconds": seconds, "workers": workers}
-            return [Task("epochs", settle, {**arguments, "seeds": seeds})]
-        return list(_runs(setting, cache, workers, seeds, steps_per_epoch, results))
+            arguments = {"step_seconds": step_seconds, "steps_per_epoch": steps_per_epoch, "seconds": seconds}
+            return [Task("epochs", settle, {**arguments, "workers": workers, "seeds": seeds})]
+        return list(_runs(setting, cache, workers, seeds, steps_per_epoch, step_seconds, results))
 
     return plan
 
@@ -113,14 +113,21 @@ def _timings(setting: Setting, workers: int, begin: float, alone: float) -> list
     return tasks
 
 
-def settle(found: list[Result], steps_per_epoch: int, seconds: float, workers: int, seeds: int, tell: Tell) -> Result:
-    """The number of epochs for which there is time, from the times of steps."""
-    steps: dict[str, list[float]] = {}
-    for timing in found:
-        steps.setdefault(timing["network"], []).append(timing["step_seconds"])
-    step_seconds = {network: statistics.fmean(values) for network, values in steps.items()}
+def _step_seconds(results: Mapping[str, Result]) -> dict[str, float]:
+    """Seconds of a step of each network that could be timed."""
+    found: dict[str, list[float]] = {}
+    for result in results.values():
+        if "step_seconds" in result:
+            found.setdefault(result["network"], []).append(result["step_seconds"])
+    return {network: statistics.fmean(values) for network, values in found.items()}
+
+
+def settle(
+    step_seconds: Mapping[str, float], steps_per_epoch: int, seconds: float, workers: int, seeds: int, tell: Tell
+) -> Result:
+    """The number of epochs for which there is time; a task, so that it is stored, and later calls go on with it."""
     epochs = epochs_that_fit(step_seconds, steps_per_epoch, seconds, workers, seeds)
-    return {"epochs": epochs, "step_seconds": step_seconds, "workers": workers, "seconds": seconds}
+    return {"epochs": epochs, "workers": workers, "seconds": seconds}
 
 
 def epochs_that_fit(
@@ -142,9 +149,15 @@ def epochs_that_fit(
 
 
 def _runs(
-    setting: Setting, cache: Path, workers: int, seeds: int, steps_per_epoch: int, results: Mapping[str, Result]
+    setting: Setting,
+    cache: Path,
+    workers: int,
+    seeds: int,
+    steps_per_epoch: int,
+    step_seconds: Mapping[str, float],
+    results: Mapping[str, Result],
 ) -> Iterator[Task]:
-    step_seconds, epochs = results["epochs"]["step_seconds"], results["epochs"]["epochs"]
+    epochs = results["epochs"]["epochs"]
     for seed in range(seeds):
         begun: dict[tuple[str, str], str] = {}
         for arm in ARMS:
@@ -245,7 +258,7 @@ def _settled(results: Mapping[str, Result]) -> str:
     found = results.get("epochs", {})
     if "epochs" not in found:
         return ""
-    times = ", ".join(f"{network} {1000 * seconds:.1f} ms" for network, seconds in found["step_seconds"].items())
+    times = ", ".join(f"{network} {1000 * seconds:.1f} ms" for network, seconds in _step_seconds(results).items())
     return f"{found['epochs']} epochs, {found['workers']} runs at a time. A training step beside the others: {times}."
 
 
