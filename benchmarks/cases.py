@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["SUITES", "Case"]
 
@@ -18,6 +19,8 @@ class Case:
         batch_size: B.
         overlap: overlap ratio of the sub-batches.
         memory: whether memory is measured, too; not where it drowns in that of the process.
+        precision: of the computation; ``"bf16"`` is autocast, with weights in float32.
+        channels_last: whether weights and images have the channels last in memory.
     """
 
     network: str
@@ -26,12 +29,16 @@ class Case:
     batch_size: int = 64
     overlap: float = 0.0
     memory: bool = True
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
 
     @property
     def key(self) -> str:
         """Its name in the results."""
         overlap = f" overlap={self.overlap:g}" if self.overlap else ""
-        return f"{self.network} {self.batch_norm} B={self.batch_size} D={self.num_subbatches}{overlap}"
+        precision = "" if self.precision == "float32" else f" {self.precision}"
+        layout = " channels last" if self.channels_last else ""
+        return f"{self.network} {self.batch_norm} B={self.batch_size} D={self.num_subbatches}{overlap}{precision}{layout}"
 
 
 def against_d(network: str, batch_size: int = 64, memory: bool = True) -> tuple[Case, ...]:

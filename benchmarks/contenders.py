@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from cases import Case
 from networks import NETWORKS, build
-from published import published_step
-from torch import nn
+from published import losses_of_samples, published_step
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initopt import objectives
@@ -44,7 +44,7 @@ def make_problem(model: nn.Module, case: Case, num_subbatches: int | None = None
     """What the steps of a case work on."""
     return Problem.create(
         model,
-        None,
+        None if case.precision == "float32" else _loss_in_bf16,
         num_subbatches=num_subbatches or case.num_subbatches,
         overlap=case.overlap,
         split="cyclic",
@@ -77,20 +77,34 @@ def contender(name: str, case: Case, model: nn.Module, data: Any, *, num_subbatc
         num_subbatches: in the place of the case's, to warm up with.
     """
     if name == TRAINING:
-        return lambda: _training(model, data)
+        return lambda: _training(model, data, case)
     problem = make_problem(model, case, num_subbatches)
     objective = objectives.get(OBJECTIVE)
     if name == PUBLISHED:
-        return lambda: _measured(model, lambda: published_step(problem, problem.prepare(data, 0), objective))
+        return lambda: _measured(model, lambda: _published(case, problem, data, objective))
     engine = ENGINES[name](problem)
     return lambda: _measured(model, lambda: _engine_step(engine, data, objective))
 
 
-def _engine_step(engine: Engine, data: Any, objective: objectives.Objective) -> torch.Tensor:
+def _engine_step(engine: Engine, data: Any, objective: objectives.Objective) -> Tensor:
     evaluation = engine.evaluate(engine.problem.prepare(data, 0), differentiate=True)
     gram = evaluation.gram.requires_grad_()
     (gram_derivative,) = torch.autograd.grad(objective(gram), gram)
     return evaluation.scale_derivatives(gram_derivative)
+
+
+def _published(case: Case, problem: Problem, data: Any, objective: objectives.Objective) -> tuple[Tensor, Tensor]:
+    with _autocast(case, problem.device):
+        return published_step(problem, problem.prepare(data, 0), objective)
+
+
+def _autocast(case: Case, device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if case.precision == "float32" else torch.autocast(device.type, torch.bfloat16)
+
+
+def _loss_in_bf16(model: nn.Module, batch: Any) -> Tensor:
+    with torch.autocast(batch[0].device.type, torch.bfloat16):
+        return losses_of_samples(model, *batch)
 
 
 @contextmanager
@@ -100,14 +114,16 @@ def _measured(model: nn.Module, step: Step) -> Iterator[Step]:
 
 
 @contextmanager
-def _training(model: nn.Module, data: Any) -> Iterator[Step]:
+def _training(model: nn.Module, data: Any, case: Case) -> Iterator[Step]:
     """Forward and backward on the whole batch, by whatever kernels training takes; no optimizer."""
     inputs, targets = data
     was_training = model.training
     model.train()
 
     def step() -> None:
-        F.cross_entropy(model(inputs).movedim(-1, 1), targets).backward()
+        with _autocast(case, targets.device):
+            loss = F.cross_entropy(model(inputs).movedim(-1, 1), targets)
+        loss.backward()
 
     try:
         yield step
@@ -119,5 +135,7 @@ def _training(model: nn.Module, data: Any) -> Iterator[Step]:
 def model_and_batch(case: Case, device: str) -> tuple[nn.Module, Any]:
     """The network of a case and a batch for it."""
     model = build(case.network, device)
-    batch = NETWORKS[case.network].batch(case.batch_size)
-    return model, tuple(tensor.to(device) for tensor in batch)
+    inputs, targets = (tensor.to(device) for tensor in NETWORKS[case.network].batch(case.batch_size))
+    if case.channels_last:
+        model, inputs = model.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
+    return model, (inputs, targets)

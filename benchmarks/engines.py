@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ from timing import take_turns
 __all__ = ["main", "run_cases"]
 
 
-def run_cases(
-    cases: Sequence[Case], out: Path, device: str, threads: int, repetitions: int, deadline: float = float("inf")
-) -> Results:
+def run_cases(cases: Sequence[Case], out: Path, device: str, threads: int, repetitions: int) -> Results:
     """Measure what ``out`` does not have yet.
 
     Args:
@@ -37,7 +34,6 @@ def run_cases(
         device: ``"cpu"`` or ``"cuda"``.
         threads: threads of PyTorch.
         repetitions: least number of turns.
-        deadline: no case begins after this ``time.monotonic()``.
     """
     torch.set_num_threads(threads)
     head = {
@@ -46,9 +42,6 @@ def run_cases(
     }
     results = load(out, head)
     for number, case in enumerate(cases, 1):
-        if time.monotonic() > deadline:
-            print(f"out of time: {len(cases) - number + 1} cases are left; call again to go on")
-            break
         print(f"[{number}/{len(cases)}] {case.key}", flush=True)
         names = contender_names(case)
         stored = results["cases"].setdefault(case.key, {})

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from initopt.objectives import Objective
 from initopt.problem import Batch, Problem
 
-__all__ = ["published_step"]
+__all__ = ["losses_of_samples", "published_step"]
 
 
 def losses_of_samples(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ SHORT = 2.0
 """Seconds; what takes less is warmed up twice."""
 
 ENOUGH = 3.0
-"""Seconds; short contenders get more turns until they have run for about this long in all."""
+"""Seconds; short contenders get more turns until they have run for about this long in all, if nothing else is said."""
 
 
 def time_once(contender: Contender, device: str) -> float:
@@ -41,13 +41,17 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def take_turns(contenders: Mapping[str, Contender], device: str, repetitions: int) -> dict[str, dict[str, Any]]:
+def take_turns(
+    contenders: Mapping[str, Contender], device: str, repetitions: int, enough: float | None = None
+) -> dict[str, dict[str, Any]]:
     """Time contenders by turns, A B C A B C, after a warm-up of each.
 
     Args:
         contenders: by name.
         device: where they run.
         repetitions: least number of turns, but for contenders that take long.
+        enough: seconds; short contenders get more turns until they have run for about this long. :data:`ENOUGH`, if not
+            given.
 
     Returns:
         For each name ``warm_up`` and ``seconds``, or why it was left out in ``skipped``.
@@ -68,7 +72,8 @@ def take_turns(contenders: Mapping[str, Contender], device: str, repetitions: in
             found[name]["skipped"] = f"took {warm_up:.0f} s to warm up, more than {LONGEST:.0f} s"
             continue
         found[name]["seconds"] = []
-        most = max(repetitions, min(4 * repetitions, round(ENOUGH / warm_up)))
+        lasting = ENOUGH if enough is None else enough
+        most = max(repetitions, min(4 * repetitions, round(lasting / warm_up)))
         turns[name] = min(2, repetitions) if warm_up > LONG else most
     for turn in range(max(turns.values(), default=0)):
         for name, count in turns.items():

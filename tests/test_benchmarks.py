@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +25,9 @@ from initopt.problem import Problem
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("benchmarks come with the repository alone", allow_module_level=True)
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "gpu")]
+sys.path += [str(ROOT / "benchmarks")]
 
 import accuracy
-import cifar
 import engines
 import imagenet_sample
 import measuring as measuring_step
@@ -37,7 +35,6 @@ import methods
 import plot
 import profile_step
 import report
-import run as on_gpu
 import timing
 from cases import SUITES, Case
 from contenders import PUBLISHED, TRAINING, contender, contender_names, model_and_batch
@@ -198,13 +195,6 @@ def test_the_page_says_what_the_results_say() -> None:
     assert report.PAGE.read_text(encoding="utf-8") == report.page(report.RESULTS)
 
 
-def test_the_gpu_command_tells_what_it_needs(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu" / "run.py"), "--part", "engines", "--out", str(tmp_path)]
-    arguments = ["--device", "cpu", "--threads", "1", "--repetitions", "1", "--minutes", "0"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
-    assert "out of time: 7 cases are left" in done.stdout
-
-
 @pytest.mark.parametrize("case", [replace(TINY, num_subbatches=2), replace(TINY_COUPLED, num_subbatches=2)])
 def test_steps_make_the_products_that_are_told(case: Case) -> None:
     model, data = model_and_batch(case, "cpu")
@@ -286,39 +276,3 @@ def test_the_published_setting_is_that_of_the_paper(tmp_path: Path, sample: list
     (case,) = json.loads(out.read_text(encoding="utf-8"))["cases"].values()
     expected = {"num_subbatches": 4, "overlap": 0.2, "objective": "cosine+norm", "lr": 0.003, "max_grad_norm": 10.0}
     assert case["options"] == expected | {"batch_norm": "batch"}
-
-
-def test_resnet50_on_a_gpu_tried_on_a_cpu(tmp_path: Path) -> None:
-    on_gpu.main(["--part", "resnet50", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)])
-    results = json.loads((tmp_path / "resnet50-cpu.json").read_text(encoding="utf-8"))
-    assert results["data"] == "random images"
-    assert {case["setting"]: case["steps"] for case in results["cases"].values()} == {"defaults": 3, "published": 3}
-
-
-def test_cifar_on_a_gpu_tried_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for split, count in (("train", 96), ("test", 16)):
-        write_split(tmp_path / "images", split, count)
-    call = ["--part", "cifar", "--device", "cpu", "--threads", "1", "--minutes", "0", "--out", str(tmp_path)]
-    with pytest.raises(SystemExit, match="needs --data DIR"):
-        on_gpu.main(call)
-    on_gpu.main([*call, "--data", str(tmp_path / "images")])
-    assert "3 networks are left; call again to go on" in capsys.readouterr().out
-    results = json.loads((tmp_path / "cifar-cpu.json").read_text(encoding="utf-8"))
-    ((name, case),) = results["cases"].items()
-    assert (name, case["epochs"]) == ("ResNet-8, batch norm", 1)
-    runs = {(run["initialization"], run["seed"]): run for run in case["runs"]}
-    assert set(runs) == {(start, seed) for start in cifar.STARTS for seed in range(cifar.SEEDS)}
-    assert {run["status"] for run in case["runs"]} == {"done"}
-    assert runs["nio", 0]["before"] != runs["nio", 0]["after"]
-
-
-def test_what_a_network_is_trained_for_fits_into_the_minutes() -> None:
-    options = {"step_seconds": 0.02, "steps_per_epoch": 390}
-    epochs = cifar.epochs_within(10, **options)
-
-    def seconds(epochs: int) -> float:
-        training = cifar.SEEDS * len(cifar.STARTS) * epochs * 390 * 0.02 * cifar.BESIDE
-        return training + cifar.SEEDS * cifar.INITIALIZING * 0.02
-
-    assert seconds(epochs) <= 600 < seconds(epochs + 1)
-    assert cifar.epochs_within(0, **options) == 1

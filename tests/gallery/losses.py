@@ -86,7 +86,7 @@ def single_number(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def contrastive(model: nn.Module, batch: Any) -> Tensor:
     """Every sample is compared with every other one of its sub-batch."""
     first, second = (F.normalize(model(view), dim=-1) for view in batch)
-    return F.cross_entropy(5 * first @ second.T, torch.arange(len(first)))
+    return F.cross_entropy(5 * first @ second.T, torch.arange(len(first), device=first.device))
 
 
 def dict_batch() -> Any:

@@ -68,7 +68,7 @@ class OtherGenerators(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         factor = 1 + random.random()
-        noise = torch.from_numpy(np.random.standard_normal((len(x), 5)))
+        noise = torch.from_numpy(np.random.standard_normal((len(x), 5))).to(x.device)
         return self.second(torch.tanh(factor * self.first(x) + noise))
 
 

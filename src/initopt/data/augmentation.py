@@ -1,12 +1,12 @@
-"""Random changes of small images, a batch at a time, by kornia."""
+"""Random changes of small images, a whole batch at a time, on the device that it is on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["AUGMENTATIONS", "Augment", "augmentation", "chosen_names"]
 
@@ -39,10 +39,10 @@ def chosen_names(augment: Augment, usual: Sequence[str], known: Sequence[str]) -
 
 
 def augmentation(names: Sequence[str], size: int) -> nn.Module | None:
-    """A module that changes a batch of images, shape ``(B, C, size, size)``, each at random in its own way.
+    """A module that changes a batch of images, each at random in its own way.
 
-    It draws from torch's global generator. Zero, the value of padding and of what is cut out, is the mean colour of
-    normalized images.
+    What is drawn comes from torch's global generator on the CPU, wherever the images are: with one seed, the images are the
+    same on every device. Zero, the value of padding and of what is cut out, is the mean colour of normalized images.
 
     Args:
         names: ``"crop"`` shifts by up to 4 pixels, ``"flip"`` mirrors every other image, ``"cutout"`` blanks a square of
@@ -51,15 +51,56 @@ def augmentation(names: Sequence[str], size: int) -> nn.Module | None:
         size: side of the images, in pixels.
 
     Returns:
-        The module; ``None`` without names.
-    """
-    if not names:
-        return None
-    import kornia.augmentation as kornia
+        The module, from shape ``(B, C, size, size)`` to the same shape; ``None`` without names.
 
-    made: dict[str, Any] = {
-        "crop": lambda: kornia.RandomCrop((size, size), padding=_PADDING),
-        "flip": lambda: kornia.RandomHorizontalFlip(p=0.5),
-        "cutout": lambda: kornia.RandomErasing(scale=(0.25, 0.25), ratio=(1.0, 1.0), value=0.0, p=1.0),
-    }
-    return kornia.AugmentationSequential(*(made[name]() for name in names), data_keys=["input"])
+    >>> _ = torch.manual_seed(0)
+    >>> augmentation(["cutout"], 4)(torch.ones(1, 1, 4, 4)).sum()
+    tensor(12.)
+    """
+    steps = {"crop": _Crop, "flip": _Flip, "cutout": _Cutout}
+    return nn.Sequential(*(steps[name](size) for name in names)) if names else None
+
+
+def _draw(top: int, *shape: int) -> Tensor:
+    """Integers from 0 to ``top``, both included."""
+    return torch.randint(top + 1, shape, device="cpu")
+
+
+def _to(images: Tensor, drawn: Tensor) -> Tensor:
+    return drawn.to(images.device, non_blocking=images.is_cuda)
+
+
+class _Crop(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        count, channels = images.shape[:2]
+        top, left = _to(images, _draw(2 * _PADDING, 2, count, 1))
+        places = torch.arange(self._size, device=images.device)
+        wide = self._size + 2 * _PADDING
+        taken = (top + places)[:, :, None] * wide + (left + places)[:, None, :]
+        padded = F.pad(images, [_PADDING] * 4).flatten(2)
+        return padded.gather(2, taken.flatten(1)[:, None].expand(-1, channels, -1)).view_as(images)
+
+
+class _Flip(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+
+    def forward(self, images: Tensor) -> Tensor:
+        chosen = _to(images, _draw(1, len(images), 1, 1, 1)).bool()
+        return torch.where(chosen, images.flip(-1), images)
+
+
+class _Cutout(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size, self._hole = size, size // 2
+
+    def forward(self, images: Tensor) -> Tensor:
+        top, left = _to(images, _draw(self._size - self._hole, 2, len(images), 1))
+        places = torch.arange(self._size, device=images.device)
+        rows, columns = ((places >= begin) & (places < begin + self._hole) for begin in (top, left))
+        return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

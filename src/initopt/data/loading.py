@@ -32,9 +32,9 @@ def seeded_batches(dataset: Dataset[Any], order: Iterable[list[int]], *seed: int
             memory, and images that are decoded already, are left to this process whatever is asked for.
     """
     unused = torch.Generator()  # else each pass would draw from the generator that the model draws from
-    if isinstance(dataset, TensorDataset):  # which gives a whole batch at once, at a fraction of the cost
+    if isinstance(dataset, (TensorDataset, Pixels)):  # which give a whole batch at once, at a fraction of the cost
         return SeededBatches(DataLoader(dataset, sampler=order, batch_size=None, generator=unused), *seed)
-    if not loaders or isinstance(dataset, Pixels):  # whose batches take less time to make than to get from elsewhere
+    if not loaders:
         return SeededBatches(DataLoader(dataset, batch_sampler=order, generator=unused), *seed)
     loader: DataLoader[Any] = DataLoader(
         _Batches(dataset, seed),

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from initopt.checks import check_integer
 from initopt.data.digits import Subset, digits_tensors
 from initopt.data.loading import seeded_batches
+from initopt.data.placement import placed
 from initopt.data.seeded_batches import SeededBatches
 
 __all__ = ["Splits", "digits_splits"]
@@ -76,6 +77,27 @@ class Splits:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
         whole = [order[begin : begin + batch_size] for begin in range(0, count - batch_size + 1, batch_size)]
         return seeded_batches(dataset, whole, seed, loaders=loaders)
+
+    def to(self, device: torch.device | str) -> Splits:
+        """The same parts in the memory of a device, as far as they fit.
+
+        A part that is made of tensors (CIFAR, digits, texts, a ``TensorDataset`` of one's own) goes there if it takes no
+        more than half of the memory that is free; its batches are then made and augmented there. Another one stays where it
+        is. Batches have the same values in either case: what augmentation draws does not depend on the device.
+
+        Args:
+            device: of the model.
+
+        Returns:
+            New parts; those that stay are shared.
+
+        >>> images, labels = next(iter(digits_splits().to("meta").batches(32)))
+        >>> images.device, images.shape
+        (device(type='meta'), torch.Size([32, 1, 8, 8]))
+        """
+        target = torch.empty(0, device=device).device  # named in full: cuda is one of several
+        validation, test = (None if part is None else placed(part, target) for part in (self.validation, self.test))
+        return Splits(placed(self.train, target), validation, test, self.classes)
 
     def _part(self, subset: str) -> Dataset[Any]:
         if subset not in ("train", "validation", "test"):
