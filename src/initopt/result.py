@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from initopt.errors import MismatchError
 from initopt.measurement import Measurement
+from initopt.reading import read_json
 from initopt.records import Record, StepRecord, record_from
-from initopt.storage import plain, read_json, unplain, write_folder, write_json
+from initopt.storage import plain, unplain, write_folder, write_json
 from initopt.tensorfile import load_tensors, save_tensors
 
 if TYPE_CHECKING:
