@@ -88,6 +88,11 @@ class Pieces:
         part = (torch.sin(torch.arange(64.0) * labels[:, None]).view(samples, 1, 8, 8), labels)
         self.train = self.validation = self.test = part
 
+def busy_data():
+    os.makedirs("result", exist_ok=True)
+    open("result/events.log", "w").close()
+    return list(batches())
+
 def slow_batches():
     print("ready", flush=True)
     while True:
@@ -253,6 +258,60 @@ class TestRun:
         assert (status, out) == (2, "")
         assert "mine exists and was not written by initopt" in err
         assert [path.name for path in Path("mine").iterdir()] == ["thesis.tex"]
+
+    @pytest.mark.parametrize("where", ["result/run.ckpt", "result", "result/below/run.ckpt", "link/run.ckpt", "run.ckpt"])
+    def test_a_checkpoint_in_the_result_is_refused_before_any_work(self, cli, where):
+        Path("link").symlink_to("result")
+        out = "result" if where != "run.ckpt" else "run.ckpt/result"
+        status, printed, err = cli(f"run {GOOD} --steps 2 --out {out} --checkpoint {where}")
+        assert (status, printed) == (2, "")
+        assert f"--checkpoint {where} cannot be in --out {out}" in err
+        assert not Path(where).exists()
+
+    @pytest.mark.parametrize("command", ["run --model USER.Net --data digits --steps 2", "demo --seeds 1 --epochs 1"])
+    def test_the_current_folder_is_refused_before_any_work(self, cli, tmp_path, monkeypatch, command):
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+        for out in (".", "../empty", str(tmp_path)):
+            status, printed, err = cli(f"{command} --out {out}")
+            assert (status, printed) == (2, "")
+            assert "is the current folder, or one above it" in err
+        assert list((tmp_path / "empty").iterdir()) == []
+
+    def test_a_file_that_appears_meanwhile_loses_nothing(self, cli):
+        """The steps are made: the result goes beside the folder, and the status says that it is not where it was to be."""
+        status, _, err = cli("run --model USER.Net --data USER.busy_data --steps 2 --measure_steps 1 --out result")
+        assert status == 2
+        assert "The result is in result-2" in err
+        assert [item.name for item in Path("result").iterdir()] == ["events.log"]
+        assert {"result.json", "plot.png", "config.yaml"} <= {item.name for item in Path("result-2").iterdir()}
+
+    def test_a_picture_that_cannot_be_drawn_loses_nothing(self, cli, monkeypatch):
+        def broken(result):
+            raise RuntimeError("no fonts")
+
+        monkeypatch.setattr(initopt.Result, "plot", broken)
+        status, _, err = cli(f"run {GOOD} --steps 2 --measure_steps 1 --out result")
+        assert status == 1
+        assert "no fonts" in err
+        assert initopt.Result.load("result").scales
+        assert not Path("result/plot.png").exists()
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_kill_while_the_picture_is_drawn_leaves_nothing_in_the_way(self, cli, user_module, monkeypatch):
+        line = f"run {GOOD} --steps 2 --measure_steps 1 --out result"
+        cli(line)
+        process = os.fork()
+        if not process:
+            monkeypatch.setattr(initopt.Result, "plot", lambda result: os.kill(os.getpid(), signal.SIGKILL))
+            with pytest.raises(SystemExit):
+                main(line.replace("USER", user_module).split())
+            os._exit(0)
+        assert os.waitpid(process, 0)[1] == signal.SIGKILL
+        assert any(name.startswith(".result.") for name in os.listdir())
+        assert cli(line)[0] == 0
+        assert not any(name.startswith(".result.") for name in os.listdir())
 
     def test_own_objective_and_checkpoint(self, cli):
         line = "run --model USER.Net --data digits --objective USER.negative_cosine --measure_steps 0 --checkpoint c.st"

@@ -198,7 +198,7 @@ def test_a_file_at_the_end_of_a_link_is_written_and_the_link_stays(tmp_path: Pat
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
-        with pytest.raises(FileExistsError, match="is a (folder|device or a pipe); give the path of a file"):
+        with pytest.raises(ValueError, match="is a (folder|device or a pipe); give the path of a file"):
             write_file(path, lambda temporary: temporary.write_text("x"))  # type: ignore[arg-type, return-value]
 
 

@@ -19,6 +19,7 @@ from initopt.problem import BatchNorm, Split
 from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback, Run, Settings
+from initopt.storage import check_file
 from initopt.stream import check_batches
 
 __all__ = ["nio", "optimize"]
@@ -109,8 +110,7 @@ def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]
 
 def _file(checkpoint: str | os.PathLike[str]) -> Path:
     path = Path(checkpoint).expanduser().absolute()
-    if path.is_dir():
-        raise ValueError(f"checkpoint={str(checkpoint)!r} is a folder; give the path of a file")
+    check_file(path, f"checkpoint={str(checkpoint)!r}")
     return path
 
 

@@ -114,15 +114,15 @@ class Result:
         Raises:
             FileExistsError: if the folder holds anything else; the message names it.
         """
+        write_folder(Path(folder).expanduser(), self.write_files, marker=_RECORD)
 
-        def write(into: Path) -> None:
-            save_tensors(self.weights, into / _WEIGHTS)
-            grams = {name: m.gram for name, m in self._measurements().items()}
-            if grams:
-                save_tensors(grams, into / _GRAMS)
-            write_json(into / _RECORD, self._record())
-
-        write_folder(Path(folder).expanduser(), write, marker=_RECORD)
+    def write_files(self, into: Path) -> None:
+        """Write the files of :meth:`save` into a folder that is there, one by one."""
+        save_tensors(self.weights, into / _WEIGHTS)
+        grams = {name: m.gram for name, m in self._measurements().items()}
+        if grams:
+            save_tensors(grams, into / _GRAMS)
+        write_json(into / _RECORD, self._record())
 
     def _measurements(self) -> dict[str, Measurement]:
         both = {"before": self.before, "after": self.after}

@@ -35,7 +35,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write: is given the path of a temporary file, which it makes.
 
     Raises:
-        FileExistsError: if something is there that is no file.
+        ValueError: if something is there that is no file.
         OSError: if it cannot be written.
     """
     check_file(path)
@@ -50,15 +50,19 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     _sync(path.parent)
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, called: str | None = None) -> None:
     """Refuse a path at which there is something that :func:`write_file` would not replace: a folder, pipe or device.
 
+    Args:
+        path: where a file is to go.
+        called: what the message calls it; its path, by default.
+
     Raises:
-        FileExistsError: the message names it.
+        ValueError: the message says what is there.
     """
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device or a pipe"
-        raise FileExistsError(f"{path} is {what}; give the path of a file")
+        raise ValueError(f"{called or path} is {what}; give the path of a file")
 
 
 _WRITTEN = {
