@@ -12,11 +12,12 @@ __all__ = ["of_form"]
 _T = TypeVar("_T")
 
 _NOT_FINITE = ("inf", "-inf", "nan")
-_LARGEST = 2**63
+_LARGEST = 2**128
+"""Of integers: beyond any seed, and within the floating-point numbers."""
 
 _WORDS = {
     bool: "true or false",
-    int: "an integer of 64 bits",
+    int: "an integer",
     float: "a number",
     str: "a string",
     type(None): "null",
@@ -58,7 +59,9 @@ def _made(form: Any, value: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         return _one_of(arguments, value, name)
     if dataclasses.is_dataclass(form) and isinstance(form, type):
-        return form(**_members(form, value, name, {field.name for field in dataclasses.fields(form)}))
+        absent = dataclasses.MISSING
+        needed = {f.name for f in dataclasses.fields(form) if f.default is absent and f.default_factory is absent}
+        return form(**_members(form, value, name, needed))
     if is_typeddict(form):
         return _members(form, value, name, form.__required_keys__)
     if origin is dict and type(value) is dict:

@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MOST", "printable", "read_bytes", "read_json", "read_text"]
+__all__ = ["bounded_json", "printable", "read_bytes", "read_json", "read_text"]
 
-MOST = 64 * 2**20
+_MOST = 64 * 2**20
 """The most bytes of a file that is not of tensors: records of 100,000 steps have half of that."""
 
 _DEEPEST = 100
@@ -24,7 +24,7 @@ _KINDS = {
 }
 
 
-def read_bytes(path: Path, most: int | None = MOST) -> bytes:
+def read_bytes(path: Path, most: int | None = _MOST) -> bytes:
     """What a file holds, all of it from one opening.
 
     Args:
@@ -50,7 +50,7 @@ def read_bytes(path: Path, most: int | None = MOST) -> bytes:
     return content
 
 
-def read_text(path: Path, most: int = MOST) -> str:
+def read_text(path: Path, most: int = _MOST) -> str:
     """What a file in UTF-8 holds.
 
     Raises:
@@ -63,18 +63,29 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        ValueError: if the file is not there, is not complete, too large or nested too deeply; the message names it.
+        OSError: if the file is there and cannot be read.
+        ValueError: if it is not there, or not JSON within bounds; the message names it.
     """
     try:
-        return _bounded(json.loads(read_text(path)), _DEEPEST)
+        content = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist") from None
-    except RecursionError:
-        raise ValueError(f"{path} is nested more than {_DEEPEST} deep") from None
+    try:
+        return bounded_json(content.decode("utf-8"))
     except ValueError as error:
-        if str(error).startswith(f"{path} "):
-            raise
         raise ValueError(f"{path} is truncated or not JSON ({error})") from None
+
+
+def bounded_json(text: str) -> Any:
+    """What a string of JSON says, with strings that can be written in UTF-8.
+
+    Raises:
+        ValueError: if it is none, or nested too deeply.
+    """
+    try:
+        return _bounded(json.loads(text), _DEEPEST)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_DEEPEST} deep") from None
 
 
 def _bounded(value: Any, deepest: int) -> Any:

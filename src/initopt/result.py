@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from initopt.errors import MismatchError
-from initopt.measurement import Measurement
+from initopt.forms import of_form
+from initopt.measurement import STATISTICS, Measurement
 from initopt.reading import read_json
-from initopt.records import Record, StepRecord, record_from
+from initopt.records import Record, StepRecord, history_from
 from initopt.storage import plain, unplain, write_folder, write_json
 from initopt.tensorfile import load_tensors, save_tensors
 
@@ -30,6 +30,35 @@ _FORMAT = "initopt result 1"
 _RECORD = "result.json"
 _WEIGHTS = "weights.safetensors"
 _GRAMS = "grams.safetensors"
+
+
+class _Stored(TypedDict):
+    """A result, but for its tensors."""
+
+    method: str
+    options: dict[str, Any]
+    seconds: float
+    engine: str
+    engine_reason: str
+    versions: dict[str, str]
+    measurements: dict[str, dict[str, Any]]
+    scales: dict[str, float]
+    tensors: dict[str, str]
+    history: list[Any]
+
+
+class _Measured(TypedDict):
+    """A measurement, but for its Gram matrices."""
+
+    grad_cosine: float
+    grad_norm: float
+    grad_variance: float
+    noise_scale: float
+    sem: dict[str, float]
+    num_batches: int
+    small_batch: list[float]
+    big_batch: list[float]
+    engine: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,26 +193,30 @@ class Result:
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise ValueError(f"{folder / _RECORD} is no {_FORMAT!r} file; was it written by another version?")
         weights = _load_tensors(folder / _WEIGHTS)
+        try:
+            stored = of_form(_Stored, record)
+            history = history_from(stored["history"])
+            grams = _load_tensors(folder / _GRAMS) if stored["measurements"] else {}
+            found = {name: _measurement(name, values, grams) for name, values in stored["measurements"].items()}
+        except ValueError as error:
+            raise ValueError(f"{folder / _RECORD} is damaged: {error}") from None
         _refuse_differences(
-            record["tensors"],
+            stored["tensors"],
             {name: _kind(value) for name, value in weights.items()},
             (str(folder / _RECORD), str(folder / _WEIGHTS)),
         )
-        names = record["measurements"]
-        grams = _load_tensors(folder / _GRAMS) if names else {}
-        found = {name: Measurement.from_dict(names[name], grams[name]) for name in names}
         result = cls(
-            method=record["method"],
-            options=unplain(record["options"]),
-            history=[record_from(unplain(step)) for step in record["history"]],
-            scales={name: float(scale) for name, scale in record["scales"].items()},
+            method=stored["method"],
+            options=unplain(stored["options"]),
+            history=history,
+            scales=stored["scales"],
             before=found.get("before"),
             after=found.get("after"),
-            seconds=record["seconds"],
-            engine=record["engine"],
-            engine_reason=record["engine_reason"],
-            weights={name: weights[name] for name in record["tensors"]},
-            versions=record["versions"],
+            seconds=stored["seconds"],
+            engine=stored["engine"],
+            engine_reason=stored["engine_reason"],
+            weights={name: weights[name] for name in stored["tensors"]},
+            versions=stored["versions"],
         )
         if model is not None:
             result.apply(model)
@@ -207,8 +240,18 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         return load_tensors(path)[0]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: the result folder is not whole") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
+def _measurement(name: str, values: dict[str, Any], grams: Mapping[str, Tensor]) -> Measurement:
+    if name not in ("before", "after") or name not in grams:
+        raise ValueError(f"measurements has {name!r}, of which there is no Gram matrix")
+    found = of_form(_Measured, values, f"measurements.{name}")
+    gram, count = grams[name], found["num_batches"]
+    if gram.dtype != torch.float64 or gram.ndim != 3 or gram.shape[0] != count or gram.shape[1] != gram.shape[2]:
+        raise ValueError(f"measurements.{name} is of {count} batches, and its Gram matrices are {_kind(gram)}")
+    if {*found["sem"]} != {*STATISTICS} or not len(found["small_batch"]) == len(found["big_batch"]) == count:
+        raise ValueError(f"measurements.{name} has not one figure for each statistic and each of {count} batches")
+    return Measurement.from_dict(values, gram)
 
 
 def _refuse_differences(left: Mapping[str, str], right: Mapping[str, str], names: tuple[str, str]) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from initopt.comparison.record import Purpose, RunRecord
 
-__all__ = ["Group", "Job", "checked_name", "grouped"]
+__all__ = ["Group", "Job", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,3 @@ def grouped(jobs: Iterable[Job]) -> list[Group]:
     return [
         tuple(found) for _, found in groupby(jobs, lambda job: (job.network, job.initialization, job.seed, job.purpose))
     ]
-
-
-def checked_name(kind: str, name: Any) -> str:
-    """A name that can be that of a folder.
-
-    Raises:
-        ValueError: if it cannot; the message says why.
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"the name of a {kind} must be a string of some length; got {name!r}")
-    bad = sorted({character for character in name if character in '/\\:*?"<>|' or not character.isprintable()})
-    if bad or name.startswith(".") or len(name.encode()) > 100:
-        what = (
-            f"it has {', '.join(map(repr, bad))}" if bad else "it begins with a dot" if name[0] == "." else "it is too long"
-        )
-        raise ValueError(f"{kind} {name!r}: a folder gets this name, and {what}; choose another one")
-    return name

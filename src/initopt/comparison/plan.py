@@ -9,7 +9,7 @@ from typing import Any
 from initopt.checks import check_integer
 from initopt.comparison.hardware import Hardware
 from initopt.comparison.initialization import Initialization, as_initialization
-from initopt.comparison.job import Job, checked_name
+from initopt.comparison.job import Job
 from initopt.comparison.network import Network, as_network, described
 from initopt.comparison.recipe import Recipe
 from initopt.comparison.splits import load_splits, sizes_and_fingerprint
@@ -215,7 +215,7 @@ def _networks(models: Any) -> dict[str, Network]:
         )
     if not models:
         raise ValueError("models is empty; give at least one network")
-    return {checked_name("network", name): as_network(name, value) for name, value in models.items()}
+    return {_checked_name("network", name): as_network(name, value) for name, value in models.items()}
 
 
 def _initializations(values: Any) -> dict[str, Initialization]:
@@ -224,13 +224,26 @@ def _initializations(values: Any) -> dict[str, Initialization]:
     found: dict[str, Initialization] = {}
     for value in values:
         initialization = as_initialization(value)
-        name = checked_name("initialization", initialization.name)
+        name = _checked_name("initialization", initialization.name)
         if name in found:
             raise ValueError(f"two initializations are called {name!r}; give one of them another name")
         found[name] = initialization
     if not found:
         raise ValueError("initializations is empty; give at least one, such as 'default'")
     return found
+
+
+def _checked_name(kind: str, name: Any) -> str:
+    """A name that can be that of a folder."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"the name of a {kind} must be a string of some length; got {name!r}")
+    bad = sorted({character for character in name if character in '/\\:*?"<>|' or not character.isprintable()})
+    if bad or name.startswith(".") or len(name.encode()) > 100:
+        what = (
+            f"it has {', '.join(map(repr, bad))}" if bad else "it begins with a dot" if name[0] == "." else "it is too long"
+        )
+        raise ValueError(f"{kind} {name!r}: a folder gets this name, and {what}; choose another one")
+    return name
 
 
 def _seeds(option: str, value: Any, first: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from initopt.comparison.curve_file import read_curve, write_curve
-from initopt.comparison.job import Job, checked_name
+from initopt.comparison.job import Job
 from initopt.comparison.record import RunRecord
 from initopt.forms import of_form
 from initopt.reading import read_json
@@ -66,8 +66,8 @@ class _Begun(TypedDict):
     """What is needed of ``comparison.json``."""
 
     recipe: dict[str, Any]
-    networks: dict[str, Any]
-    initializations: dict[str, Any]
+    networks: dict[str, Any] | list[str]
+    initializations: dict[str, Any] | list[str]
     seeds: list[int]
     versions: dict[str, str]
 
@@ -109,10 +109,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path} is no {FORMAT!r} file; was it written by another version?")
     try:
-        begun = of_form(_Begun, record)
-        for kind in ("networks", "initializations"):
-            for name in begun[kind]:
-                checked_name(kind.removesuffix("s"), name)
+        of_form(_Begun, record)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     return record
@@ -186,9 +183,9 @@ def load_run(place: Path) -> RunRecord:
         values = read_json(place / _RUN)
         if not isinstance(values, dict) or values.pop("format", None) != _RUN_FORMAT:
             raise ValueError(f"{_RUN} is no {_RUN_FORMAT!r} file")
+        if "curve" in values:
+            raise ValueError(f"{_RUN} has a curve, which is in {_CURVE}")
         run = of_form(RunRecord, values | {"curve": []})
-        checked_name("network", run.network)
-        checked_name("initialization", run.initialization)
         return replace(run, curve=read_curve(place / _CURVE))
     except PermissionError as error:
         raise ValueError(f"{place} cannot be read: {error.strerror}") from None
