@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import with_the_tests
 
 import initopt
 from initopt.cli import main
@@ -378,6 +379,144 @@ class TestConfig:
 
 
 GOOD = "--model USER.Net --data digits --steps 2"
+
+
+class TestSpelling:
+    """Options as users write them, and what is said of those that there are not."""
+
+    def test_dashes(self, cli):
+        line = f"run {GOOD} --steps 2 --print_config"
+        assert cli(f"{line} --measure_steps 1 --num_subbatches=8") == cli(
+            f"{line.replace('print_config', 'print-config')} --measure-steps 1 --num-subbatches=8"
+        )
+
+    def test_a_network_keeps_its_dashes(self, cli):
+        _, out, _ = cli("compare --models.my-net USER.Net --initializations default --print_config")
+        assert list(yaml.safe_load(out)["models"]) == ["my-net"]
+
+    @pytest.mark.parametrize(
+        ("line", "hint"),
+        [
+            (f"run {GOOD} --out o --step 3", "did you mean --steps?"),
+            (f"run {GOOD} --out o --measure-step=3", "did you mean --measure_steps?"),
+            (f"measure {GOOD} --modle.width 3", "did you mean --model.width?"),
+            (f"measure {GOOD} --confg x.yaml", "did you mean --config?"),
+            ("compare --recipe digits --recipe.epoch 3 --out o", "did you mean --recipe.epochs?"),
+            ("mesure --data digits", "there is no command 'mesure'; did you mean 'measure'?"),
+        ],
+    )
+    def test_did_you_mean(self, cli, line, hint):
+        status, out, err = cli(line)
+        assert (status, out) == (2, "")
+        assert hint in err
+
+    @pytest.mark.parametrize(
+        ("options", "name", "expected"),
+        [
+            ("--initializations default,nio", "initializations", ["default", "nio"]),
+            ("--initializations=default,nio", "initializations", ["default", "nio"]),
+            ("--initializations nio", "initializations", ["nio"]),
+            ("--initializations [default,nio]", "initializations", ["default", "nio"]),
+            ("--seeds 3,5", "seeds", [3, 5]),
+            ("--seeds 3", "seeds", 3),
+            ("--devices 0,1", "devices", "0,1"),
+        ],
+    )
+    def test_lists_without_brackets(self, cli, options, name, expected):
+        status, out, err = cli(f"compare --models.mlp plain_mlp {options} --print_config")
+        assert (status, err) == (0, "")
+        assert yaml.safe_load(out)[name] == expected
+
+    def test_lists_of_numbers(self, cli):
+        _, out, _ = cli("compare --models.mlp plain_mlp --recipe.lr 0.01,0.1 --print_config")
+        assert yaml.safe_load(out)["recipe"]["lr"] == [0.01, 0.1]
+        _, out, _ = cli(f"run {GOOD} --betas 0.8,0.9 --print_config")
+        assert yaml.safe_load(out)["betas"] == [0.8, 0.9]
+
+
+class TestForeignFolder:
+    """A folder of somebody else, in which the user happens to stand, brings no code."""
+
+    @pytest.mark.parametrize(
+        ("program", "line"),
+        [("initopt", "report ."), ("python -m initopt", "measure --model plain_mlp --data digits --steps 1")],
+    )
+    def test_no_module_of_it_is_imported(self, tmp_path, program, line):
+        for name in ("filelock", "jinja2", "pyarrow", "scipy", "PIL", "kornia", "datasets", "triton", "tensorboard"):
+            (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+        (tmp_path / "comparison.json").write_text(
+            '{"format": "initopt comparison 1", "recipe": {}, "networks": [], "initializations": [], "seeds": [], '
+            '"versions": {}}'
+        )
+        start = "from initopt.cli import main; main()" if program == "initopt" else None
+        command = [sys.executable, "-P", "-c", start] if start else [sys.executable, "-m", "initopt"]
+        environment = with_the_tests() | {"PYTHONPATH": str(Path(initopt.__file__).parents[1])}
+        ended = subprocess.run([*command, *line.split()], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ("Traceback" in ended.stderr, (tmp_path / "ran").exists()) == (False, False)
+
+    def test_code_of_the_user_is_found_after_what_is_installed(self, cli, user_module):
+        Path("yaml.py").write_text("raise RuntimeError('shadowed')")
+        assert cli(f"measure {GOOD} --steps 1")[0] == 0
+        assert sys.path[-1] == os.getcwd()
+        status, _, err = cli("measure --model yaml.Net --data digits")
+        assert status == 2
+        assert "'yaml' in the current folder has the name of this installed package, so rename it" in err
+
+    def test_own_function_for_an_option_of_a_network_that_is_not(self, cli):
+        assert cli("measure --model plain_mlp --data digits --steps 1 --grad_params USER.weights_only")[0] == 0
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join(f'*{below}' for _ in range(10))}]\n"
+    for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGES = "a: &a {k: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{','.join(f'*{below}' for _ in range(10))}]}}\n"
+    for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+class TestHostileConfig:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (BOMB, "its aliases stand for more than 100,000 values"),
+            (MERGES, "its aliases stand for more than 100,000 values"),
+            ("initializations: '" + BOMB.splitlines()[0] + "'", "has no option 'initializations'"),
+            ("a: &a [*a]", "an alias stands within what it is an alias of"),
+            ("steps: " + "[" * 5000, "nested too deeply"),
+            ("? [1]\n: 2", "is not YAML"),
+            ("steps: " + "9" * 5000, "is not YAML"),
+            ("steps: !!python/object/apply:os.system [touch ran]", "is not YAML"),
+            ("x: '" + "y" * 2_000_000 + "'", "has more than 1,048,576 bytes"),
+        ],
+    )
+    def test_is_a_message(self, cli, text, message):
+        Path("c.yaml").write_text(text)
+        status, out, err = cli(f"run {GOOD} --out o --config c.yaml")
+        assert (status, out) == (2, "")
+        assert message in err
+        assert "Traceback" not in err
+        assert not Path("ran").exists()
+
+    def test_aliases_within_a_string(self, cli):
+        inner = "[" + ", ".join(f"&{name} [{','.join(['*' + below] * 10)}]" if below != name else f"&{name} [x]"
+                                for below, name in zip("aabcdefgh", "abcdefghi", strict=True)) + "]"  # fmt: skip
+        Path("c.yaml").write_text(yaml.safe_dump({"betas": inner}))
+        status, _, err = cli(f"run {GOOD} --out o --config c.yaml")
+        assert status == 2
+        assert "its aliases stand for more than 100,000 values" in err
+
+    def test_a_pipe(self, cli):
+        os.mkfifo("c.yaml")
+        status, _, err = cli(f"run {GOOD} --out o --config c.yaml")
+        assert status == 2
+        assert "c.yaml is a pipe and not a file" in err
+
+    def test_anchors_of_an_honest_file(self, cli):
+        Path("c.yaml").write_text("steps: &n 3\nmeasure_steps: *n\n")
+        _, out, _ = cli(f"run {GOOD} --config c.yaml --print_config")
+        assert yaml.safe_load(out)["measure_steps"] == 3
 
 
 class TestErrors:

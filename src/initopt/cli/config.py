@@ -9,7 +9,14 @@ from typing import Any
 
 import yaml
 
+from initopt.reading import read_text
+
 __all__ = ["Config", "as_yaml", "merge_configs", "read_options", "write_yaml"]
+
+_MOST = 2**20
+"""The most bytes of a file of options."""
+
+_MOST_VALUES = 100_000
 
 
 @dataclass
@@ -95,11 +102,53 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
         ValueError: if it is not there, or is no mapping; the message names it.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _bounded_yaml(read_text(path, _MOST))
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"{option} {path} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{option} {path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{option} {path} must hold options, a line each, as in 'steps: 100'; got {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
+
+
+def _bounded_yaml(text: str) -> Any:
+    """What YAML says, refused if aliases, which are a few bytes each, make more of it than a file could hold."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _nodes(node, {}, frozenset())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _nodes(node: yaml.Node, counted: dict[int, int], above: frozenset[int]) -> int:
+    """How many values there are in a node, an alias counted as often as it stands there.
+
+    Raises:
+        ValueError: if these are too many, or a node is in itself.
+    """
+    if id(node) in above:
+        raise ValueError("an alias stands within what it is an alias of")
+    if id(node) not in counted:
+        items = node.value if isinstance(node, yaml.CollectionNode) else []
+        below = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
+        counted[id(node)] = 1 + sum(_nodes(part, counted, above | {id(node)}) for part in below)
+        if isinstance(node, yaml.ScalarNode) and "&" in node.value:  # an option may be YAML in a string
+            counted[id(node)] += _nodes_in(node.value)
+    if counted[id(node)] > _MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+    return counted[id(node)]
+
+
+def _nodes_in(text: str) -> int:
+    try:
+        inner = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError:
+        return 0
+    return 0 if inner is None else _nodes(inner, {}, frozenset())
