@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from comparing import NIO, RECIPE, compare, noisy_blobs, raising, small, table
+from comparing import NIO, RECIPE, DeadOnArrival, compare, noisy_blobs, raising, small, table
 from helpers import with_the_tests
 
 import initopt
@@ -431,9 +431,25 @@ class TestWorkers:
         failed = next(run for run in found.runs if run.status == "failed")
         assert failed.error == "the process of the run ended twice (killed by SIGKILL); it may be that memory ran out"
 
-    def test_one_that_raises(self, tmp_path):
+    def test_those_that_die_while_they_start_are_replaced(self, tmp_path):
+        (tmp_path / "dead").mkdir()
+        models = {"net": DeadOnArrival(tmp_path / "dead", 2)}
+        found = compare(tmp_path / "out", models=models, initializations=["default"], workers=2)
+        assert [run.status for run in found.runs] == ["done", "done"]
+        assert len(list((tmp_path / "dead").iterdir())) == 2
+
+    def test_not_for_ever(self, tmp_path):
+        (tmp_path / "dead").mkdir()
+        models = {"net": DeadOnArrival(tmp_path / "dead", 99)}
+        with pytest.raises(
+            RuntimeError, match="5 worker processes in a row ended .* killed by SIGKILL; it may be that memory"
+        ):
+            compare(tmp_path / "out", models=models, initializations=["default"], workers=2)
+
+    def test_one_that_raises(self, tmp_path, capfd):
         models = {"net": functools.partial(raising, 1, "exception")}
         found = compare(tmp_path / "out", models=models, initializations=["default"], seeds=3, workers=2)
+        assert capfd.readouterr() == ("", "")  # they end without a word
         assert {run.seed: run.status for run in found.runs} == {0: "done", 1: "failed", 2: "done"}
 
     def test_none_is_left_after_an_interrupt(self, tmp_path, monkeypatch):
@@ -489,7 +505,7 @@ def environment():
 KILLED = """
 import sys
 from pathlib import Path
-from comparing import NIO, RECIPE, compare, small
+from comparing import DeadOnArrival, NIO, RECIPE, compare, small
 if __name__ == "__main__":
     epochs, report = {"quick": (10, False), "thorough": (60, True)}[sys.argv[3]]
     compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],

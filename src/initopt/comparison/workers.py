@@ -126,7 +126,7 @@ class Workers(Team):
             )
         if self._unready == _MOST_STARTS:
             raise RuntimeError(
-                f"{_MOST_STARTS} worker processes in a row ended before they were ready, the last one {worker.how_it_ended}; "
+                f"{_MOST_STARTS} worker processes in a row ended before they were ready, the last {worker.how_it_ended}; "
                 "it may be that memory ran out: try fewer workers. What is done is stored, and the same call goes on"
             )
 
