@@ -288,6 +288,16 @@ class TestRun:
         assert [item.name for item in Path("result").iterdir()] == ["events.log"]
         assert {"result.json", "plot.png", "config.yaml"} <= {item.name for item in Path("result-2").iterdir()}
 
+    @pytest.mark.filterwarnings("default:there")
+    @pytest.mark.parametrize(("count", "measured"), [(1, False), (2, True), (7, True)])
+    def test_few_batches(self, cli, count, measured):
+        status, out, err = cli(
+            f"run --model USER.Net --data USER.annotated_batches --data.count {count} --steps 4 --out result"
+        )
+        assert status == 0
+        assert "too few to hold measure_steps=10 back" in err
+        assert ("before" in out, initopt.Result.load("result").after is not None) == (measured, measured)
+
     def test_a_picture_that_cannot_be_drawn_loses_nothing(self, cli, monkeypatch):
         def broken(result):
             raise RuntimeError("no fonts")
@@ -556,7 +566,6 @@ class TestErrors:
             (f"run {GOOD} --out o --objective nope", "unknown objective 'nope'"),
             (f"run {GOOD} --out o --objective USER.nope", "has no 'nope'"),
             (f"run {GOOD} --out o --checkpoint .", "is a folder"),
-            (f"run {GOOD} --out o --measure_steps 99", "all of them held back by measure_steps=99"),
             ("run --model USER.Net --data digits --out file/result", "no folder that can be written to"),
             ("demo --seeds x", "--seeds: expected int; got x"),
         ],

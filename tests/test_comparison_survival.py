@@ -13,10 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
-from comparing import NIO, RECIPE, DeadOnArrival, compare, noisy_blobs, raising, small, table
+from comparing import NIO, RECIPE, DeadOnArrival, blobs, compare, noisy_blobs, raising, small, table
 from helpers import with_the_tests
 
 import initopt
@@ -49,6 +50,10 @@ def counted(monkeypatch):
     return jobs
 
 
+def given(data):
+    return data
+
+
 class TestGoingOn:
     def test_runs_nothing_twice(self, tmp_path, counted):
         compare(tmp_path / "out", recipe=GRID)
@@ -57,6 +62,17 @@ class TestGoingOn:
         compare(tmp_path / "out", recipe=GRID)
         assert counted == jobs
         assert folders(tmp_path / "out") == before
+
+    @pytest.mark.parametrize("kind", ["splits", "object", "argument"])
+    def test_data_that_are_made_anew_are_known_again(self, tmp_path, kind):
+        """By what is in them, and not by where they are in memory."""
+        held = []  # so that no address is used twice
+        for _ in range(2):
+            held.append(blobs())
+            parts = types.SimpleNamespace(**vars(held[-1]))
+            data = {"splits": held[-1], "object": parts, "argument": functools.partial(given, held[-1])}[kind]
+            compare(tmp_path / "out", data=data, seeds=1)
+        assert " at 0x" not in (tmp_path / "out" / RECORD).read_text()
 
     @pytest.mark.parametrize("lost", ["selection", "final", "a group"])
     def test_does_what_is_missing_and_no_more(self, tmp_path, counted, lost):
@@ -505,7 +521,7 @@ def environment():
 KILLED = """
 import sys
 from pathlib import Path
-from comparing import DeadOnArrival, NIO, RECIPE, compare, small
+from comparing import NIO, RECIPE, compare, small
 if __name__ == "__main__":
     epochs, report = {"quick": (10, False), "thorough": (60, True)}[sys.argv[3]]
     compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],

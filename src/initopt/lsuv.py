@@ -14,10 +14,12 @@ from initopt.parameters import ParameterFilter
 from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback
+from initopt.suggestions import suggesting
 
 __all__ = ["lsuv"]
 
 
+@suggesting
 def lsuv(
     model: nn.Module,
     batches: Iterable[Any],

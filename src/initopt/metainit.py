@@ -15,10 +15,12 @@ from initopt.parameters import ParameterFilter
 from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback
+from initopt.suggestions import suggesting
 
 __all__ = ["metainit"]
 
 
+@suggesting
 def metainit(
     model: nn.Module,
     batches: Iterable[Any],

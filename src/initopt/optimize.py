@@ -21,6 +21,7 @@ from initopt.result import Result
 from initopt.run import Callback, Run, Settings
 from initopt.storage import check_file
 from initopt.stream import check_batches
+from initopt.suggestions import suggesting
 
 __all__ = ["nio", "optimize"]
 
@@ -114,6 +115,7 @@ def _file(checkpoint: str | os.PathLike[str]) -> Path:
     return path
 
 
+@suggesting
 def nio(
     model: nn.Module,
     batches: Iterable[Any],

@@ -188,7 +188,9 @@ class Run:
         if self._previous is not None:
             self._previous.refuse_unless_first(self._first_batch)
         start = self._originals
-        if self._method.scheme is not None:
+        if self._method.scheme is None:
+            self._problem.loss.look_at(batch)
+        else:  # which looks at it, too
             put_values(self._originals)
             apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
             start = {p: p.detach().clone() for p in self._originals}
@@ -241,11 +243,11 @@ class Run:
 
         Both at the end: a stream has no other batches to give at the start.
         """
-        if self._settings.measure_steps == 0:
+        held = self._stream.held
+        if not held:
             return None, None
         engine = create_engine(self._method.engine, replace(self._problem, overlap=0.0))
         engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
-        held = self._stream.held
         with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
             with _weights_as(self._originals):
                 before = measure_batches(engine, held, report)

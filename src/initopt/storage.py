@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -228,8 +229,13 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
 def plain(value: Any) -> Any:
     """A value as JSON has it: functions by their name, numbers that are not finite as strings.
+
+    What says nothing of itself but where it is in memory, which is another place each time, is the name of its class.
 
     >>> plain({"bound": math.inf, "filter": math.sqrt, "betas": (0.9, 0.999)})
     {'bound': 'inf', 'filter': 'math.sqrt', 'betas': [0.9, 0.999]}
@@ -246,7 +252,8 @@ def plain(value: Any) -> Any:
         return value
     if callable(value):
         return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return str(value)
+    text = str(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}" if _ADDRESS.search(text) else text
 
 
 def unplain(value: Any) -> Any:

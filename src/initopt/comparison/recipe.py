@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,6 +12,7 @@ import torch
 
 from initopt.checks import check_integer, check_number, plain_numbers
 from initopt.comparison.schedule import SCHEDULES, Schedule
+from initopt.suggestions import did_you_mean
 
 __all__ = ["OPTIMIZERS", "Recipe"]
 
@@ -150,9 +150,7 @@ class Recipe:
         known = [option.name for option in fields(self)]
         for name in changes:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
-                raise ValueError(f"{whose} has no field {name!r}{hint}")
+                raise ValueError(f"{whose} has no field {name!r}{did_you_mean(str(name), known)}")
         try:
             return dataclasses.replace(self, **changes)
         except ValueError as error:
