@@ -187,10 +187,9 @@ class Run:
             self._first_batch = fingerprint(batch)
         if self._previous is not None:
             self._previous.refuse_unless_first(self._first_batch)
+        self._problem.loss.look_at(batch)
         start = self._originals
-        if self._method.scheme is None:
-            self._problem.loss.look_at(batch)
-        else:  # which looks at it, too
+        if self._method.scheme is not None:
             put_values(self._originals)
             apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
             start = {p: p.detach().clone() for p in self._originals}
