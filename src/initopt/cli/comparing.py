@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 import initopt
 from initopt.cli.command import Command, Request
 from initopt.cli.components import Component, find_component
+from initopt.cli.config import path_and_arguments
 from initopt.cli.failures import FAILED
 from initopt.cli.report import table
 from initopt.cli.wording import reworded
@@ -147,15 +148,9 @@ def _loss(value: Any) -> Any:
 
 def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
     """What is at an import path, and its arguments, checked against its signature."""
-    if isinstance(value, str):
-        value = {"class_path": value}
-    if not isinstance(value, Mapping) or "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
-        raise ValueError(
-            f"{option} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; got {value!r}"
-        )
-    component = find_component(option, str(value["class_path"]))
+    path, given = path_and_arguments(value, option)
+    component = find_component(option, path)
     parser = ArgumentParser(exit_on_error=False)
-    given = value.get("init_args") or {}
     component.add_arguments(parser, given)
     made = parser.instantiate(parser.parse_object({option: given} if given else {}))
     return component, dict(vars(made[option])) if option in made else {}

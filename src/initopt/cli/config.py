@@ -11,12 +11,12 @@ import yaml
 
 from initopt.reading import read_text
 
-__all__ = ["Config", "as_yaml", "merge_configs", "read_options", "write_yaml"]
+__all__ = ["Config", "as_yaml", "merge_configs", "path_and_arguments", "read_options", "write_yaml"]
 
 _MOST = 2**20
 """The most bytes of a file of options."""
 
-_MOST_VALUES = 100_000
+_MOST_VALUES, _DEEPEST = 100_000, 50
 
 
 @dataclass
@@ -59,15 +59,8 @@ def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], choices: Colle
             value = values.pop(option, None)
             if value is None:
                 continue
-            if isinstance(value, str):
-                value = {"class_path": value}
-            if not isinstance(value, dict) or "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
-                raise ValueError(
-                    f"{name}: {option} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; "
-                    f"got {value!r}"
-                )
-            config.choose(option, value["class_path"])
-            arguments = value.get("init_args") or {}
+            path, arguments = path_and_arguments(value, f"{name}: {option}")
+            config.choose(option, path)
             given = {f"{option}.{argument}": value for argument, value in arguments.items()}
             config.options |= given
             config.origins |= dict.fromkeys(given, name)
@@ -79,6 +72,21 @@ def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], choices: Colle
         config.options |= values
         config.origins |= dict.fromkeys(values, name)
     return config
+
+
+def path_and_arguments(value: Any, called: str) -> tuple[str, dict[str, Any]]:
+    """The import path of a component in a file, and its arguments.
+
+    Raises:
+        ValueError: if it is of another form.
+    """
+    if isinstance(value, str):
+        return value, {}
+    if isinstance(value, dict) and value.keys() <= {"class_path", "init_args"}:
+        path, arguments = value.get("class_path"), value.get("init_args") or {}
+        if isinstance(path, str) and isinstance(arguments, dict) and all(isinstance(name, str) for name in arguments):
+            return path, arguments
+    raise ValueError(f"{called} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; got {value!r}")
 
 
 def as_yaml(options: Mapping[str, Any]) -> str:
@@ -132,9 +140,12 @@ def _nodes(node: yaml.Node, counted: dict[int, int], above: frozenset[int]) -> i
 
     Raises:
         ValueError: if these are too many, or a node is in itself.
+        RecursionError: if they are nested too deeply.
     """
     if id(node) in above:
         raise ValueError("an alias stands within what it is an alias of")
+    if len(above) > _DEEPEST:
+        raise RecursionError
     if id(node) not in counted:
         items = node.value if isinstance(node, yaml.CollectionNode) else []
         below = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
