@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+import initopt.workshop as workshop_module
 from initopt import storage
 from initopt.storage import check_replaceable, write_file, write_folder
+from initopt.workshop import clear_leftovers
 
 MARKER = "result.json"
 
@@ -214,3 +216,21 @@ def test_a_leftover_of_a_file_is_cleared_by_the_next_write_and_nothing_else(tmp_
     write_file(tmp_path / "run.ckpt", lambda temporary: temporary.write_text("whole"))  # type: ignore[arg-type, return-value]
     expected = sorted(["run.ckpt", ".run.ckpt.initopt-12345678", *others])
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+def test_a_workshop_that_is_cleared_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may come between the making of a lock and the locking."""
+    take, path, calls = workshop_module._take, tmp_path / "file", []
+
+    def late(lock: int) -> bool | None:
+        calls.append(lock)
+        if len(calls) == 1:
+            clear_leftovers(path)  # the other process, which locks and removes it
+        return take(lock)
+
+    monkeypatch.setattr(workshop_module, "_take", late)
+    write_file(path, lambda temporary: temporary.write_text("whole"))  # type: ignore[arg-type, return-value]
+    assert path.read_text() == "whole"
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]

@@ -90,9 +90,17 @@ def _opened(target: Path) -> tuple[Path, int]:
         except BaseException:
             place.rmdir()
             raise
-        if _take(lock) is not False:
+        if _take(lock) is not False and _is_there(lock, place):
             return place, lock
         os.close(lock)
+
+
+def _is_there(lock: int, place: Path) -> bool:
+    """Whether a lock still has its name: another process may have taken and removed it before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(place / _LOCK))
+    except FileNotFoundError:
+        return False
 
 
 def _take(lock: int) -> bool | None:

@@ -45,7 +45,7 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
         "--initializations",
         type=list[str | dict],  # type: ignore[type-arg]
         metavar="LIST",
-        help="names, such as [default, xavier_normal, nio]; in a file also {name: NAME, scheme: NAME, method: NAME, "
+        help="names, such as default,xavier_normal,nio; in a file also {name: NAME, scheme: NAME, method: NAME, "
         "options: {OPTION: VALUE}, recipe: {FIELD: VALUE}}",
     )
     parser.add_class_arguments(Recipe, "recipe", instantiate=False, fail_untyped=False)
@@ -69,7 +69,7 @@ def _run(request: Request) -> None:
     out = options["out"]
     if out is None:
         raise ValueError("--out DIR is missing: the folder for runs and report")
-    for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations [default,nio]")):
+    for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations default,nio")):
         if not options[name]:
             raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe (see --list_recipes)")
     _refuse_overridden(request)
@@ -182,7 +182,7 @@ done; the same command again goes on where the last one was ended.""",
     examples="""\
 examples:
   initopt compare --recipe digits --out comparison --workers 2
-  initopt compare --models.mine my_net.Net --initializations [default,nio]
+  initopt compare --models.mine my_net.Net --initializations default,nio
                   --recipe.epochs 5 --recipe.lr [0.01,0.1] --out comparison
   initopt compare --recipe digits --print_config > mine.yaml
   initopt compare --list_recipes
