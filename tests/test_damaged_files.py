@@ -149,6 +149,14 @@ class TestTensors:
         with pytest.raises(ValueError, match="file is truncated or no safetensors file"):
             load_tensors(tmp_path / "file")
 
+    @pytest.mark.parametrize("size", [2**40, 7])
+    def test_a_size_that_its_header_does_not_account_for(self, tmp_path: Path, size: int) -> None:
+        """Found out before so much is read."""
+        save_tensors({"a": torch.zeros(3)}, tmp_path / "file")
+        os.truncate(tmp_path / "file", size)
+        with pytest.raises(ValueError, match="file is truncated or no safetensors file"):
+            load_tensors(tmp_path / "file")
+
     def test_a_full_disk_is_an_os_error(self, tmp_path: Path) -> None:
         """So that a message is all there is of it; the library's own error is of no such kind."""
         code = f"""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["bounded_json", "printable", "read_bytes", "read_json", "read_text"]
+__all__ = ["bounded_json", "opened", "printable", "read_bytes", "read_json", "read_text"]
 
 _MOST = 64 * 2**20
 """The most bytes of a file that is not of tensors: records of 100,000 steps have half of that."""
@@ -24,28 +26,39 @@ _KINDS = {
 }
 
 
-def read_bytes(path: Path, most: int | None = _MOST) -> bytes:
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file to read, and its size in bytes.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no ordinary file (a pipe, which may never end, or a device); the message names it.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(handle)
+        kind = stat.S_IFMT(found.st_mode)
+        if kind != stat.S_IFREG:
+            raise ValueError(f"{path} is {_KINDS.get(kind, 'something else')} and not a file")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            yield file, found.st_size
+    finally:
+        os.close(handle)
+
+
+def read_bytes(path: Path, most: int = _MOST) -> bytes:
     """What a file holds, all of it from one opening.
 
     Args:
         path: of the file.
-        most: bytes that it may have; any number, if ``None``.
+        most: bytes that it may have.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is no ordinary file (a pipe, which may never end, or a device), or is too large; the message names
-            it.
+        OSError, ValueError: as :func:`opened`; ValueError also if it is too large.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        kind = stat.S_IFMT(os.fstat(handle).st_mode)
-        if kind != stat.S_IFREG:
-            raise ValueError(f"{path} is {_KINDS.get(kind, 'something else')} and not a file")
-        with os.fdopen(handle, "rb", closefd=False) as file:
-            content = file.read() if most is None else file.read(most + 1)
-    finally:
-        os.close(handle)
-    if most is not None and len(content) > most:
+    with opened(path) as (file, _):
+        content = file.read(most + 1)
+    if len(content) > most:
         raise ValueError(f"{path} has more than {most:,} bytes, the most that such a file may have")
     return content
 

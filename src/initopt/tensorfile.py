@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -14,12 +15,15 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from initopt.forms import of_form
-from initopt.reading import read_bytes
+from initopt.reading import bounded_json, opened
 
 __all__ = ["load_tensors", "save_tensors"]
 
 _COMPLEX = "complex"
 _METADATA = "__metadata__"
+_LONGEST = 100_000_000
+"""Bytes of a header, as the format has it."""
+
 _SYSTEM = re.compile(r"\(os error (\d+)\)")
 
 
@@ -56,18 +60,32 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         OSError: if it cannot be read.
         ValueError: if it is truncated or of another format; the message names it.
     """
-    content = read_bytes(path, most=None)
-    try:
-        tensors = load(content)
-        metadata = _metadata(content)
-        for name in of_form(list[str], json.loads(metadata.pop(_COMPLEX, "[]")), _COMPLEX):
-            tensors[name] = torch.view_as_complex(tensors[name])
-    except (SafetensorError, AssertionError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error})") from None
+    with opened(path) as (file, size):
+        try:
+            header = _header(file, size)
+            file.seek(0)
+            tensors = load(file.read())
+            metadata = of_form(dict[str, str], header.get(_METADATA, {}), _METADATA)
+            for name in of_form(list[str], bounded_json(metadata.pop(_COMPLEX, "[]")), _COMPLEX):
+                tensors[name] = torch.view_as_complex(tensors[name])
+        except (SafetensorError, AssertionError, KeyError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is truncated or no safetensors file ({error})") from None
     return tensors, metadata
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """What stands in the header of a file that the library has taken for right."""
-    length = int.from_bytes(content[:8], "little")
-    return of_form(dict[str, str], json.loads(content[8 : 8 + length]).get(_METADATA, {}), _METADATA)
+class _Entry(TypedDict):
+    """A tensor in a header."""
+
+    data_offsets: list[int]
+
+
+def _header(file: BinaryIO, size: int) -> dict[str, Any]:
+    """The header of a file, which has to account for all of its bytes before these are read."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size, _LONGEST):
+        raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+    header = of_form(dict[str, Any], bounded_json(file.read(length).decode("utf-8")), "the header")
+    ends = [max(of_form(_Entry, value, name)["data_offsets"]) for name, value in header.items() if name != _METADATA]
+    if 8 + length + max(ends, default=0) != size:
+        raise ValueError(f"the header is of {8 + length + max(ends, default=0):,} bytes, and the file has {size:,}")
+    return header
