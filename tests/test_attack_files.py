@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import io
 import json
 import os
 import random
@@ -347,7 +348,7 @@ def compare_again(folder: Path) -> None:
 
 
 def configured(folder: Path) -> None:
-    with contextlib.redirect_stderr(None), contextlib.redirect_stdout(None):
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         with pytest.raises(SystemExit) as ended:
             main(["run", "--config", str(folder / "config.yaml"), "--print_config"])
         assert ended.value.code in (0, 2)

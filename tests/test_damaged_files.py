@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
-import sys
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from comparing import compare
-from helpers import make_batches, make_model, with_the_tests
+from helpers import make_batches, make_model
 
 import initopt
 from initopt.checkpoint import Checkpoint
@@ -159,20 +158,15 @@ class TestTensors:
 
     def test_a_full_disk_is_an_os_error(self, tmp_path: Path) -> None:
         """So that a message is all there is of it; the library's own error is of no such kind."""
-        code = f"""
-import resource, signal, torch
-from initopt.tensorfile import save_tensors
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4000, {resource.getrlimit(resource.RLIMIT_FSIZE)[1]}))
-try:
-    save_tensors({{"a": torch.zeros(5000)}}, {str(tmp_path / "file")!r})
-except OSError as error:
-    print(type(error).__name__, error.errno, error)
-"""
-        ended = subprocess.run(
-            [sys.executable, "-c", code], env=with_the_tests(), capture_output=True, text=True, check=True
-        )
-        assert "File too large" in ended.stdout
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                save_tensors({"a": torch.zeros(5000)}, tmp_path / "file")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
 
     def test_a_file_that_is_replaced_while_it_is_read(self, tmp_path: Path) -> None:
         """Each version has one value in all places, and the reader sees one version."""
