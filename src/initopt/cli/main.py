@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
 import os
 import sys
 import traceback
@@ -65,9 +64,6 @@ def _top_level() -> argparse.ArgumentParser:
 
 
 def _run(command: Command, arguments: list[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):  # the name of a file may be in no encoding
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     try:
         with terminable(), _plain_warnings():
             request = parse(command, arguments)
