@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -234,3 +235,13 @@ def test_a_workshop_that_is_cleared_before_it_is_locked_is_made_anew(
     write_file(path, lambda temporary: temporary.write_text("whole"))  # type: ignore[arg-type, return-value]
     assert path.read_text() == "whole"
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_names_the_path_that_its_user_knows(tmp_path: Path) -> None:
+    def full(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/run\.ckpt'"):
+        write_file(tmp_path / "run.ckpt", full)
+    assert list(tmp_path.iterdir()) == []

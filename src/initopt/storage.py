@@ -44,7 +44,12 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
     with workshop(path) as shop:
-        write(shop.new)
+        try:
+            write(shop.new)
+        except OSError as error:
+            if error.filename == str(shop.new):
+                error.filename = str(path)  # which is the one that its user knows
+            raise
         _share(shop.new, 0o666)
         _sync(shop.new)
         os.replace(shop.new, path)
