@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 
-.PHONY: demo test test-slow test-zoo benchmark lint format clean
+.PHONY: demo test test-slow test-attack test-zoo benchmark lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/initopt demo
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# Kills, interrupts and fuzzed files by the hundred (docs/reliability.md).
+test-attack: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s tests/test_attack_*.py
 
 # In an environment of its own, of 5.5 GB: torchvision, which timm needs, goes with the CUDA builds of torch.
 test-zoo: $(ZOO)/.installed

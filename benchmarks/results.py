@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 import initopt
-from initopt.storage import read_json, write_file, write_json
+from initopt.reading import read_json
+from initopt.storage import write_file, write_json
 
 __all__ = ["RESULTS", "load", "machine", "memory_of", "processor", "ratios", "save"]
 

@@ -92,6 +92,27 @@ def raising(seed: int, how: str) -> Raising:
     return Raising(inner, how if torch.equal(inner[0].weight, bad[0].weight) else None)
 
 
+class DeadOnArrival:
+    """A network of which the first processes that get it are killed, before they are ready.
+
+    Args:
+        folder: where they are counted.
+        deaths: how many.
+    """
+
+    def __init__(self, folder: Path, deaths: int) -> None:
+        self.folder, self.deaths = folder, deaths
+
+    def __call__(self) -> nn.Module:
+        return small()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if len(list(self.folder.iterdir())) < self.deaths:
+            (self.folder / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.1, "measure_batches": 2}
 NIO = {"method": "nio", "options": {"steps": 3}}
 

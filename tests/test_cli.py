@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import with_the_tests
 
 import initopt
 from initopt.cli import main
@@ -87,6 +88,11 @@ class Pieces:
         labels = torch.arange(samples) % 10
         part = (torch.sin(torch.arange(64.0) * labels[:, None]).view(samples, 1, 8, 8), labels)
         self.train = self.validation = self.test = part
+
+def busy_data():
+    os.makedirs("result", exist_ok=True)
+    open("result/events.log", "w").close()
+    return list(batches())
 
 def slow_batches():
     print("ready", flush=True)
@@ -255,6 +261,70 @@ class TestRun:
         assert "mine exists and was not written by initopt" in err
         assert [path.name for path in Path("mine").iterdir()] == ["thesis.tex"]
 
+    @pytest.mark.parametrize("where", ["result/run.ckpt", "result", "result/below/run.ckpt", "link/run.ckpt", "run.ckpt"])
+    def test_a_checkpoint_in_the_result_is_refused_before_any_work(self, cli, where):
+        Path("link").symlink_to("result")
+        out = "result" if where != "run.ckpt" else "run.ckpt/result"
+        status, printed, err = cli(f"run {GOOD} --steps 2 --out {out} --checkpoint {where}")
+        assert (status, printed) == (2, "")
+        assert f"--checkpoint {where} cannot be in --out {out}" in err
+        assert not Path(where).exists()
+
+    @pytest.mark.parametrize("command", ["run --model USER.Net --data digits --steps 2", "demo --seeds 1 --epochs 1"])
+    def test_the_current_folder_is_refused_before_any_work(self, cli, tmp_path, monkeypatch, command):
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+        for out in (".", "../empty", str(tmp_path)):
+            status, printed, err = cli(f"{command} --out {out}")
+            assert (status, printed) == (2, "")
+            assert "is the current folder, or one above it" in err
+        assert list((tmp_path / "empty").iterdir()) == []
+
+    def test_a_file_that_appears_meanwhile_loses_nothing(self, cli):
+        """The steps are made: the result goes beside the folder, and the status says that it is not where it was to be."""
+        status, _, err = cli("run --model USER.Net --data USER.busy_data --steps 2 --measure_steps 1 --out result")
+        assert status == 2
+        assert "The result is in result-2" in err
+        assert [item.name for item in Path("result").iterdir()] == ["events.log"]
+        assert {"result.json", "plot.png", "config.yaml"} <= {item.name for item in Path("result-2").iterdir()}
+
+    @pytest.mark.filterwarnings("default:there")
+    @pytest.mark.parametrize(("count", "measured"), [(1, False), (2, True), (7, True)])
+    def test_few_batches(self, cli, count, measured):
+        status, out, err = cli(
+            f"run --model USER.Net --data USER.annotated_batches --data.count {count} --steps 4 --out result"
+        )
+        assert status == 0
+        assert "too few to hold measure_steps=10 back" in err
+        assert ("before" in out, initopt.Result.load("result").after is not None) == (measured, measured)
+
+    def test_a_picture_that_cannot_be_drawn_loses_nothing(self, cli, monkeypatch):
+        def broken(result):
+            raise RuntimeError("no fonts")
+
+        monkeypatch.setattr(initopt.Result, "plot", broken)
+        status, _, err = cli(f"run {GOOD} --steps 2 --measure_steps 1 --out result")
+        assert status == 1
+        assert "no fonts" in err
+        assert initopt.Result.load("result").scales
+        assert not Path("result/plot.png").exists()
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_kill_while_the_picture_is_drawn_leaves_nothing_in_the_way(self, cli, user_module, monkeypatch):
+        line = f"run {GOOD} --steps 2 --measure_steps 1 --out result"
+        cli(line)
+        process = os.fork()
+        if not process:
+            monkeypatch.setattr(initopt.Result, "plot", lambda result: os.kill(os.getpid(), signal.SIGKILL))
+            with pytest.raises(SystemExit):
+                main(line.replace("USER", user_module).split())
+            os._exit(0)
+        assert os.waitpid(process, 0)[1] == signal.SIGKILL
+        assert any(name.startswith(".result.") for name in os.listdir())
+        assert cli(line)[0] == 0
+        assert not any(name.startswith(".result.") for name in os.listdir())
+
     def test_own_objective_and_checkpoint(self, cli):
         line = "run --model USER.Net --data digits --objective USER.negative_cosine --measure_steps 0 --checkpoint c.st"
         assert cli(f"{line} --steps 2 --out a")[0] == 0
@@ -322,6 +392,144 @@ class TestConfig:
 GOOD = "--model USER.Net --data digits --steps 2"
 
 
+class TestSpelling:
+    """Options as users write them, and what is said of those that there are not."""
+
+    def test_dashes(self, cli):
+        line = f"run {GOOD} --steps 2 --print_config"
+        assert cli(f"{line} --measure_steps 1 --num_subbatches=8") == cli(
+            f"{line.replace('print_config', 'print-config')} --measure-steps 1 --num-subbatches=8"
+        )
+
+    def test_a_network_keeps_its_dashes(self, cli):
+        _, out, _ = cli("compare --models.my-net USER.Net --initializations default --print_config")
+        assert list(yaml.safe_load(out)["models"]) == ["my-net"]
+
+    @pytest.mark.parametrize(
+        ("line", "hint"),
+        [
+            (f"run {GOOD} --out o --step 3", "did you mean --steps?"),
+            (f"run {GOOD} --out o --measure-step=3", "did you mean --measure_steps?"),
+            (f"measure {GOOD} --modle.width 3", "did you mean --model.width?"),
+            (f"measure {GOOD} --confg x.yaml", "did you mean --config?"),
+            ("compare --recipe digits --recipe.epoch 3 --out o", "did you mean --recipe.epochs?"),
+            ("mesure --data digits", "there is no command 'mesure'; did you mean 'measure'?"),
+        ],
+    )
+    def test_did_you_mean(self, cli, line, hint):
+        status, out, err = cli(line)
+        assert (status, out) == (2, "")
+        assert hint in err
+
+    @pytest.mark.parametrize(
+        ("options", "name", "expected"),
+        [
+            ("--initializations default,nio", "initializations", ["default", "nio"]),
+            ("--initializations=default,nio", "initializations", ["default", "nio"]),
+            ("--initializations nio", "initializations", ["nio"]),
+            ("--initializations [default,nio]", "initializations", ["default", "nio"]),
+            ("--seeds 3,5", "seeds", [3, 5]),
+            ("--seeds 3", "seeds", 3),
+            ("--devices 0,1", "devices", "0,1"),
+        ],
+    )
+    def test_lists_without_brackets(self, cli, options, name, expected):
+        status, out, err = cli(f"compare --models.mlp plain_mlp {options} --print_config")
+        assert (status, err) == (0, "")
+        assert yaml.safe_load(out)[name] == expected
+
+    def test_lists_of_numbers(self, cli):
+        _, out, _ = cli("compare --models.mlp plain_mlp --recipe.lr 0.01,0.1 --print_config")
+        assert yaml.safe_load(out)["recipe"]["lr"] == [0.01, 0.1]
+        _, out, _ = cli(f"run {GOOD} --betas 0.8,0.9 --print_config")
+        assert yaml.safe_load(out)["betas"] == [0.8, 0.9]
+
+
+class TestForeignFolder:
+    """A folder of somebody else, in which the user happens to stand, brings no code."""
+
+    @pytest.mark.parametrize(
+        ("program", "line"),
+        [("initopt", "report ."), ("python -m initopt", "measure --model plain_mlp --data digits --steps 1")],
+    )
+    def test_no_module_of_it_is_imported(self, tmp_path, program, line):
+        for name in ("filelock", "jinja2", "pyarrow", "scipy", "PIL", "kornia", "datasets", "triton", "tensorboard"):
+            (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+        (tmp_path / "comparison.json").write_text(
+            '{"format": "initopt comparison 1", "recipe": {}, "networks": [], "initializations": [], "seeds": [], '
+            '"versions": {}}'
+        )
+        start = "from initopt.cli import main; main()" if program == "initopt" else None
+        command = [sys.executable, "-P", "-c", start] if start else [sys.executable, "-m", "initopt"]
+        environment = with_the_tests() | {"PYTHONPATH": str(Path(initopt.__file__).parents[1])}
+        ended = subprocess.run([*command, *line.split()], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ("Traceback" in ended.stderr, (tmp_path / "ran").exists()) == (False, False)
+
+    def test_code_of_the_user_is_found_after_what_is_installed(self, cli, user_module):
+        Path("yaml.py").write_text("raise RuntimeError('shadowed')")
+        assert cli(f"measure {GOOD} --steps 1")[0] == 0
+        assert sys.path[-1] == os.getcwd()
+        status, _, err = cli("measure --model yaml.Net --data digits")
+        assert status == 2
+        assert "'yaml' in the current folder has the name of this installed package, so rename it" in err
+
+    def test_own_function_for_an_option_of_a_network_that_is_not(self, cli):
+        assert cli("measure --model plain_mlp --data digits --steps 1 --grad_params USER.weights_only")[0] == 0
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join(f'*{below}' for _ in range(10))}]\n"
+    for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGES = "a: &a {k: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{','.join(f'*{below}' for _ in range(10))}]}}\n"
+    for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+class TestHostileConfig:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (BOMB, "its aliases stand for more than 100,000 values"),
+            (MERGES, "its aliases stand for more than 100,000 values"),
+            ("initializations: '" + BOMB.splitlines()[0] + "'", "has no option 'initializations'"),
+            ("a: &a [*a]", "an alias stands within what it is an alias of"),
+            ("steps: " + "[" * 5000, "nested too deeply"),
+            ("? [1]\n: 2", "is not YAML"),
+            ("steps: " + "9" * 5000, "is not YAML"),
+            ("steps: !!python/object/apply:os.system [touch ran]", "is not YAML"),
+            ("x: '" + "y" * 2_000_000 + "'", "has more than 1,048,576 bytes"),
+        ],
+    )
+    def test_is_a_message(self, cli, text, message):
+        Path("c.yaml").write_text(text)
+        status, out, err = cli(f"run {GOOD} --out o --config c.yaml")
+        assert (status, out) == (2, "")
+        assert message in err
+        assert "Traceback" not in err
+        assert not Path("ran").exists()
+
+    def test_aliases_within_a_string(self, cli):
+        inner = "[" + ", ".join(f"&{name} [{','.join(['*' + below] * 10)}]" if below != name else f"&{name} [x]"
+                                for below, name in zip("aabcdefgh", "abcdefghi", strict=True)) + "]"  # fmt: skip
+        Path("c.yaml").write_text(yaml.safe_dump({"betas": inner}))
+        status, _, err = cli(f"run {GOOD} --out o --config c.yaml")
+        assert status == 2
+        assert "its aliases stand for more than 100,000 values" in err
+
+    def test_a_pipe(self, cli):
+        os.mkfifo("c.yaml")
+        status, _, err = cli(f"run {GOOD} --out o --config c.yaml")
+        assert status == 2
+        assert "c.yaml is a pipe and not a file" in err
+
+    def test_anchors_of_an_honest_file(self, cli):
+        Path("c.yaml").write_text("steps: &n 3\nmeasure_steps: *n\n")
+        _, out, _ = cli(f"run {GOOD} --config c.yaml --print_config")
+        assert yaml.safe_load(out)["measure_steps"] == 3
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -359,7 +567,6 @@ class TestErrors:
             (f"run {GOOD} --out o --objective nope", "unknown objective 'nope'"),
             (f"run {GOOD} --out o --objective USER.nope", "has no 'nope'"),
             (f"run {GOOD} --out o --checkpoint .", "is a folder"),
-            (f"run {GOOD} --out o --measure_steps 99", "all of them held back by measure_steps=99"),
             ("run --model USER.Net --data digits --out file/result", "no folder that can be written to"),
             ("demo --seeds x", "--seeds: expected int; got x"),
         ],

@@ -40,6 +40,7 @@ class TestRecipe:
             ({"measure_batches": -1}, "measure_batches must be an integer of 0 or more; got -1"),
             ({"label_smoothing": 1}, "label_smoothing must be a number 0 or more and below 1; got 1"),
             ({"clip_grad_norm": 0}, "clip_grad_norm must be a number above 0; got 0"),
+            ({"epochs": 9000, "looks_per_epoch": 90}, "make a curve of more than 1,000,000 points, which is the most"),
             ({"optimizer_options": {"momentun": 0.9}}, "'sgd' has no option 'momentun'; it has momentum, dampening"),
             ({"optimizer_options": {"lr": 0.9}}, "no option 'lr'; it has .*; the learning rate is the recipe's lr"),
             ({"optimizer_options": {"momentum": -1}}, "'sgd' refuses {'momentum': -1}: Invalid momentum value"),

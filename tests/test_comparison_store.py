@@ -1,10 +1,12 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 from synthetic_comparison import ugly
 
+from initopt.comparison.job import Job
 from initopt.comparison.report import write_report
 from initopt.comparison.store import FORMAT, RECORD, load_comparison, load_runs, write_run
 from initopt.comparison.summary import summarize
@@ -12,10 +14,25 @@ from initopt.comparison.words import caveats
 from initopt.storage import write_json
 
 
+def storable():
+    """Awkward names, but for slashes, which no name of a comparison has."""
+
+    def renamed(runs):
+        return [dataclasses.replace(run, initialization=run.initialization.replace("/", "")) for run in runs]
+
+    found = ugly()
+    return dataclasses.replace(
+        found,
+        initializations=[name.replace("/", "") for name in found.initializations],
+        runs=renamed(found.runs),
+        selection=renamed(found.selection),
+    )
+
+
 def fill(found, folder):
     """Write a comparison as it is stored: a folder for each run."""
-    for number, run in enumerate([*found.runs, *found.selection]):
-        where = folder / "runs" / str(number) / run.initialization.replace("/", "-") / f"lr={run.lr:g}" / f"seed={run.seed}"
+    for run in [*found.runs, *found.selection]:
+        where = Job.of(run).place(folder)
         where.mkdir(parents=True)
         write_run(run, where)
     names = ("recipe", "networks", "initializations", "seeds", "versions")
@@ -24,7 +41,7 @@ def fill(found, folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    fill(ugly(), tmp_path)
+    fill(storable(), tmp_path)
     return tmp_path
 
 
@@ -36,7 +53,7 @@ def comparable(runs):
 
 
 def test_comes_back_as_it_was(folder):
-    found, expected = load_comparison(folder), ugly()
+    found, expected = load_comparison(folder), storable()
     assert comparable(found.runs) == comparable(expected.runs)
     assert comparable(found.selection) == comparable(expected.selection)
     assert (found.networks, found.initializations, found.seeds) == (
@@ -91,8 +108,19 @@ def test_a_run_that_is_not_whole_is_left_out_and_named(folder, damage):
         load_runs(folder)
 
 
+def test_a_copy_in_another_place_does_not_count_twice(folder):
+    run = next((folder / "runs").rglob("run.json")).parent
+    before = load_comparison(folder)
+    shutil.copytree(run, run.with_name("seed=99"))
+    found = load_comparison(folder)
+    assert len(found.runs) == len(before.runs)
+    (problem,) = found.problems
+    assert problem.startswith(f"{run.with_name('seed=99')} holds the run ")
+    assert problem.endswith("which does not belong there; it is left out")
+
+
 def test_infinite_values(tmp_path):
-    found = ugly()
+    found = storable()
     run = found.runs[0]
     endless = dataclasses.replace(
         run, after={"grad_norm": math.inf}, curve=(dataclasses.replace(run.curve[0], loss=math.inf),)

@@ -13,10 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
-from comparing import NIO, RECIPE, compare, noisy_blobs, raising, small, table
+from comparing import NIO, RECIPE, DeadOnArrival, blobs, compare, noisy_blobs, raising, small, table
 from helpers import with_the_tests
 
 import initopt
@@ -24,7 +25,8 @@ import initopt.comparison.run as run_module
 from initopt.comparison import Network, load_comparison
 from initopt.comparison.folder import opened
 from initopt.comparison.store import RECORD
-from initopt.storage import read_json
+from initopt.reading import read_json
+from initopt.workshop import workshop
 
 GRID = RECIPE | {"lr": [0.01, 0.1]}
 
@@ -48,6 +50,10 @@ def counted(monkeypatch):
     return jobs
 
 
+def given(data):
+    return data
+
+
 class TestGoingOn:
     def test_runs_nothing_twice(self, tmp_path, counted):
         compare(tmp_path / "out", recipe=GRID)
@@ -56,6 +62,17 @@ class TestGoingOn:
         compare(tmp_path / "out", recipe=GRID)
         assert counted == jobs
         assert folders(tmp_path / "out") == before
+
+    @pytest.mark.parametrize("kind", ["splits", "object", "argument"])
+    def test_data_that_are_made_anew_are_known_again(self, tmp_path, kind):
+        """By what is in them, and not by where they are in memory."""
+        held = []  # so that no address is used twice
+        for _ in range(2):
+            held.append(blobs())
+            parts = types.SimpleNamespace(**vars(held[-1]))
+            data = {"splits": held[-1], "object": parts, "argument": functools.partial(given, held[-1])}[kind]
+            compare(tmp_path / "out", data=data, seeds=1)
+        assert " at 0x" not in (tmp_path / "out" / RECORD).read_text()
 
     @pytest.mark.parametrize("lost", ["selection", "final", "a group"])
     def test_does_what_is_missing_and_no_more(self, tmp_path, counted, lost):
@@ -181,18 +198,146 @@ class TestFolder:
     def test_what_was_being_written_is_removed(self, tmp_path):
         compare(tmp_path / "out")
         place = next(iter(folders(tmp_path / "out")))
-        shutil.copytree(place, place.with_name(".seed=0.abc"))
-        (tmp_path / "out" / f".{RECORD}.abc").touch()
+        half = killed_while_writing(place)
+        shutil.copytree(place, half / "new", dirs_exist_ok=True)
+        others = [killed_while_writing(tmp_path / "out" / name) for name in (RECORD, "report")]
         shutil.rmtree(place)
         assert len(load_comparison(tmp_path / "out").runs) == 3
         compare(tmp_path / "out")
-        assert not list((tmp_path / "out").rglob("*abc*"))
+        assert not [left for left in (half, *others) if left.exists()]
 
     def test_a_new_one_of_which_only_the_lock_was_made(self, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / ".lock").touch()
-        (tmp_path / "out" / f".{RECORD}.abc").touch()
+        killed_while_writing(tmp_path / "out" / RECORD)
         assert len(compare(tmp_path / "out").runs) == 4
+
+    def test_nothing_of_others_is_removed(self, tmp_path):
+        """Hidden folders below, a swap file, and what only looks like a leftover, in a place that is not that of a run."""
+        compare(tmp_path / "out")
+        run = next(iter(folders(tmp_path / "out")))
+        kept = [
+            tmp_path / "out" / "runs" / ".git" / "HEAD",
+            run.parent / ".ipynb_checkpoints" / "a.ipynb",
+            run.parent / ".seed=0.backup00" / "run.json",
+            run.parent / ".notes.initopt-abcdefgh" / "new",
+            run.parent.parent / ".seed=0.initopt-abcdefgh" / "new",
+            tmp_path / "out" / f".{RECORD}.swp",
+            tmp_path / "out" / ".report.md.swp",
+            run.parent / ".seed=7.initopt-abcdefgh" / "mine",
+        ]
+        for path in kept:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("mine")
+        compare(tmp_path / "out")
+        assert [path.read_text() for path in kept] == ["mine"] * len(kept)
+
+    def test_what_another_process_is_at_is_not_removed(self, tmp_path):
+        compare(tmp_path / "out")
+        place = next(iter(folders(tmp_path / "out")))
+        with workshop(place) as shop:
+            shop.new.write_text("half of it")
+            compare(tmp_path / "out")
+            assert shop.new.exists()
+
+    @pytest.mark.parametrize("where", ["runs", "runs/small", "runs/small/nio/lr=0.1", "runs/small/nio/lr=0.1/seed=0"])
+    def test_no_link_is_followed(self, tmp_path, where):
+        victim = tmp_path / "victim"
+        compare(tmp_path / "out")
+        (tmp_path / "out" / where).rename(victim)
+        (victim / ".ssh").mkdir()
+        (victim / ".seed=0.initopt-abcdefgh").mkdir()
+        (tmp_path / "out" / where).symlink_to(victim)
+        before = sorted(victim.rglob("*"))
+        with pytest.warns(UserWarning, match=f"{where} is a link, which is not followed"):
+            found = compare(tmp_path / "out", retry_failed=True)
+        assert found.problems
+        assert sorted(victim.rglob("*")) == before
+
+    def test_a_hidden_link_is_left_alone(self, tmp_path):
+        compare(tmp_path / "out")
+        (tmp_path / "out" / "runs" / ".trash").symlink_to(tmp_path)
+        assert len(compare(tmp_path / "out").runs) == 4
+
+    @pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+    def test_a_lock_that_is_none(self, tmp_path, kind):
+        compare(tmp_path / "out")
+        lock, victim = tmp_path / "out" / ".lock", tmp_path / "thesis.tex"
+        victim.write_text("mine")
+        lock.unlink()
+        {"link": lambda: lock.symlink_to(victim), "folder": lock.mkdir, "fifo": lambda: os.mkfifo(lock)}[kind]()
+        with pytest.raises(FileExistsError, match=r"\.lock is not the file that initopt writes"):
+            compare(tmp_path / "out")
+        assert victim.read_text() == "mine"
+
+
+def killed_while_writing(target):
+    """What is left of it: a folder with a lock that nobody holds."""
+    left = target.with_name(f".{target.name}.initopt-abcdefgh")
+    (left / "new").mkdir(parents=True)
+    (left / "lock").touch()
+    return left
+
+
+class TestRetry:
+    """``retry_failed`` in a folder of somebody else: no path is built from what a record says."""
+
+    NAMES = ("network", "initialization", "lr", "seed")
+
+    def failed_run(self, tmp_path):
+        compare(tmp_path / "out", models={"net": functools.partial(raising, 1, "exception")}, seeds=2)
+        return next(file.parent for file in (tmp_path / "out" / "runs").rglob("run.json") if '"failed"' in file.read_text())
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_removes_nothing_outside(self, tmp_path, name):
+        place = self.failed_run(tmp_path)
+        victim = tmp_path / "victim"
+        victim.mkdir()
+        (victim / "seed=1").mkdir()
+        (victim / "thesis.tex").write_text("mine")
+        record = json.loads((place / "run.json").read_text())
+        hostile = {"seed": "x/../../../../../../victim", "lr": "../../../../../victim"}.get(name, str(victim))
+        (place / "run.json").write_text(json.dumps(record | {name: hostile}))
+        with pytest.warns(UserWarning, match="not all of the comparison"):
+            found = compare(
+                tmp_path / "out",
+                models={"net": functools.partial(raising, 1, "exception")},
+                seeds=2,
+                retry_failed=True,
+            )
+        assert any(str(place) in problem for problem in found.problems)
+        assert sorted(item.name for item in victim.iterdir()) == ["seed=1", "thesis.tex"]
+
+    def test_a_copy_of_a_failed_run_beside_a_good_one(self, tmp_path):
+        place = self.failed_run(tmp_path)
+        good = next(other for other in place.parent.iterdir() if other != place)
+        copy = place.with_name("seed=1 before")
+        shutil.copytree(place, copy)
+        shutil.copyfile(good / "run.json", place / "run.json")  # a failed run that claims to be the good one
+        record = json.loads((good / "run.json").read_text())
+        (place / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+        before = (good / "run.json").read_text()
+        with pytest.warns(UserWarning, match="which does not belong there"):
+            compare(
+                tmp_path / "out",
+                models={"net": functools.partial(raising, 1, "exception")},
+                seeds=2,
+                retry_failed=True,
+            )
+        assert (good / "run.json").read_text() == before
+        assert copy.is_dir()
+
+    def test_a_folder_with_notes_in_it_is_kept(self, tmp_path):
+        place = self.failed_run(tmp_path)
+        (place / "notes.txt").write_text("why did it fail?")
+        with pytest.raises(FileExistsError, match=r"holds files that initopt did not write: notes\.txt"):
+            compare(
+                tmp_path / "out",
+                models={"net": functools.partial(raising, 1, "exception")},
+                seeds=2,
+                retry_failed=True,
+            )
+        assert (place / "notes.txt").exists()
 
 
 class TestStorageThatFails:
@@ -269,14 +414,14 @@ class TestStorageThatFails:
         if damage == "truncated":
             (place / "curve.parquet").write_bytes(b"PAR1")
         elif damage == "unreadable":
-            original = Path.read_text
+            original = os.open
 
             def refusing(path, *args, **kwargs):
-                if path.parent == place:
+                if Path(path).parent == place:
                     raise PermissionError(errno.EACCES, "Permission denied", str(path))
                 return original(path, *args, **kwargs)
 
-            monkeypatch.setattr(Path, "read_text", refusing)
+            monkeypatch.setattr(os, "open", refusing)
         else:
             record = json.loads((place / "run.json").read_text())
             (place / "run.json").write_text(json.dumps(record | {"seed": 7}))
@@ -302,9 +447,25 @@ class TestWorkers:
         failed = next(run for run in found.runs if run.status == "failed")
         assert failed.error == "the process of the run ended twice (killed by SIGKILL); it may be that memory ran out"
 
-    def test_one_that_raises(self, tmp_path):
+    def test_those_that_die_while_they_start_are_replaced(self, tmp_path):
+        (tmp_path / "dead").mkdir()
+        models = {"net": DeadOnArrival(tmp_path / "dead", 2)}
+        found = compare(tmp_path / "out", models=models, initializations=["default"], workers=2)
+        assert [run.status for run in found.runs] == ["done", "done"]
+        assert len(list((tmp_path / "dead").iterdir())) == 2
+
+    def test_not_for_ever(self, tmp_path):
+        (tmp_path / "dead").mkdir()
+        models = {"net": DeadOnArrival(tmp_path / "dead", 99)}
+        with pytest.raises(
+            RuntimeError, match="5 worker processes in a row ended .* killed by SIGKILL; it may be that memory"
+        ):
+            compare(tmp_path / "out", models=models, initializations=["default"], workers=2)
+
+    def test_one_that_raises(self, tmp_path, capfd):
         models = {"net": functools.partial(raising, 1, "exception")}
         found = compare(tmp_path / "out", models=models, initializations=["default"], seeds=3, workers=2)
+        assert capfd.readouterr() == ("", "")  # they end without a word
         assert {run.seed: run.status for run in found.runs} == {0: "done", 1: "failed", 2: "done"}
 
     def test_none_is_left_after_an_interrupt(self, tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -284,3 +286,38 @@ def test_a_batch_that_becomes_too_small_names_the_step() -> None:
     with pytest.raises(ValueError, match="3 samples cannot be split into num_subbatches=4") as caught:
         nio(make_model(), batches)
     assert "(in step 2)" in caught.value.__notes__
+
+
+class TestMisspelt:
+    @pytest.mark.parametrize(
+        ("function", "given", "meant"),
+        [
+            (initopt.nio, "step", "steps"),
+            (initopt.nio, "num_subbatch", "num_subbatches"),
+            (initopt.gradinit, "max_grad_nrm", "max_grad_norm"),
+            (initopt.metainit, "input", "inputs"),
+            (initopt.lsuv, "checkpint", "checkpoint"),
+            (initopt.measure, "overlapp", "overlap"),
+            (initopt.compare, "initialisations", "initializations"),
+        ],
+    )
+    def test_a_keyword_argument(self, function, given, meant):
+        with pytest.raises(
+            TypeError, match=rf"{function.__name__}\(\) got an unexpected .*{given!r}; did you mean {meant!r}"
+        ):
+            function(**{given: 1})
+
+    def test_an_option_of_a_method(self):
+        with pytest.raises(TypeError, match="method 'nio' has no option 'num_subbatch'; did you mean 'num_subbatches'"):
+            initopt.optimize(make_model(), make_batches(), num_subbatch=3)
+
+    def test_parts_of_the_package(self):
+        """Are there after ``import initopt``, and take no time before they are asked for."""
+        code = (
+            "import sys, initopt; before = 'initopt.zoo' in sys.modules; "
+            "print(before, initopt.zoo.plain_mlp.__name__, initopt.data.digits.__name__, 'zoo' in dir(initopt))"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert ended.stdout == "False plain_mlp digits True\n"
+        with pytest.raises(AttributeError, match="module 'initopt' has no attribute 'zo'"):
+            initopt.zo  # noqa: B018

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from initopt.storage import check_replaceable, write_folder
+import initopt.workshop as workshop_module
+from initopt import storage
+from initopt.storage import check_replaceable, write_file, write_folder
+from initopt.workshop import clear_leftovers
 
 MARKER = "result.json"
 
@@ -68,6 +74,14 @@ def test_a_link_stays_and_the_folder_it_leads_to_is_replaced(tmp_path: Path) -> 
     assert "second" in (real / MARKER).read_text()
 
 
+@pytest.fixture(params=["one step", "two renames"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With and without an operating system that lets two paths change places."""
+    if request.param == "two renames":
+        monkeypatch.setattr(storage, "exchange", lambda one, other: False)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_rename_that_fails_leaves_the_earlier_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
@@ -82,8 +96,152 @@ def test_a_rename_that_fails_leaves_the_earlier_folder(
             raise OSError("Device or resource busy")
         rename(source, target)
 
+    monkeypatch.setattr(storage, "exchange", lambda one, other: False)
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError, match="busy"):
         write_folder(folder, writer("second"), MARKER)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert "first" in (folder / MARKER).read_text()
+
+
+def test_what_appears_while_a_folder_is_being_replaced_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Files of others that come in between the last look and the exchange are found in what was displaced."""
+    folder = tmp_path / "out"
+    write_folder(folder, writer("first"), MARKER)
+    put_in_place = storage._put_in_place
+
+    def late(*arguments: Any) -> None:
+        (folder / "events.log").write_text("mine")
+        put_in_place(*arguments)
+
+    monkeypatch.setattr(storage, "_put_in_place", late)
+    with pytest.raises(FileExistsError, match=r"events\.log"):
+        write_folder(folder, writer("second"), MARKER)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (folder / "events.log").read_text() == "mine"
+    assert "first" in (folder / MARKER).read_text()
+
+
+def test_a_folder_in_the_place_of_a_file_of_ours_is_not_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    write_folder(folder, writer("first"), MARKER)
+    (folder / "plot.png").mkdir()
+    (folder / "plot.png" / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"did not write: plot\.png"):
+        write_folder(folder, writer("second"), MARKER)
+    assert (folder / "plot.png" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_the_current_folder_is_not_replaced_under_its_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    (tmp_path / "out" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out" / below)
+    with pytest.raises(FileExistsError, match="is the current folder, or one above it"):
+        check_replaceable(Path("." if not below else ".."), MARKER)
+
+
+def save_and_be_killed(folder: Path, call: int, way: str) -> bool:
+    """Save in a process that is killed at its n-th call into the file system; whether it came to an end before."""
+    process = os.fork()
+    if process:
+        return os.waitpid(process, 0)[1] == 0
+    calls = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return wrapper
+
+    if way == "one step":
+        storage.exchange = counted(storage.exchange)
+    for name in ("replace", "rename", "rmdir", "unlink", "mkdir", "open", "chmod", "fsync", "scandir"):
+        setattr(os, name, counted(getattr(os, name)))
+    try:
+        write_folder(folder, writer("second"), MARKER)
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_kill_anywhere_in_a_save_leaves_one_result_and_the_next_save_clears_up(tmp_path: Path, way: str) -> None:
+    folder, seen, done, call = tmp_path / "out", [], False, 0
+    while not done:
+        call += 1
+        write_folder(folder, writer("first"), MARKER)
+        done = save_and_be_killed(folder, call, way)
+        if way == "one step":
+            assert (folder / MARKER).is_file()
+        check_replaceable(folder, MARKER)  # clears up, and puts back what was set aside
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        seen.append("second" if "second" in (folder / MARKER).read_text() else "first")
+    assert call > 20
+    assert seen == sorted(seen)
+    assert set(seen) == {"first", "second"}
+
+
+def test_a_file_at_the_end_of_a_link_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "real")
+    for content in ("first", "second"):
+        write_file(link, lambda temporary, content=content: temporary.write_text(content))  # type: ignore[misc]
+        assert link.is_symlink()
+        assert (tmp_path / "disk" / "real").read_text() == content
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "link", "real"]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        with pytest.raises(ValueError, match="is a (folder|device or a pipe); give the path of a file"):
+            write_file(path, lambda temporary: temporary.write_text("x"))  # type: ignore[arg-type, return-value]
+
+
+def test_a_leftover_of_a_file_is_cleared_by_the_next_write_and_nothing_else(tmp_path: Path) -> None:
+    left = tmp_path / ".run.ckpt.initopt-abcdefgh"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "new").write_text("half")
+    others = [".run.ckpt.metadata", ".run.ckpt.old", ".other.ckpt.initopt-abcdefgh", ".run.ckpt.initopt-ABC"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".run.ckpt.initopt-12345678").symlink_to(tmp_path / ".run.ckpt.old")
+    write_file(tmp_path / "run.ckpt", lambda temporary: temporary.write_text("whole"))  # type: ignore[arg-type, return-value]
+    expected = sorted(["run.ckpt", ".run.ckpt.initopt-12345678", *others])
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+def test_a_workshop_that_is_cleared_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may come between the making of a lock and the locking."""
+    take, path, calls = workshop_module._take, tmp_path / "file", []
+
+    def late(lock: int) -> bool | None:
+        calls.append(lock)
+        if len(calls) == 1:
+            clear_leftovers(path)  # the other process, which locks and removes it
+        return take(lock)
+
+    monkeypatch.setattr(workshop_module, "_take", late)
+    write_file(path, lambda temporary: temporary.write_text("whole"))  # type: ignore[arg-type, return-value]
+    assert path.read_text() == "whole"
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_names_the_path_that_its_user_knows(tmp_path: Path) -> None:
+    def full(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/run\.ckpt'"):
+        write_file(tmp_path / "run.ckpt", full)
+    assert list(tmp_path.iterdir()) == []

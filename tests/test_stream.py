@@ -81,9 +81,24 @@ def test_an_empty_one_is_refused() -> None:
         list(BatchStream(iter([]), count=1))
 
 
-def test_holding_all_back_is_refused() -> None:
-    with pytest.raises(LoaderError, match=r"3 batch\(es\), all of them held back by measure_steps=3.*measure_steps <= 2"):
-        list(BatchStream([1, 2, 3], count=5, held_back=3))
+@pytest.mark.parametrize(
+    ("found", "count", "handed_out", "held"),
+    [
+        (1, 3, [0, 0, 0], []),
+        (2, 3, [0, 0, 0], [1]),
+        (5, 7, [0, 1, 2, 0, 1, 2, 0], [3, 4]),
+        (8, 2, [0, 1], [2, 3, 4, 5, 6, 7]),
+        (10, 6, [0, 1, 2, 3, 4, 0], [5, 6, 7, 8, 9]),
+    ],
+)
+def test_few_batches_are_shared_between_steps_and_measurement(
+    found: int, count: int, handed_out: list[int], held: list[int]
+) -> None:
+    for skip in (0, 1):
+        stream = BatchStream(list(range(found)), count, held_back=10, skip=skip)
+        with pytest.warns(UserWarning, match=rf"{found} batch(es)?, too few to hold measure_steps=10 back"):
+            assert list(stream) == handed_out[skip:]
+        assert stream.held == held
 
 
 def test_what_cannot_be_iterated_over_is_refused() -> None:

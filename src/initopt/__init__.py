@@ -3,6 +3,9 @@
 Measure how good a network's starting point is on its own data, and improve it before the first training step.
 """
 
+from importlib import import_module
+from typing import Any
+
 from initopt import functional, objectives, presets, schemes
 from initopt._version import __version__
 from initopt.compare import compare
@@ -49,3 +52,16 @@ __all__ = [
     "presets",
     "schemes",
 ]
+
+_LATER = ("data", "zoo")
+"""Packages that are imported when they are asked for, so that ``import initopt`` does not take longer for them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return import_module(f"initopt.{name}")
+    raise AttributeError(f"module 'initopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -3,24 +3,70 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from initopt.errors import MismatchError
-from initopt.identity import differences
+from initopt.forms import of_form
+from initopt.identity import differences, kind
 from initopt.randomness import RandomState
-from initopt.records import Record, record_from
+from initopt.reading import bounded_json
+from initopt.records import Record, history_from
 from initopt.storage import plain, unplain, write_file
 from initopt.tensorfile import load_tensors, save_tensors
 
-__all__ = ["Checkpoint", "loader_generators"]
+__all__ = ["Checkpoint", "going_on_from", "loader_generators"]
 
 _FORMAT = "initopt checkpoint 2"
+
+
+_WORDS = 624
+"""Of the state of a Mersenne twister."""
+
+
+class _Identity(TypedDict):
+    """What :func:`initopt.identity.differences` looks at."""
+
+    method: str
+    options: dict[str, Any]
+    loss_fn: Any
+    generators: list[str]
+    parameters: dict[str, str]
+    scale_params: list[str]
+    grad_params: list[str]
+    fixed: dict[str, str]
+
+
+class _Engine(TypedDict, total=False):
+    """What the engines keep."""
+
+    engine: str
+    reason: str
+    inner: dict[str, Any]
+    microbatch: int | None
+    relative_step: float | None
+    error_estimate: float | None
+    batches: int
+
+
+class _Stored(TypedDict):
+    """A checkpoint, but for its tensors."""
+
+    identity: _Identity
+    first_batch: str
+    seed: int
+    seconds: float
+    history: list[Any]
+    engine: _Engine
+    random: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +98,11 @@ class Checkpoint:
     generators: dict[str, Tensor]
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written; one that was there before is still there.
+        """
         random_tensors, random_values = self.randomness.to_plain()
         groups = {"start": self.start, "state": self.state, "random": random_tensors, "generator": self.generators}
         tensors = {f"{group}/{name}": value for group, members in groups.items() for name, value in members.items()}
@@ -75,31 +125,53 @@ class Checkpoint:
         """Read the file.
 
         Raises:
-            ValueError: if it is no checkpoint of this format.
+            OSError: if it cannot be read.
+            ValueError: if it is not a checkpoint of this format, or damaged; the message names it.
         """
+        tensors, metadata = load_tensors(path)
         try:
-            tensors, metadata = load_tensors(path)
-            record = json.loads(metadata.get("initopt", "{}"))
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is truncated or no checkpoint ({error})") from None
-        if record.get("format") != _FORMAT:
+            record = bounded_json(metadata.get("initopt", "{}"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged, or not a checkpoint ({error})") from None
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise ValueError(f"{path} is no {_FORMAT!r} file; choose another path for checkpoint=, or remove it")
-        groups: dict[str, dict[str, Tensor]] = {"start": {}, "state": {}, "random": {}, "generator": {}}
-        for name, value in tensors.items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = value
-        return cls(
-            identity=record["identity"],
-            first_batch=record["first_batch"],
-            seed=record["seed"],
-            seconds=record["seconds"],
-            history=[record_from(unplain(step)) for step in record["history"]],
-            start=groups["start"],
-            state=groups["state"],
-            engine=unplain(record["engine"]),
-            randomness=RandomState.from_plain(groups["random"], record["random"]),
-            generators=groups["generator"],
-        )
+        with going_on_from(path):
+            groups: dict[str, dict[str, Tensor]] = {"start": {}, "state": {}, "random": {}, "generator": {}}
+            for name, value in tensors.items():
+                group, _, rest = name.partition("/")
+                groups[group][rest] = value
+            stored = of_form(_Stored, record)
+            found = cls(
+                identity=record["identity"],
+                first_batch=stored["first_batch"],
+                seed=stored["seed"],
+                seconds=stored["seconds"],
+                history=history_from(stored["history"]),
+                start=groups["start"],
+                state=groups["state"],
+                engine=unplain(record["engine"]),
+                randomness=RandomState.from_plain(groups["random"], stored["random"]),
+                generators=groups["generator"],
+            )
+            found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raise an exception of some kind unless the parts fit each other, and generators take their states."""
+        if {name: kind(value) for name, value in self.start.items()} != self.identity["parameters"]:
+            raise ValueError("the weights at the start are not those of the parameters")
+        if self.generators.keys() != set(self.identity["generators"]):
+            raise ValueError("it has not one state for each of the loader's generators")
+        if self.seed < 0:
+            raise ValueError(f"the seed is {self.seed}")
+        for state in (*self.randomness.torch_cuda, *self.generators.values()):
+            if state.dtype != torch.uint8 or state.ndim != 1:
+                raise ValueError(f"the state of a generator is {kind(state)}")
+        torch.Generator().set_state(self.randomness.torch_cpu)
+        random.Random().setstate(self.randomness.python)
+        np.random.RandomState().set_state(self.randomness.numpy)
+        if not 0 <= self.randomness.numpy["state"]["pos"] <= _WORDS:  # which NumPy does not look at, and reads beyond
+            raise ValueError("the state of NumPy's generator is at no word of its own")
 
     def refuse_unless_same(self, identity: dict[str, Any]) -> None:
         """Raise a MismatchError that says what differs, unless a run of this identity can go on from here."""
@@ -111,6 +183,20 @@ class Checkpoint:
         """Raise a MismatchError unless this is the fingerprint of the first batch."""
         if first_batch != self.first_batch:
             raise _another_run(["the first batch is another one"])
+
+
+@contextmanager
+def going_on_from(path: Path) -> Iterator[None]:
+    """Put what a damaged checkpoint leads to, within the block, into words.
+
+    Raises:
+        ValueError: in place of whatever is raised; the message names the file.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        raise ValueError(f"{path} is damaged, so that no run can go on from it ({why}); remove it to start anew") from None
 
 
 def _another_run(lines: list[str]) -> MismatchError:

@@ -23,6 +23,7 @@ from initopt.data import Splits
 from initopt.interrupts import terminable
 from initopt.losses import LossFunction
 from initopt.progress import Progress, counter
+from initopt.suggestions import suggesting
 from initopt.threads import processor_threads
 from initopt.where import warn
 
@@ -41,6 +42,7 @@ _PACKAGES = {
 }
 
 
+@suggesting
 def compare(
     models: Mapping[str, Callable[[], nn.Module] | Network],
     data: Any,

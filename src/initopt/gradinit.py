@@ -15,11 +15,13 @@ from initopt.parameters import ParameterFilter
 from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback
+from initopt.suggestions import suggesting
 from initopt.verdict import OnHarm
 
 __all__ = ["gradinit"]
 
 
+@suggesting
 def gradinit(
     model: nn.Module,
     batches: Iterable[Any],

@@ -18,7 +18,7 @@ from initopt.problem import Problem
 from initopt.storage import plain
 from initopt.trees import named_tensors
 
-__all__ = ["differences", "fingerprint", "identify"]
+__all__ = ["differences", "fingerprint", "identify", "kind"]
 
 _FREE = {"steps", "scale_params", "grad_params", "microbatch", "memory_budget"}
 """Options that may change: a run can be made longer, and take another amount of memory; of the filters, what they select
@@ -43,7 +43,7 @@ def identify(
         "options": options | dict(others),
         "loss_fn": _named(loss_fn),
         "generators": sorted(generators),
-        "parameters": {p.name: _kind(p.value) for p in trainable_parameters(problem.model)},
+        "parameters": {p.name: kind(p.value) for p in trainable_parameters(problem.model)},
         "scale_params": [p.name for p in problem.scale_params],
         "grad_params": [p.name for p in problem.grad_params],
         "fixed": {name: fingerprint(value) for name, value in _fixed(problem.model).items()},
@@ -84,7 +84,7 @@ def fingerprint(tree: Any) -> str:
     """A hash of the names, shapes, dtypes and values of all tensors of a nest."""
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in named_tensors(tree):
-        found.update(f"{name} {_kind(tensor)};".encode())
+        found.update(f"{name} {kind(tensor)};".encode())
         if not tensor.is_meta:
             found.update(_values(tensor))
     return found.hexdigest()
@@ -104,7 +104,12 @@ def _fixed(model: nn.Module) -> dict[str, Tensor]:
     return frozen | dict(model.named_buffers())
 
 
-def _kind(tensor: Tensor) -> str:
+def kind(tensor: Tensor) -> str:
+    """The dtype and shape of a tensor.
+
+    >>> kind(torch.zeros(2, 3))
+    'float32 [2, 3]'
+    """
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initopt.errors import LossError
+from initopt.first_look import look_at_classes
 from initopt.trees import batch_size, named_tensors, take
 
 __all__ = ["Loss", "LossFunction", "as_loss"]
@@ -46,6 +47,9 @@ class Loss(ABC):
         if output.ndim < 2:
             return None
         return 2 if output.ndim == 3 else 1
+
+    def look_at(self, batch: Any) -> None:  # noqa: B027 - only some losses know what to look for
+        """Have a batch looked at, with the model's next output, for what is visibly wrong; the first one only."""
 
 
 def as_loss(loss_fn: LossFunction | None) -> Loss:
@@ -118,6 +122,18 @@ class _PairLoss(Loss):
     """A loss of the model's output on the inputs, and the targets."""
 
     source: str
+    _first: Any = None
+    _looked = False
+
+    def look_at(self, batch: Any) -> None:
+        if not self._looked:
+            self._first, self._looked = batch, True
+
+    def _look(self, logits: Tensor, criterion: nn.Module | None) -> None:
+        """Look at the first batch, now that there are logits, of samples of it, with the classes along dimension 1."""
+        batch, self._first = self._first, None
+        if batch is not None:
+            look_at_classes(logits, _pair(batch, self.source)[1], logits.shape[1], criterion)
 
     @abstractmethod
     def _of_output(self, output: Any, targets: Any) -> Any: ...
@@ -144,6 +160,12 @@ class _PairLoss(Loss):
         ]
 
 
+def _are_logits(output: Any, targets: Any) -> bool:
+    """Whether the criteria of torch take them for the scores of classes and class labels."""
+    both = isinstance(output, Tensor) and isinstance(targets, Tensor) and targets.dtype in _INTEGERS
+    return both and output.ndim >= 2 and output.shape[:1] + output.shape[2:] == targets.shape
+
+
 class _CriterionLoss(_PairLoss):
     def __init__(self, criterion: nn.Module) -> None:
         self.source = f"the criterion {type(criterion).__name__}"
@@ -156,6 +178,8 @@ class _CriterionLoss(_PairLoss):
         return super().channel(output, batch)
 
     def _of_output(self, output: Any, targets: Any) -> Any:
+        if isinstance(self._criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) and _are_logits(output, targets):
+            self._look(output, self._criterion)
         value = self._criterion(output, targets)
         if not isinstance(value, Tensor):
             return value
@@ -176,7 +200,9 @@ class _CrossEntropyLoss(_PairLoss):
                 f"{self.source} needs a model that returns logits; it returned {type(output).__name__}. "
                 "Pass loss_fn as a function of (model, batch)"
             )
-        return F.cross_entropy(self._classes_second(logits, targets), targets.long())
+        logits = self._classes_second(logits, targets)
+        self._look(logits, None)
+        return F.cross_entropy(logits, targets.long())
 
     def channel(self, output: Tensor, batch: Any) -> int | None:
         targets = _pair(batch, self.source)[1]
@@ -231,6 +257,12 @@ class _OutputLoss(Loss):
 class _DefaultLoss(Loss):
     """Chooses by the form of the batch."""
 
+    def __init__(self) -> None:
+        self._of_output, self._of_classes = _OutputLoss(), _CrossEntropyLoss()
+
+    def look_at(self, batch: Any) -> None:
+        self._of_classes.look_at(batch)
+
     def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
         return self._for(batch)(model, batch, size)
 
@@ -240,10 +272,9 @@ class _DefaultLoss(Loss):
     def channel(self, output: Tensor, batch: Any) -> int | None:
         return self._for(batch).channel(output, batch)
 
-    @staticmethod
-    def _for(batch: Any) -> Loss:
+    def _for(self, batch: Any) -> Loss:
         if isinstance(batch, Mapping):
-            return _OutputLoss()
+            return self._of_output
         _, targets = _pair(batch, "the default loss (cross-entropy, as no loss_fn was given)")
         if not isinstance(targets, Tensor) or targets.dtype not in _INTEGERS:
             found = str(targets.dtype) if isinstance(targets, Tensor) else type(targets).__name__
@@ -251,7 +282,7 @@ class _DefaultLoss(Loss):
                 f"no loss_fn was given, and the targets are no integer class labels (torch.int64, say) but {found}; "
                 "pass a criterion, such as nn.MSELoss(), or a function of (model, batch)"
             )
-        return _CrossEntropyLoss()
+        return self._of_classes
 
 
 _OUTPUTS = {

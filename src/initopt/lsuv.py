@@ -14,11 +14,13 @@ from initopt.parameters import ParameterFilter
 from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback
+from initopt.suggestions import suggesting
 from initopt.verdict import OnHarm
 
 __all__ = ["lsuv"]
 
 
+@suggesting
 def lsuv(
     model: nn.Module,
     batches: Iterable[Any],

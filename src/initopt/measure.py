@@ -27,11 +27,13 @@ from initopt.problem import Batch, BatchNorm, Problem, Split
 from initopt.progress import Progress, reporter
 from initopt.randomness import derive_seed
 from initopt.stream import BatchStream, check_batches, length_of
+from initopt.suggestions import suggesting
 from initopt.where import located, warn
 
 __all__ = ["measure", "measure_batches"]
 
 
+@suggesting
 def measure(
     model: nn.Module,
     batches: Iterable[Any],

@@ -20,7 +20,9 @@ from initopt.problem import BatchNorm, Split
 from initopt.progress import Progress
 from initopt.result import Result
 from initopt.run import Callback, Run, Settings
+from initopt.storage import check_file
 from initopt.stream import check_batches
+from initopt.suggestions import suggesting
 from initopt.verdict import ON_HARM, OnHarm
 
 __all__ = ["nio", "optimize"]
@@ -126,11 +128,11 @@ def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]
 
 def _file(checkpoint: str | os.PathLike[str]) -> Path:
     path = Path(checkpoint).expanduser().absolute()
-    if path.is_dir():
-        raise ValueError(f"checkpoint={str(checkpoint)!r} is a folder; give the path of a file")
+    check_file(path, f"checkpoint={str(checkpoint)!r}")
     return path
 
 
+@suggesting
 def nio(
     model: nn.Module,
     batches: Iterable[Any],

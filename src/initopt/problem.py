@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from initopt.centring import Centring, Means, Output, slopes, watching
 from initopt.checks import check_integer, check_number
+from initopt.first_look import refuse_dtype
 from initopt.losses import Loss, LossFunction, as_loss
 from initopt.modes import BufferGuard, has_batch_statistics
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
@@ -145,6 +146,8 @@ class Problem:
             data: a nest of tensors that share their first dimension.
             index: number of the batch; the same number means the same random draws inside the model.
         """
+        if index == 0:
+            self.loss.look_at(data)
         windows = split_windows(batch_size(data), self.num_subbatches, self.overlap, self.split)
         return Batch(to_device(data, self.device), windows, (self.seed, index))
 
@@ -231,6 +234,9 @@ class Problem:
                     'sub-batches, larger batches, or batch_norm="batch")'
                 )
             raise
+        except RuntimeError as error:
+            refuse_dtype(error, self.model, batch.data)
+            raise
 
     def try_out(self, batch: Batch) -> None:
         """Run the model as an engine is going to, on as little as possible."""
@@ -273,7 +279,11 @@ class Problem:
     def _windows_of(self, batch: Batch) -> list[Tensor]:
         self.buffers.refresh()
         data = map_tensors(torch.clone, batch.data)  # the model may write into its inputs
-        return self.loss.windows(self.model, data, batch.windows.indices, batch.windows.batch_size)
+        try:
+            return self.loss.windows(self.model, data, batch.windows.indices, batch.windows.batch_size)
+        except RuntimeError as error:
+            refuse_dtype(error, self.model, batch.data)
+            raise
 
 
 ONE_SAMPLE = (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["LayerRecord", "Record", "StepRecord", "record_from", "steps_taken"]
+from initopt.forms import of_form
+
+__all__ = ["LayerRecord", "Record", "StepRecord", "history_from", "steps_taken"]
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,20 @@ class LayerRecord:
 Record = StepRecord | LayerRecord
 
 
-def record_from(values: Mapping[str, Any]) -> Record:
-    """The record with these fields."""
-    return LayerRecord(**values) if "layer" in values else StepRecord(**values)
+def history_from(found: Any) -> list[Record]:
+    """The records of a run, from what JSON has of them.
+
+    Raises:
+        ValueError: if they are none, or not one step after the other; the message says where.
+    """
+    records: list[Record] = []
+    for number, values in enumerate(of_form(list[dict[str, Any]], found, "history")):
+        kind: type[Record] = LayerRecord if "layer" in values else StepRecord
+        record = of_form(kind, values, f"history[{number}]")
+        if record.step - steps_taken(records) not in ((0, -1) if records else (0,)):
+            raise ValueError(f"history[{number}] is step {record.step}, after {steps_taken(records)} steps")
+        records.append(record)
+    return records
 
 
 def steps_taken(history: Sequence[Record]) -> int:

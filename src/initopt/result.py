@@ -8,16 +8,17 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from initopt.errors import MismatchError
-from initopt.measurement import Measurement
-from initopt.records import Record, StepRecord, record_from
-from initopt.storage import plain, read_json, unplain, write_folder, write_json
+from initopt.forms import of_form
+from initopt.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
+from initopt.reading import read_json
+from initopt.records import Record, StepRecord, history_from
+from initopt.storage import plain, unplain, write_folder, write_json
 from initopt.summary import summary
 from initopt.tensorfile import load_tensors, save_tensors
 
@@ -33,6 +34,44 @@ _FORMAT = "initopt result 1"
 _RECORD = "result.json"
 _WEIGHTS = "weights.safetensors"
 _GRAMS = "grams.safetensors"
+
+
+class _Stored(TypedDict):
+    """A result, but for its tensors."""
+
+    method: str
+    options: dict[str, Any]
+    seconds: float
+    engine: str
+    engine_reason: str
+    versions: dict[str, str]
+    measurements: dict[str, dict[str, Any]]
+    scales: dict[str, float]
+    tensors: dict[str, str]
+    history: list[Any]
+    verdict: NotRequired[str]
+    tried_scales: NotRequired[dict[str, float] | None]
+    left_alone: NotRequired[dict[str, list[str]]]
+    training_step_seconds: NotRequired[float | None]
+
+
+class _Measured(TypedDict):
+    """A measurement, but for its Gram matrices."""
+
+    grad_cosine: float
+    grad_norm: float
+    grad_variance: float
+    noise_scale: float
+    sem: dict[str, float]
+    num_batches: int
+    small_batch: list[float]
+    big_batch: list[float]
+    engine: str
+    centred_grad_cosine: NotRequired[float]
+    centred_grad_norm: NotRequired[float]
+    loss: NotRequired[float]
+    output_spread: NotRequired[float]
+    uncentred: NotRequired[str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,18 +176,18 @@ class Result:
         Raises:
             FileExistsError: if the folder holds anything else; the message names it.
         """
+        write_folder(Path(folder).expanduser(), self.write_files, marker=_RECORD)
 
-        def write(into: Path) -> None:
-            save_tensors(self.weights, into / _WEIGHTS)
-            grams = {name: m.gram for name, m in self._measurements().items()}
-            for name, measurement in self._measurements().items():
-                if measurement.centred_gram is not None:
-                    grams[f"{name}.centred"] = measurement.centred_gram
-            if grams:
-                save_tensors(grams, into / _GRAMS)
-            write_json(into / _RECORD, self._record())
-
-        write_folder(Path(folder).expanduser(), write, marker=_RECORD)
+    def write_files(self, into: Path) -> None:
+        """Write the files of :meth:`save` into a folder that is there, one by one."""
+        save_tensors(self.weights, into / _WEIGHTS)
+        grams = {name: m.gram for name, m in self._measurements().items()}
+        for name, measurement in self._measurements().items():
+            if measurement.centred_gram is not None:
+                grams[f"{name}.centred"] = measurement.centred_gram
+        if grams:
+            save_tensors(grams, into / _GRAMS)
+        write_json(into / _RECORD, self._record())
 
     def _measurements(self) -> dict[str, Measurement]:
         both = {"before": self.before, "after": self.after}
@@ -194,30 +233,34 @@ class Result:
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise ValueError(f"{folder / _RECORD} is no {_FORMAT!r} file; was it written by another version?")
         weights = _load_tensors(folder / _WEIGHTS)
+        try:
+            stored = of_form(_Stored, record)
+            history = history_from(stored["history"])
+            grams = _load_tensors(folder / _GRAMS) if stored["measurements"] else {}
+            found = {name: _measurement(name, values, grams) for name, values in stored["measurements"].items()}
+        except ValueError as error:
+            raise ValueError(f"{folder / _RECORD} is damaged: {error}") from None
         _refuse_differences(
-            record["tensors"],
+            stored["tensors"],
             {name: _kind(value) for name, value in weights.items()},
             (str(folder / _RECORD), str(folder / _WEIGHTS)),
         )
-        names = record["measurements"]
-        grams = _load_tensors(folder / _GRAMS) if names else {}
-        found = {name: Measurement.from_dict(names[name], grams[name], grams.get(f"{name}.centred")) for name in names}
         result = cls(
-            method=record["method"],
-            options=unplain(record["options"]),
-            history=[record_from(unplain(step)) for step in record["history"]],
-            scales={name: float(scale) for name, scale in record["scales"].items()},
+            method=stored["method"],
+            options=unplain(stored["options"]),
+            history=history,
+            scales=stored["scales"],
             before=found.get("before"),
             after=found.get("after"),
-            seconds=record["seconds"],
-            engine=record["engine"],
-            engine_reason=record["engine_reason"],
-            weights={name: weights[name] for name in record["tensors"]},
-            versions=record["versions"],
-            verdict=record.get("verdict", "not judged"),  # earlier versions did not
-            tried_scales=record.get("tried_scales"),
-            left_alone=record.get("left_alone", {}),
-            training_step_seconds=record.get("training_step_seconds"),
+            seconds=stored["seconds"],
+            engine=stored["engine"],
+            engine_reason=stored["engine_reason"],
+            weights={name: weights[name] for name in stored["tensors"]},
+            versions=stored["versions"],
+            verdict=stored.get("verdict", "not judged"),  # earlier versions did not
+            tried_scales=stored.get("tried_scales"),
+            left_alone=stored.get("left_alone", {}),
+            training_step_seconds=stored.get("training_step_seconds"),
         )
         if model is not None:
             result.apply(model)
@@ -241,8 +284,20 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         return load_tensors(path)[0]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: the result folder is not whole") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
+def _measurement(name: str, values: dict[str, Any], grams: Mapping[str, Tensor]) -> Measurement:
+    if name not in ("before", "after") or name not in grams:
+        raise ValueError(f"measurements has {name!r}, of which there is no Gram matrix")
+    found = of_form(_Measured, values, f"measurements.{name}")
+    count, centred = found["num_batches"], grams.get(f"{name}.centred")
+    for gram in (grams[name],) if centred is None else (grams[name], centred):
+        if gram.dtype != torch.float64 or gram.ndim != 3 or gram.shape[0] != count or gram.shape[1] != gram.shape[2]:
+            raise ValueError(f"measurements.{name} is of {count} batches, and its Gram matrices are {_kind(gram)}")
+    known = {*STATISTICS} <= {*found["sem"]} <= {*STATISTICS, *OUTPUT_STATISTICS}
+    if not known or not len(found["small_batch"]) == len(found["big_batch"]) == count:
+        raise ValueError(f"measurements.{name} has not one figure for each statistic and each of {count} batches")
+    return Measurement.from_dict(values, grams[name], centred)
 
 
 def _refuse_differences(left: Mapping[str, str], right: Mapping[str, str], names: tuple[str, str]) -> None:

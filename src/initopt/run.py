@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from initopt._version import __version__
-from initopt.checkpoint import Checkpoint, loader_generators
+from initopt.checkpoint import Checkpoint, going_on_from, loader_generators
 from initopt.engines import create_engine
 from initopt.engines.gradients import subbatch_gradients
 from initopt.errors import HarmError, TrainedModelError
@@ -39,6 +40,7 @@ from initopt.storage import plain, unplain
 from initopt.stream import BatchStream
 from initopt.verdict import TRAINED, OnHarm, judge
 from initopt.where import located, warn
+from initopt.workshop import clear_leftovers
 
 __all__ = ["Callback", "Run", "Settings"]
 
@@ -116,14 +118,16 @@ class Run:
             self._originals = self._stored_weights(previous)
             self._randomness, self._generators = previous.randomness, previous.generators
             self._randomness.put_back()
-            for name, generator in generators.items():
-                generator.set_state(self._generators[name])
+            with going_on_from(self._path):
+                for name, generator in generators.items():
+                    generator.set_state(self._generators[name])
         self._engine = create_engine(method.engine, self._problem)
         self._history: list[Record] = []
         if previous is not None:
             self._history = list(previous.history)
             self._begun -= previous.seconds
-            self._engine.load_state(previous.engine)
+            with going_on_from(self._path):
+                self._engine.load_state(previous.engine)
         self._loss_fn = loss_fn
         self._first_batch = ""
         self._at_work: MethodRun
@@ -207,6 +211,12 @@ class Run:
             seconds = time.perf_counter() - begun
         return seconds
 
+    @property
+    def _path(self) -> Path:
+        """Of the checkpoint, where there is one."""
+        assert self._settings.checkpoint is not None
+        return self._settings.checkpoint
+
     def _seconds(self) -> float:
         return time.perf_counter() - self._begun
 
@@ -234,7 +244,8 @@ class Run:
             self._first_batch = fingerprint(batch)
         if self._previous is not None:
             self._previous.refuse_unless_first(self._first_batch)
-        elif not self._settings.allow_trained:
+        self._problem.loss.look_at(batch)
+        if self._previous is None and not self._settings.allow_trained:
             self._refuse_trained(batch)
         start = self._originals
         if self._method.scheme is not None:
@@ -243,7 +254,8 @@ class Run:
             start = {p: p.detach().clone() for p in self._originals}
         self._at_work = self._method.start(self._problem, self._engine, start)
         if self._previous is not None:
-            self._at_work.load_state(self._previous.state)
+            with going_on_from(self._path):
+                self._at_work.load_state(self._previous.state)
         else:
             self._save()  # all checks are done; a path that cannot be written is found out now
 
@@ -298,11 +310,11 @@ class Run:
 
         Both at the end: a stream has no other batches to give at the start.
         """
-        if self._settings.measure_steps == 0:
+        held = self._stream.held
+        if not held:
             return None, None
         engine = create_engine(self._method.engine, replace(self._problem, overlap=0.0))
         engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
-        held = self._stream.held
         with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
             with _weights_as(self._originals):
                 before = measure_batches(engine, held, report)
@@ -319,7 +331,10 @@ def _wait_for(device: torch.device) -> None:
 
 def _read(path: Path | None) -> Checkpoint | None:
     """The checkpoint, if there is one of a run that has made a step."""
-    if path is None or not path.exists():
+    if path is None:
+        return None
+    clear_leftovers(Path(os.path.realpath(path)))
+    if not path.exists():
         return None
     previous = Checkpoint.read(path)
     return previous if previous.history else None

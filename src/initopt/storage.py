@@ -5,36 +5,70 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_replaceable", "plain", "read_json", "unplain", "write_file", "write_folder", "write_json"]
+from initopt.exchange import exchange
+from initopt.reading import read_json
+from initopt.workshop import Workshop, clear_leftovers, workshop
+
+__all__ = [
+    "check_file",
+    "check_replaceable",
+    "plain",
+    "remove_folder",
+    "unplain",
+    "write_file",
+    "write_folder",
+    "write_json",
+]
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Have ``write`` make a file, and put it in place only once it is complete and on disk.
 
     Args:
-        path: where the file goes; its folder is made if need be.
-        write: is given the path of a temporary file in the same folder.
+        path: where the file goes; its folder is made if need be. At the end of a link, it is the file that the link leads
+            to.
+        write: is given the path of a temporary file, which it makes.
+
+    Raises:
+        ValueError: if something is there that is no file.
+        OSError: if it cannot be written.
     """
+    check_file(path)
+    path = _without_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        write(temporary)
-        _share(temporary, 0o666)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    clear_leftovers(path)
+    with workshop(path) as shop:
+        try:
+            write(shop.new)
+        except OSError as error:
+            if error.filename == str(shop.new):
+                error.filename = str(path)  # which is the one that its user knows
+            raise
+        _share(shop.new, 0o666)
+        _sync(shop.new)
+        os.replace(shop.new, path)
     _sync(path.parent)
+
+
+def check_file(path: Path, called: str | None = None) -> None:
+    """Refuse a path at which there is something that :func:`write_file` would not replace: a folder, pipe or device.
+
+    Args:
+        path: where a file is to go.
+        called: what the message calls it; its path, by default.
+
+    Raises:
+        ValueError: the message says what is there.
+    """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"{called or path} is {what}; give the path of a file")
 
 
 _WRITTEN = {
@@ -45,6 +79,9 @@ _WRITTEN = {
 }
 """What initopt writes into a folder, by the file that marks it as ours. Subfolders are those of results."""
 
+_FOLDERS = {"figures"}
+"""Which of these are folders; what they hold is for the one who writes them to look at."""
+
 
 def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None:
     """Have ``write`` fill a folder, and put it in place only once it is complete.
@@ -54,47 +91,64 @@ def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None
 
     Args:
         path: where the folder goes.
-        write: is given the path of a temporary folder beside it.
+        write: is given the path of a temporary folder, to be filled.
         marker: the file that marks the folder, see :func:`check_replaceable`.
 
     Raises:
         FileExistsError: if something else is there.
     """
-    path = path.resolve()
+    path = _without_links(path)
     check_replaceable(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        write(temporary)
-        _share(temporary, 0o777)
-        for file in temporary.iterdir():
+    with workshop(path) as shop:
+        shop.new.mkdir()
+        write(shop.new)
+        _share(shop.new, 0o777)
+        for file in shop.new.iterdir():
             _share(file, 0o777 if file.is_dir() else 0o666)
             _sync(file)
-        _sync(temporary)
-        _put_in_place(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _sync(shop.new)
+        check_replaceable(path, marker)  # once more, since the writing has taken a while
+        _put_in_place(shop, path, marker)
     _sync(path.parent)
 
 
-def _put_in_place(new: Path, path: Path) -> None:
-    """Rename a folder to ``path``; one that is there is gone afterwards, or still there if that fails."""
+def _without_links(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _put_in_place(shop: Workshop, path: Path, marker: str) -> None:
+    """Put a new folder at ``path``, in one step where the system can; the workshop then has the one that was there."""
     if not path.exists():
-        os.replace(new, path)
+        os.replace(shop.new, path)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    displaced = shop.new
+    if not exchange(shop.new, path):
+        displaced = shop.old  # which the workshop puts back if nothing comes in its place
+        os.replace(path, displaced)
+        os.replace(shop.new, path)
     try:
-        os.replace(path, aside)
-    except BaseException:
-        aside.rmdir()
+        _refuse_foreign(path, displaced, marker)  # nobody finds it under its path any more
+    except FileExistsError:
+        if displaced == shop.new:
+            exchange(displaced, path)
+        else:
+            os.replace(path, shop.new)
         raise
-    try:
-        os.replace(new, path)
-    except BaseException:
-        os.replace(aside, path)
-        raise
-    shutil.rmtree(aside)
+
+
+def remove_folder(path: Path, marker: str) -> None:
+    """Remove a folder that :func:`write_folder` would replace.
+
+    Raises:
+        FileExistsError: as :func:`check_replaceable`; also for a link.
+    """
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link; remove it yourself")
+    path = _without_links(path)
+    check_replaceable(path, marker)
+    with workshop(path) as shop:
+        os.replace(path, shop.new)
 
 
 def check_replaceable(path: Path, marker: str) -> None:
@@ -108,11 +162,32 @@ def check_replaceable(path: Path, marker: str) -> None:
         FileExistsError: if something is there that is neither an empty folder nor one that initopt wrote, or if it holds
             files of others; the message names them.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    path = _without_links(path)
+    clear_leftovers(path)
+    if not path.exists():
+        return
+    if _current_folder().is_relative_to(path):
+        raise FileExistsError(
+            f"{path} is the current folder, or one above it, and would be replaced while it is in use; give the name of a "
+            "new folder in it"
+        )
+    if path.is_dir() and not any(path.iterdir()):
         return
     if not path.is_dir() or not _is_ours(path / marker):
         raise FileExistsError(f"{path} exists and was not written by initopt; choose another folder or remove it first")
-    foreign = sorted(_foreign(path, marker))
+    _refuse_foreign(path, path, marker)
+
+
+def _current_folder() -> Path:
+    try:
+        return _without_links(Path.cwd())
+    except FileNotFoundError:  # removed
+        return Path(os.sep)
+
+
+def _refuse_foreign(path: Path, place: Path, marker: str) -> None:
+    """Refuse to replace what is called ``path`` and lies at ``place``, if it holds files of others."""
+    foreign = sorted(_foreign(place, marker))
     if foreign:
         more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise FileExistsError(
@@ -134,12 +209,13 @@ def _is_ours(marker: Path) -> bool:
 def _foreign(folder: Path, marker: str) -> Iterator[str]:
     """The files of others in a folder of ours."""
     for item in folder.iterdir():
-        if item.is_dir() and not item.is_symlink() and _is_ours(item / "result.json"):
+        is_folder = item.is_dir() and not item.is_symlink()
+        if is_folder and _is_ours(item / "result.json"):
             if marker == "result.json":  # a result holds no other
                 yield item.name
             else:
                 yield from (f"{item.name}/{name}" for name in _foreign(item, "result.json"))
-        elif item.name not in _WRITTEN[marker]:
+        elif item.name not in _WRITTEN[marker] or is_folder != (item.name in _FOLDERS):
             yield item.name
 
 
@@ -158,8 +234,13 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
 def plain(value: Any) -> Any:
     """A value as JSON has it: functions by their name, numbers that are not finite as strings.
+
+    What says nothing of itself but where it is in memory, which is another place each time, is the name of its class.
 
     >>> plain({"bound": math.inf, "filter": math.sqrt, "betas": (0.9, 0.999)})
     {'bound': 'inf', 'filter': 'math.sqrt', 'betas': [0.9, 0.999]}
@@ -176,7 +257,8 @@ def plain(value: Any) -> Any:
         return value
     if callable(value):
         return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return str(value)
+    text = str(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}" if _ADDRESS.search(text) else text
 
 
 def unplain(value: Any) -> Any:
@@ -195,17 +277,3 @@ def unplain(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON."""
     path.write_text(json.dumps(plain(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        ValueError: if the file is not there or is not complete; the message names it.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or not JSON ({error})") from None

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from initopt.errors import LoaderError
+from initopt.where import warn
 
 __all__ = ["BatchStream", "check_batches", "length_of"]
 
@@ -56,13 +57,15 @@ class BatchStream:
     others are cycled. So the order is that of the iterable, nothing needs a length, and no more than ``held_back``
     batches are in memory.
 
+    A re-iterable with no more batches than are to be held back gives half of them to the steps, with a warning.
+
     It is batches that are held back. A loader that shuffles anew in each pass brings their samples in other batches of
     its later passes.
 
     Args:
         batches: any iterable of batches.
         count: the most to hand out; fewer if the reader stops.
-        held_back: how many to keep for :attr:`held`.
+        held_back: how many to keep for :attr:`held`; fewer of a re-iterable that has no more than that.
         skip: how many of the first ones to pass over, for a run that is resumed; they count as handed out.
         on_first: is called with the first batch that is read, before any is handed out.
     """
@@ -99,6 +102,10 @@ class BatchStream:
                 given += 1
                 yield self._queue.popleft()
         self._refuse_if_exhausted(one_shot, given)
+        kept = self._kept(given)
+        while len(self._queue) > kept:
+            given += 1
+            yield self._queue.popleft()
         self.cycled = True
         while True:  # the queue now keeps the last batches for good; later passes leave out as many at their end
             again = 0
@@ -123,11 +130,21 @@ class BatchStream:
                 f"({self._count} for the steps{held}). It can be iterated over only once: pass a DataLoader or a list, "
                 "which are cycled, or ask for fewer steps"
             )
-        if given == 0:
-            raise LoaderError(
-                f"batches has {found} batch(es), all of them held back by measure_steps={self._held_back}; "
-                f"pass more batches, or measure_steps <= {found - 1}"
-            )
+
+    def _kept(self, given: int) -> int:
+        """How many batches stay held back at the end of the first pass: half of them, if the steps would have none."""
+        if given:
+            return len(self._queue)
+        found = len(self._queue)
+        kept = max(found // 2, found - self._count)
+        what = (
+            f"{kept} are measured on and the steps take the others" if kept else "the steps take it and nothing is measured"
+        )
+        warn(
+            f"there {'is' if found == 1 else 'are'} {found} batch{'es' if found > 1 else ''}, too few to hold "
+            f"measure_steps={self._held_back} back, so {what}; more batches, or smaller ones, would tell more"
+        )
+        return kept
 
     @property
     def held(self) -> list[Any]:

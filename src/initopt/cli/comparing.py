@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 import initopt
 from initopt.cli.command import Command, Request
 from initopt.cli.components import Component, find_component
+from initopt.cli.config import path_and_arguments
 from initopt.cli.failures import FAILED
 from initopt.cli.report import table
 from initopt.cli.wording import reworded
@@ -44,7 +45,7 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
         "--initializations",
         type=list[str | dict],  # type: ignore[type-arg]
         metavar="LIST",
-        help="names, such as [default, xavier_normal, nio]; in a file also {name: NAME, scheme: NAME, method: NAME, "
+        help="names, such as default,xavier_normal,nio; in a file also {name: NAME, scheme: NAME, method: NAME, "
         "options: {OPTION: VALUE}, recipe: {FIELD: VALUE}}",
     )
     parser.add_class_arguments(Recipe, "recipe", instantiate=False, fail_untyped=False)
@@ -68,7 +69,7 @@ def _run(request: Request) -> None:
     out = options["out"]
     if out is None:
         raise ValueError("--out DIR is missing: the folder for runs and report")
-    for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations [default,nio]")):
+    for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations default,nio")):
         if not options[name]:
             raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe (see --list_recipes)")
     _refuse_overridden(request)
@@ -147,15 +148,9 @@ def _loss(value: Any) -> Any:
 
 def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
     """What is at an import path, and its arguments, checked against its signature."""
-    if isinstance(value, str):
-        value = {"class_path": value}
-    if not isinstance(value, Mapping) or "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
-        raise ValueError(
-            f"{option} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; got {value!r}"
-        )
-    component = find_component(option, str(value["class_path"]))
+    path, given = path_and_arguments(value, option)
+    component = find_component(option, path)
     parser = ArgumentParser(exit_on_error=False)
-    given = value.get("init_args") or {}
     component.add_arguments(parser, given)
     made = parser.instantiate(parser.parse_object({option: given} if given else {}))
     return component, dict(vars(made[option])) if option in made else {}
@@ -187,7 +182,7 @@ done; the same command again goes on where the last one was ended.""",
     examples="""\
 examples:
   initopt compare --recipe digits --out comparison --workers 2
-  initopt compare --models.mine my_net.Net --initializations [default,nio]
+  initopt compare --models.mine my_net.Net --initializations default,nio
                   --recipe.epochs 5 --recipe.lr [0.01,0.1] --out comparison
   initopt compare --recipe digits --print_config > mine.yaml
   initopt compare --list_recipes

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from initopt.current_folder import hidden_by
 from initopt.data import SOURCES, Splits, digits
 from initopt.zoo.library_models import LIBRARIES, check_library_model, library_model
 
@@ -172,7 +174,8 @@ def import_path(option: str, path: str) -> Any:
             continue
         for place, part in enumerate(parts[cut:], start=cut):
             if not hasattr(found, part):
-                raise ImportError(f"--{option} {path}: {_missing(part, found, '.'.join(parts[:place]))}")
+                hint = hidden_by(parts[0], sys.modules[parts[0]])
+                raise ImportError(f"--{option} {path}: {_missing(part, found, '.'.join(parts[:place]))}{hint}")
             found = getattr(found, part)
         return found
     near = difflib.get_close_matches(parts[0], [module.name for module in pkgutil.iter_modules()], 1, 0.75)

@@ -9,7 +9,14 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Config", "as_yaml", "merge_configs", "read_options", "write_yaml"]
+from initopt.reading import read_text
+
+__all__ = ["Config", "as_yaml", "merge_configs", "path_and_arguments", "read_options", "write_yaml"]
+
+_MOST = 2**20
+"""The most bytes of a file of options."""
+
+_MOST_VALUES, _DEEPEST = 100_000, 50
 
 
 @dataclass
@@ -52,15 +59,8 @@ def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], choices: Colle
             value = values.pop(option, None)
             if value is None:
                 continue
-            if isinstance(value, str):
-                value = {"class_path": value}
-            if not isinstance(value, dict) or "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
-                raise ValueError(
-                    f"{name}: {option} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; "
-                    f"got {value!r}"
-                )
-            config.choose(option, value["class_path"])
-            arguments = value.get("init_args") or {}
+            path, arguments = path_and_arguments(value, f"{name}: {option}")
+            config.choose(option, path)
             given = {f"{option}.{argument}": value for argument, value in arguments.items()}
             config.options |= given
             config.origins |= dict.fromkeys(given, name)
@@ -72,6 +72,21 @@ def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], choices: Colle
         config.options |= values
         config.origins |= dict.fromkeys(values, name)
     return config
+
+
+def path_and_arguments(value: Any, called: str) -> tuple[str, dict[str, Any]]:
+    """The import path of a component in a file, and its arguments.
+
+    Raises:
+        ValueError: if it is of another form.
+    """
+    if isinstance(value, str):
+        return value, {}
+    if isinstance(value, dict) and value.keys() <= {"class_path", "init_args"}:
+        path, arguments = value.get("class_path"), value.get("init_args") or {}
+        if isinstance(path, str) and isinstance(arguments, dict) and all(isinstance(name, str) for name in arguments):
+            return path, arguments
+    raise ValueError(f"{called} must be an import path, or {{class_path: PATH, init_args: {{ARG: VALUE}}}}; got {value!r}")
 
 
 def as_yaml(options: Mapping[str, Any]) -> str:
@@ -95,11 +110,56 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
         ValueError: if it is not there, or is no mapping; the message names it.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _bounded_yaml(read_text(path, _MOST))
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"{option} {path} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{option} {path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{option} {path} must hold options, a line each, as in 'steps: 100'; got {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
+
+
+def _bounded_yaml(text: str) -> Any:
+    """What YAML says, refused if aliases, which are a few bytes each, make more of it than a file could hold."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _nodes(node, {}, frozenset())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _nodes(node: yaml.Node, counted: dict[int, int], above: frozenset[int]) -> int:
+    """How many values there are in a node, an alias counted as often as it stands there.
+
+    Raises:
+        ValueError: if these are too many, or a node is in itself.
+        RecursionError: if they are nested too deeply.
+    """
+    if id(node) in above:
+        raise ValueError("an alias stands within what it is an alias of")
+    if len(above) > _DEEPEST:
+        raise RecursionError
+    if id(node) not in counted:
+        items = node.value if isinstance(node, yaml.CollectionNode) else []
+        below = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
+        counted[id(node)] = 1 + sum(_nodes(part, counted, above | {id(node)}) for part in below)
+        if isinstance(node, yaml.ScalarNode) and "&" in node.value:  # an option may be YAML in a string
+            counted[id(node)] += _nodes_in(node.value)
+    if counted[id(node)] > _MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+    return counted[id(node)]
+
+
+def _nodes_in(text: str) -> int:
+    try:
+        inner = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError:
+        return 0
+    return 0 if inner is None else _nodes(inner, {}, frozenset())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if arguments and arguments[0] in COMMANDS:
         sys.exit(_run(COMMANDS[arguments[0]], arguments[1:]))
     parser = _top_level()
+    near = difflib.get_close_matches(arguments[0], COMMANDS, 1) if arguments else []
+    if near:
+        parser.error(f"there is no command {arguments[0]!r}; did you mean {near[0]!r}?")
     parser.parse_args(arguments)
     parser.print_help()
     sys.exit(0)
@@ -60,8 +64,6 @@ def _top_level() -> argparse.ArgumentParser:
 
 
 def _run(command: Command, arguments: list[str]) -> int:
-    if os.getcwd() not in sys.path:  # as `python -m` has it; the user's modules are here
-        sys.path.insert(0, os.getcwd())
     try:
         with terminable(), _plain_warnings():
             request = parse(command, arguments)

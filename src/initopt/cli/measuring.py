@@ -11,7 +11,7 @@ import initopt
 from initopt.cli.choices import CHOICES, add_common_options, make_problem
 from initopt.cli.command import Command, Request
 from initopt.cli.report import figures, in_words
-from initopt.storage import write_file, write_json
+from initopt.storage import check_file, write_file, write_json
 
 __all__ = ["MEASURE"]
 
@@ -29,6 +29,10 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
 
 
 def _run(request: Request) -> None:
+    path = request.options["json"]
+    if path is not None:
+        path = path.expanduser()
+        check_file(path, f"--json {path}")
     model, batches, loss = make_problem(request)
     options = {name: value for name, value in request.options.items() if name not in _OWN_OPTIONS}
     found = initopt.measure(model, batches, loss, progress=request.progress, **options)
@@ -36,7 +40,6 @@ def _run(request: Request) -> None:
     print()
     for sentence in in_words(found):
         print(textwrap.fill(sentence, 80))
-    path = request.options["json"]
     if path is not None:
         record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
         write_file(path, lambda temporary: write_json(temporary, record))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -20,6 +21,7 @@ from initopt.cli.components import Component, find_component
 from initopt.cli.config import Config, as_yaml, merge_configs, read_options
 from initopt.cli.help import HelpFormatter
 from initopt.cli.recipe_file import describe_recipe, read_recipe
+from initopt.current_folder import search_for_own_code
 from initopt.methods import find_method, method_names
 
 __all__ = ["parse"]
@@ -33,7 +35,8 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     Raises:
         argparse.ArgumentError, ValueError, ImportError: for what cannot be understood; the message says why.
     """
-    flags, rest = _first_pass(command).parse_known_args(argv)
+    first = _first_pass(command)
+    flags, rest = first.parse_known_args(list(map(_with_underscores, argv)))
     if getattr(flags, "list_recipes", False):
         print(_list(command))
         return None
@@ -42,6 +45,8 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     for name in command.choices:
         if getattr(flags, name) is not None:
             config.choose(name, getattr(flags, name))
+    if command.choices:
+        search_for_own_code([*config.chosen.values(), *config.options.values(), *(flag.partition("=") for flag in rest)])
     method = config.chosen.pop("method", "nio")
     if method not in method_names():
         raise ValueError(f"unknown --method {method!r}; known are {', '.join(map(repr, method_names()))}")
@@ -57,7 +62,7 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     parser = _empty_parser(command)
     _add_second_pass(command, parser, method, components, [*config.options, *_names(rest)])
     _refuse_unknown(config, parser, command)
-    parsed = parser.parse_args([*_as_flags(config), *rest])
+    parsed = _parsed(parser, [*_as_flags(config), *_with_brackets(parser, rest)], first)
     shown = _as_config(command, method, components, yaml.safe_load(parser.dump(parsed, skip_unset=False)) or {})
     if flags.print_config:
         print(as_yaml(shown), end="")
@@ -65,6 +70,56 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
     made = parser.instantiate(parsed)
     arguments = {name: dict(vars(made.pop(name))) if name in made else {} for name in components}
     return Request(components, arguments, method, dict(vars(made)), _progress(flags), shown, frozenset(_names(rest)))
+
+
+def _with_underscores(flag: str) -> str:
+    """A flag as it is called here, where it was written with dashes; networks have names of their own.
+
+    >>> _with_underscores("--measure-steps=3"), _with_underscores("--models.my-net"), _with_underscores("-1")
+    ('--measure_steps=3', '--models.my-net', '-1')
+    """
+    name, equals, value = flag.partition("=")
+    if not name.startswith("--") or name.startswith("--models."):
+        return flag
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+
+
+def _with_brackets(parser: ArgumentParser, flags: Sequence[str]) -> Iterator[str]:
+    """Lists on the command line as YAML has them, where they were written as ``default,nio``, which any shell lets pass."""
+    before = ""
+    for flag in flags:
+        is_option = flag.startswith("--")
+        name, equals, value = flag.partition("=") if is_option else (before, "", flag)
+        before = name if is_option and not equals else ""
+        if (equals or not is_option) and _is_bare_list(parser, name, value):
+            value = f"[{value}]"
+        yield f"{name}{equals}{value}" if is_option else value
+
+
+def _is_bare_list(parser: ArgumentParser, option: str, value: str) -> bool:
+    lists, others = _takes(getattr(parser._option_string_actions.get(option), "_typehint", None))
+    return lists and ("," in value or not others) and not set(value) & set("[]{}")
+
+
+def _takes(kind: Any) -> tuple[bool, bool]:
+    """Whether a type of an option has lists, and whether it has anything else; a string may have commas of its own."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    lists = [member for member in kinds if get_origin(member) in (list, tuple, Sequence, Iterable)]
+    return bool(lists) and str not in kinds, len(kinds) > len(lists)
+
+
+def _parsed(parser: ArgumentParser, flags: list[str], first: argparse.ArgumentParser) -> Any:
+    try:
+        return parser.parse_args(flags)
+    except argparse.ArgumentError as error:
+        message = str(error)
+        if "nrecognized arguments" not in message:
+            raise
+        known = [name for each in (parser, first) for name in each._option_string_actions if name.startswith("--")]
+        unknown = [flag.partition("=")[0] for flag in message.split() if flag.startswith("--")]
+        near = [name for flag in unknown for name in difflib.get_close_matches(flag, known, 1)]
+        hint = f"; did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
+        raise argparse.ArgumentError(None, f"{message}{hint}") from None
 
 
 def _first_pass(command: Command) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from initopt.cli.components import import_path
 from initopt.cli.config import write_yaml
 from initopt.methods import METHODS, find_method, method_names
 from initopt.result import Result
-from initopt.storage import check_replaceable, write_file
+from initopt.storage import check_file, check_replaceable, write_folder
 
 __all__ = ["RUN"]
 
@@ -50,9 +51,7 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
 def _run(request: Request) -> None:
     out = _checked_folder(request.options["out"])
     options = {name: value for name, value in request.options.items() if name not in _OWN_OPTIONS}
-    checkpoint = options["checkpoint"]
-    if checkpoint is not None and Path(checkpoint).is_dir():
-        raise ValueError(f"--checkpoint {checkpoint} is a folder; give the path of a file")
+    _check_checkpoint(options["checkpoint"], out)
     objective = options.get("objective")
     if isinstance(objective, str) and "." in objective:
         options["objective"] = import_path("objective", objective)
@@ -82,11 +81,47 @@ def _checked_folder(out: Path | None) -> Path:
     return out
 
 
+def _check_checkpoint(checkpoint: str | None, out: Path) -> None:
+    """Refuse a checkpoint in the folder that is put in place at the end, or in whose place that folder would be."""
+    if checkpoint is None:
+        return
+    path = Path(checkpoint).expanduser()
+    check_file(path, f"--checkpoint {checkpoint}")
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(out))
+    if real.is_relative_to(folder) or folder.is_relative_to(real):
+        raise ValueError(
+            f"--checkpoint {checkpoint} cannot be in --out {out}, which is put in place whole at the end; give it a place "
+            f"beside that, such as {out.name or 'run'}.ckpt"
+        )
+
+
 def _save(result: Result, out: Path, config: Any) -> None:
-    result.save(out)
-    figure = result.plot()
-    write_file(out / "plot.png", lambda temporary: figure.savefig(temporary, format="png"))
-    write_file(out / "config.yaml", lambda temporary: write_yaml(temporary, config))
+    """Put the folder in place; where something has come to be there meanwhile, beside it, since the work is done.
+
+    Raises:
+        FileExistsError: in that case; the message says where the result is.
+        Exception: if the picture cannot be drawn; the result is in place.
+    """
+    problems: list[Exception] = []
+
+    def write(into: Path) -> None:
+        result.write_files(into)
+        write_yaml(into / "config.yaml", config)
+        try:
+            result.plot().savefig(into / "plot.png", format="png")
+        except Exception as error:
+            (into / "plot.png").unlink(missing_ok=True)
+            problems.append(error)
+
+    try:
+        write_folder(out, write, "result.json")
+    except FileExistsError as error:
+        numbered = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
+        beside = next(folder for folder in numbered if not os.path.lexists(folder))
+        write_folder(beside, write, "result.json")
+        raise FileExistsError(f"{error}. The result is in {beside}") from None
+    if problems:
+        raise problems[0]
 
 
 RUN = Command(

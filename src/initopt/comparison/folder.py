@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +12,15 @@ from typing import Any
 from initopt.comparison.events import write_events
 from initopt.comparison.job import Job
 from initopt.comparison.record import RunRecord
-from initopt.comparison.store import FORMAT, RECORD, load_comparison, load_run, read_record, write_run
+from initopt.comparison.store import FORMAT, RECORD, load_run, read_record, refuse_link, stored_runs, write_run
 from initopt.errors import MismatchError
-from initopt.storage import plain, write_file, write_folder, write_json
+from initopt.storage import plain, remove_folder, write_file, write_folder, write_json
+from initopt.workshop import clear_leftovers, clear_leftovers_in
 
 __all__ = ["is_stored", "opened", "remove_failed", "store_run"]
 
 _LOCK = ".lock"
+_RUN = re.compile(r"seed=\d+")
 
 
 @contextmanager
@@ -44,6 +46,8 @@ def opened(folder: Path, specification: Mapping[str, Any], versions: Mapping[str
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is not writable; choose another folder")
+    if (folder / _LOCK).is_symlink() or ((folder / _LOCK).exists() and not (folder / _LOCK).is_file()):
+        raise FileExistsError(f"{folder / _LOCK} is not the file that initopt writes; remove it, or choose another folder")
     lock = filelock.FileLock(folder / _LOCK)
     try:
         lock.acquire(blocking=False)
@@ -59,6 +63,7 @@ def opened(folder: Path, specification: Mapping[str, Any], versions: Mapping[str
             write_file(folder / RECORD, lambda temporary: write_json(temporary, record))
         _remove_leftovers(folder)
         yield
+        _remove_leftovers(folder)  # also of what a worker of a killed comparison was still at when this one began
     finally:
         lock.release()
 
@@ -68,7 +73,8 @@ def _refuse_foreign(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; choose another folder")
-    foreign = [item.name for item in folder.iterdir() if item.name != _LOCK and not item.name.startswith(f".{RECORD}.")]
+    clear_leftovers(folder.resolve() / RECORD)
+    foreign = [item.name for item in folder.iterdir() if item.name != _LOCK]
     if foreign:
         raise FileExistsError(
             f"{folder} holds files, but no comparison ({', '.join(sorted(foreign)[:5])}); choose another folder"
@@ -109,20 +115,21 @@ def _short(value: Any) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What was being written when a process was killed."""
-    for item in [*folder.glob(f".{RECORD}.*"), *folder.glob(".report.*")]:
-        _remove(item)
-    for parent, folders, _ in os.walk(folder / "runs"):
-        for name in [name for name in folders if name.startswith(".")]:
-            folders.remove(name)
-            _remove(Path(parent) / name)
+    """What was being written when a process was killed, in the places where this comparison writes and nowhere else."""
+    clear_leftovers(folder / RECORD)
+    clear_leftovers(folder / "report")
+    places = [folder / "runs"]
+    for _ in range(3):
+        places = [below for place in places if not place.is_symlink() for below in _folders_in(place)]
+    for place in places:
+        clear_leftovers_in(place, _RUN)
 
 
-def _remove(item: Path) -> None:
-    if item.is_dir():
-        shutil.rmtree(item)
-    else:
-        item.unlink()
+def _folders_in(place: Path) -> list[Path]:
+    try:
+        return [item for item in place.iterdir() if item.is_dir() and not item.is_symlink()]
+    except OSError:
+        return []
 
 
 def is_stored(folder: Path, job: Job) -> bool:
@@ -133,6 +140,8 @@ def is_stored(folder: Path, job: Job) -> bool:
         ValueError: if something is there, but no whole run.
     """
     place = job.place(folder)
+    for above in (*reversed(place.parents[: len(job.steps)]), place):
+        refuse_link(above)
     try:
         os.lstat(place)
     except (FileNotFoundError, NotADirectoryError):
@@ -144,11 +153,14 @@ def is_stored(folder: Path, job: Job) -> bool:
 
 
 def remove_failed(folder: Path) -> None:
-    """Remove all runs that failed, so that they are done again."""
-    comparison = load_comparison(folder)
-    for run in [*comparison.runs, *comparison.selection]:
+    """Remove all runs that failed, so that they are done again.
+
+    Raises:
+        FileExistsError: if the folder of one holds files of others; the message names them.
+    """
+    for place, run in stored_runs(folder, []):
         if run.status == "failed":
-            shutil.rmtree(Job.of(run).place(folder))
+            remove_folder(place, "run.json")
 
 
 def store_run(folder: Path, record: RunRecord) -> None:

@@ -12,6 +12,7 @@ from initopt import presets
 from initopt.checks import check_integer
 from initopt.comparison.schemes import scheme_names
 from initopt.methods import METHODS, Method, create_method
+from initopt.suggestions import did_you_mean
 
 __all__ = ["DEFAULT", "Initialization", "as_initialization", "known_initializations"]
 
@@ -119,9 +120,7 @@ def as_initialization(value: Any) -> Initialization:
     known = [option.name for option in dataclasses.fields(Initialization)]
     for option in value:
         if option not in known:
-            near = difflib.get_close_matches(str(option), known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
-            raise ValueError(f"an initialization has no {option!r}{hint}")
+            raise ValueError(f"an initialization has no {option!r}{did_you_mean(str(option), known)}")
     return Initialization(**value)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from initopt.comparison.record import RunRecord
+from initopt.comparison.record import Purpose, RunRecord
 
 __all__ = ["Group", "Job", "grouped"]
 
@@ -27,7 +27,7 @@ class Job:
     network: str
     initialization: str
     seed: int
-    purpose: str
+    purpose: Purpose
     lr: float
 
     @classmethod
@@ -41,7 +41,12 @@ class Job:
         >>> Job("mlp", "nio", 3, "final", 0.05).place(Path("out")).as_posix()
         'out/runs/mlp/nio/lr=0.05/seed=3'
         """
-        return folder / "runs" / self.network / self.initialization / f"lr={self.lr!r}" / f"seed={self.seed}"
+        return folder.joinpath("runs", *self.steps)
+
+    @property
+    def steps(self) -> tuple[str, str, str, str]:
+        """The names of the folders, one in another, that lead to its result."""
+        return self.network, self.initialization, f"lr={self.lr!r}", f"seed={self.seed}"
 
     def __str__(self) -> str:
         return f"{self.network} from {self.initialization}, seed {self.seed}, lr={self.lr!r}"

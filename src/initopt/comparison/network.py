@@ -72,14 +72,15 @@ def _check_signature(what: str, factory: Callable[..., Any]) -> None:
 
 
 def described(function: Any) -> Any:
-    """A function with its bound arguments, as JSON has it.
+    """A function with its bound arguments, as JSON has it; of data in three parts, their class.
 
     >>> described(functools.partial(nn.Linear, 8, out_features=2))
     {'class_path': 'torch.nn.modules.linear.Linear', 'init_args': {'': [8], 'out_features': 2}}
     """
+    if hasattr(function, "train") and not callable(function):
+        return plain(type(function))
     if not isinstance(function, functools.partial):
-        found = plain(function)
-        return plain(type(function)) if isinstance(found, str) and " at 0x" in found else found
+        return plain(function)
     arguments = {name: described(value) for name, value in function.keywords.items()}
     positional = {"": [described(value) for value in function.args]} if function.args else {}
     return {"class_path": plain(function.func), "init_args": positional | arguments}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,7 +11,9 @@ from typing import Any, Literal, get_args
 import torch
 
 from initopt.checks import check_integer, check_number, plain_numbers
+from initopt.comparison.curve_file import MOST_POINTS
 from initopt.comparison.schedule import SCHEDULES, Schedule
+from initopt.suggestions import did_you_mean
 
 __all__ = ["OPTIMIZERS", "Recipe"]
 
@@ -82,6 +83,11 @@ class Recipe:
         self._check_lr()
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("looks_per_epoch", 1)):
             check_integer(name, getattr(self, name), minimum)
+        if 2 * self.epochs * self.looks_per_epoch >= MOST_POINTS:
+            raise ValueError(
+                f"{self.epochs} epochs with looks_per_epoch={self.looks_per_epoch} make a curve of more than "
+                f"{MOST_POINTS:,} points, which is the most; look less often"
+            )
         check_integer("warmup_steps", self.warmup_steps, 0)
         check_integer("measure_batches", self.measure_batches, 0)
         check_number("label_smoothing", self.label_smoothing, minimum=0, below=1)
@@ -150,9 +156,7 @@ class Recipe:
         known = [option.name for option in fields(self)]
         for name in changes:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
-                raise ValueError(f"{whose} has no field {name!r}{hint}")
+                raise ValueError(f"{whose} has no field {name!r}{did_you_mean(str(name), known)}")
         try:
             return dataclasses.replace(self, **changes)
         except ValueError as error:

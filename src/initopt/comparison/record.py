@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["CurvePoint", "RunRecord"]
+__all__ = ["CurvePoint", "Purpose", "RunRecord", "Subset"]
+
+Purpose = Literal["selection", "final"]
+"""What a run is for: to choose a learning rate, or to be a result."""
+
+Subset = Literal["train", "validation", "test"]
+"""What a run is looked at on."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class CurvePoint:
 
     step: int
     epoch: float
-    subset: str
+    subset: Subset
     loss: float
     accuracy: float | None
 
@@ -54,8 +61,8 @@ class RunRecord:
     initialization: str
     seed: int
     lr: float
-    purpose: str
-    status: str
+    purpose: Purpose
+    status: Literal["done", "diverged", "failed"]
     error: str | None
     steps: int
     initialization_seconds: float

@@ -9,8 +9,9 @@ from initopt.comparison.content import Document, Figure, Image
 from initopt.comparison.document import to_document
 from initopt.comparison.markdown import to_markdown
 from initopt.comparison.page import to_html
-from initopt.comparison.store import load_comparison
+from initopt.comparison.store import load_comparison, refuse_link
 from initopt.comparison.summary import summarize
+from initopt.reading import read_text
 from initopt.storage import check_replaceable, write_folder
 
 __all__ = ["write_report"]
@@ -31,12 +32,13 @@ def write_report(folder: Path) -> Path:
         The path of the HTML page. ``report.md`` is beside it, with the pictures in ``figures``.
 
     Raises:
-        ValueError: if the folder holds no comparison.
+        ValueError: if the folder holds no comparison, or its ``report`` is a link.
         FileExistsError: if ``report`` holds files that no report wrote; the message names them.
         ImportError: if a package that the report needs is not installed; the message says what to install.
     """
     _refuse_without("jinja2", "pyarrow", "scipy")
     out = Path(folder) / "report"
+    refuse_link(out)
     check_replaceable(out, _MARKER)
     _refuse_foreign_figures(out)
     document = to_document(summarize(load_comparison(Path(folder))))
@@ -70,8 +72,8 @@ def _refuse_foreign_figures(out: Path) -> None:
     figures = out / _FIGURES
     if not figures.is_dir():
         return
-    ours = (out / _MARKER).read_text(encoding="utf-8").splitlines()
-    foreign = sorted(file.name for file in figures.iterdir() if file.name not in ours)
+    ours = read_text(out / _MARKER).splitlines()
+    foreign = sorted(file.name for file in figures.iterdir() if file.name not in ours or not file.is_file())
     if foreign:
         more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise FileExistsError(

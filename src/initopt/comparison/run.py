@@ -18,7 +18,7 @@ from initopt.comparison.judge import Judge
 from initopt.comparison.mixup import MixupLoss
 from initopt.comparison.plan import Plan
 from initopt.comparison.recipe import Recipe
-from initopt.comparison.record import RunRecord
+from initopt.comparison.record import RunRecord, Subset
 from initopt.comparison.start import Start, own_start, prepare_start
 from initopt.comparison.training import Trained, train
 from initopt.data import Splits
@@ -89,7 +89,7 @@ def run_group(fabric: Fabric, plan: Plan, splits: Splits, group: Group) -> Itera
 
 def _trained(fabric: Fabric, plan: Plan, splits: Splits, job: Job, model: nn.Module) -> Trained:
     recipe = plan.recipe_of(job.network, job.initialization)
-    subset = "test" if job.purpose == "final" else "validation"
+    subset: Subset = "test" if job.purpose == "final" else "validation"
     # The test split is out of reach of the runs that choose something.
     looked_at = splits.test if job.purpose == "final" else splits.validation
     assert looked_at is not None

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from initopt.comparison.record import CurvePoint, RunRecord
-from initopt.storage import read_json, unplain, write_json
+from initopt.comparison.curve_file import read_curve, write_curve
+from initopt.comparison.job import Job
+from initopt.comparison.record import RunRecord
+from initopt.forms import of_form
+from initopt.reading import read_json
+from initopt.storage import unplain, write_json
 
-__all__ = ["FORMAT", "RECORD", "Comparison", "load_comparison", "load_run", "load_runs", "read_record", "write_run"]
+__all__ = [
+    "FORMAT",
+    "RECORD",
+    "Comparison",
+    "load_comparison",
+    "load_run",
+    "load_runs",
+    "read_record",
+    "refuse_link",
+    "stored_runs",
+    "write_run",
+]
 
 FORMAT = "initopt comparison 1"
 RECORD = "comparison.json"
@@ -47,6 +62,16 @@ class Comparison:
     problems: tuple[str, ...] = ()
 
 
+class _Begun(TypedDict):
+    """What is needed of ``comparison.json``."""
+
+    recipe: dict[str, Any]
+    networks: dict[str, Any] | list[str]
+    initializations: dict[str, Any] | list[str]
+    seeds: list[int]
+    versions: dict[str, str]
+
+
 def load_comparison(folder: str | os.PathLike[str]) -> Comparison:
     """Read a comparison, finished or not.
 
@@ -56,7 +81,7 @@ def load_comparison(folder: str | os.PathLike[str]) -> Comparison:
     folder = Path(folder).expanduser()
     record = read_record(folder)
     problems: list[str] = []
-    runs = list(_readable_runs(folder, problems))
+    runs = [run for _, run in stored_runs(folder, problems)]
     known = ("format", "versions", "recipe", "seeds")
     return Comparison(
         recipe=unplain(record["recipe"]),
@@ -77,11 +102,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the folder holds no comparison.
     """
-    if not (folder / RECORD).exists():
+    path = folder / RECORD
+    if not path.exists():
         raise ValueError(f"{folder} holds no comparison, for want of {RECORD}; give a folder that initopt compare wrote")
-    record = read_json(folder / RECORD)
+    record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{folder / RECORD} is no {FORMAT!r} file; was it written by another version?")
+        raise ValueError(f"{path} is no {FORMAT!r} file; was it written by another version?")
+    try:
+        of_form(_Begun, record)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     return record
 
 
@@ -91,23 +121,56 @@ def load_runs(folder: str | os.PathLike[str]) -> list[RunRecord]:
     Raises:
         ValueError: if one cannot be read; the message names its folder.
     """
-    return [load_run(place) for place in _places(Path(folder).expanduser())]
+    problems: list[str] = []
+    runs = [run for _, run in stored_runs(Path(folder).expanduser(), problems)]
+    if problems:
+        raise ValueError(problems[0])
+    return runs
 
 
-def _readable_runs(folder: Path, problems: list[str]) -> Iterator[RunRecord]:
-    for place in _places(folder, lambda error: problems.append(f"{error.filename} cannot be read: {error.strerror}")):
+def stored_runs(folder: Path, problems: list[str]) -> Iterator[tuple[Path, RunRecord]]:
+    """All runs that lie where they belong, with their folders; of what cannot be read, a problem is noted each."""
+    for place in _places(folder, problems):
         try:
-            yield load_run(place)
+            run = load_run(place)
+            if Job.of(run).steps != place.relative_to(folder / "runs").parts:
+                raise ValueError(f"{place} holds the run {Job.of(run)}, which does not belong there; it is left out")
+            yield place, run
         except ValueError as error:
             problems.append(str(error))
 
 
-def _places(folder: Path, on_error: Any = None) -> Iterator[Path]:
+def _places(folder: Path, problems: list[str]) -> list[Path]:
     """The folders of all runs; those that are only being put in place are hidden."""
-    for parent, folders, files in os.walk(folder / "runs", onerror=on_error):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if files:
-            yield Path(parent)
+    found = [] if _is_foreign_link(folder / "runs", problems) else [folder / "runs"]
+    for _ in range(len(fields(Job)) - 1):
+        found = [below for place in found for below in _folders(place, problems)]
+    return [place for place in found if any(place.iterdir())]
+
+
+def _folders(place: Path, problems: list[str]) -> list[Path]:
+    try:
+        items = sorted(item for item in place.iterdir() if not item.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problems.append(f"{error.filename} cannot be read: {error.strerror}")
+        return []
+    return [item for item in items if not _is_foreign_link(item, problems) and item.is_dir()]
+
+
+def _is_foreign_link(item: Path, problems: list[str]) -> bool:
+    try:
+        refuse_link(item)
+    except ValueError as error:
+        problems.append(str(error))
+    return item.is_symlink()
+
+
+def refuse_link(item: Path) -> None:
+    """Raise a ValueError for a link: what is outside of a comparison is not ours to read, write or remove."""
+    if item.is_symlink():
+        raise ValueError(f"{item} is a link, which is not followed; move what it leads to into the comparison itself")
 
 
 def load_run(place: Path) -> RunRecord:
@@ -116,29 +179,23 @@ def load_run(place: Path) -> RunRecord:
     Raises:
         ValueError: if it is not whole, or cannot be read; the message names the folder.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     try:
-        values = unplain(read_json(place / _RUN))
-        if values.pop("format", None) != _RUN_FORMAT:
+        values = read_json(place / _RUN)
+        if not isinstance(values, dict) or values.pop("format", None) != _RUN_FORMAT:
             raise ValueError(f"{_RUN} is no {_RUN_FORMAT!r} file")
-        points = pyarrow.parquet.read_table(place / _CURVE, partitioning=None).to_pylist()
-        return RunRecord(**values, curve=tuple(CurvePoint(**point) for point in points))
+        if "curve" in values:
+            raise ValueError(f"{_RUN} has a curve, which is in {_CURVE}")
+        run = of_form(RunRecord, values | {"curve": []})
+        return replace(run, curve=read_curve(place / _CURVE))
     except PermissionError as error:
         raise ValueError(f"{place} cannot be read: {error.strerror}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{place} is not a whole run ({error}); remove the folder to run it again") from None
 
 
 def write_run(record: RunRecord, into: Path) -> None:
     """Write one run into a folder that is there: its curve as Parquet, the rest as JSON."""
-    import pyarrow
-    import pyarrow.parquet
-
     values = asdict(record)
-    points = values.pop("curve")
-    kinds = {"step": "int64", "epoch": "float64", "subset": "string", "loss": "float64", "accuracy": "float64"}
-    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in kinds.items()])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(points, schema=schema), into / _CURVE)
+    del values["curve"]
+    write_curve(record.curve, into / _CURVE)
     write_json(into / _RUN, {"format": _RUN_FORMAT} | values)

@@ -17,7 +17,7 @@ from initopt.comparison.batches import EpochOrder, training_batches
 from initopt.comparison.judge import Judge, hits, outputs_of, share
 from initopt.comparison.mixup import mixed
 from initopt.comparison.recipe import Recipe
-from initopt.comparison.record import CurvePoint
+from initopt.comparison.record import CurvePoint, Subset
 from initopt.comparison.schedule import lr_factor
 from initopt.losses import Loss
 from initopt.randomness import seeded
@@ -61,7 +61,7 @@ def train(
     recipe: Recipe,
     lr: float,
     judge: Judge,
-    subset: str,
+    subset: Subset,
     seed: int,
     loaders: int = 0,
 ) -> Trained:
@@ -95,7 +95,7 @@ class _Training:
         recipe: Recipe,
         lr: float,
         judge: Judge,
-        subset: str,
+        subset: Subset,
         seed: int,
         loaders: int,
     ) -> None:
@@ -185,7 +185,7 @@ class _Training:
     def _look(self) -> None:
         self._point(self._subset, *self._judge(self._model))
 
-    def _point(self, subset: str, loss: float, accuracy: float | None) -> None:
+    def _point(self, subset: Subset, loss: float, accuracy: float | None) -> None:
         steps = self._found.steps
         self._found.curve.append(CurvePoint(steps, steps / len(self._order), subset, loss, accuracy))
 

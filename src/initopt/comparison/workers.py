@@ -25,6 +25,9 @@ __all__ = ["Workers", "check_sendable"]
 
 _T = TypeVar("_T")
 
+_MOST_STARTS = 5
+"""How many processes in a row may end while they start."""
+
 _PATIENCE = 5.0
 """Seconds that a process has to end by itself."""
 
@@ -61,6 +64,7 @@ class Workers(Team):
     def __init__(self, count: int, plan: Plan, folder: Path) -> None:
         self._count, self._plan, self._folder = count, plan, folder
         self._deaths: dict[Job, int] = {}
+        self._any_ready, self._unready = False, 0
 
     @property
     def leads(self) -> bool:
@@ -80,6 +84,8 @@ class Workers(Team):
                 for connection in wait([worker.connection for worker in busy]):
                     worker = next(worker for worker in busy if worker.connection is connection)
                     done = worker.receive()
+                    if worker.is_ready:
+                        self._any_ready, self._unready = True, 0
                     if done is not None:
                         report(done)
                     elif worker.is_dead:
@@ -98,10 +104,8 @@ class Workers(Team):
     def _after_death(self, worker: _Worker, report: Report) -> Iterator[Group]:
         """What is still to be done of what a worker was at."""
         if not worker.is_ready:
-            raise RuntimeError(
-                f"a worker process ended before it was ready ({worker.how_it_ended}); what it wrote is above. A script "
-                "that calls initopt.compare(workers=...) needs the line: if __name__ == '__main__':"
-            )
+            self._unready += 1
+            self._refuse_to_go_on(worker)
         if not worker.left:
             return
         job = worker.left[0]
@@ -112,6 +116,19 @@ class Workers(Team):
             worker.left.popleft()
         if worker.left:
             yield tuple(worker.left)
+
+    def _refuse_to_go_on(self, worker: _Worker) -> None:
+        """Raise a RuntimeError if another process is not going to start any better than the last ones."""
+        if not worker.was_killed and not self._any_ready:
+            raise RuntimeError(
+                f"a worker process ended before it was ready ({worker.how_it_ended}); what it wrote is above. A script "
+                "that calls initopt.compare(workers=...) needs the line: if __name__ == '__main__':"
+            )
+        if self._unready == _MOST_STARTS:
+            raise RuntimeError(
+                f"{_MOST_STARTS} worker processes in a row ended before they were ready, the last {worker.how_it_ended}; "
+                "it may be that memory ran out: try fewer workers. What is done is stored, and the same call goes on"
+            )
 
 
 @contextmanager
@@ -141,7 +158,8 @@ class _Worker:
         self.is_ready, self.is_dead = False, False
         daemon = not plan.hardware.loaders  # a daemon may not start the loaders; either kind is ended by end()
         self._process: SpawnProcess = context.Process(target=_work, args=(theirs, plan, folder), daemon=daemon)
-        self._process.start()
+        with _deaf_to_interrupts():  # which it inherits: Ctrl-C goes to all, and the one that started this one ends it
+            self._process.start()
         theirs.close()  # or its end would not be noticed
 
     def send(self, group: Group) -> None:
@@ -174,6 +192,11 @@ class _Worker:
         self._process.join()
 
     @property
+    def was_killed(self) -> bool:
+        """Whether a signal has ended it."""
+        return (self._process.exitcode or 0) < 0
+
+    @property
     def how_it_ended(self) -> str:
         """For the user."""
         code = self._process.exitcode
@@ -182,16 +205,30 @@ class _Worker:
         return f"exit status {code}"
 
 
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back within the block, in this thread and in what it starts."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(connection: Connection, plan: Plan, folder: Path) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one that started this one ends it
+    """The life of a worker process, which is over when the one that started it hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()  # a run whose comparison was killed must not be stored behind the back of the next one
     torch.set_num_threads(plan.hardware.threads)
     fabric = plan.hardware.fabric(plan.recipe.precision)
     fabric.launch()
     splits = plan.load_data()
-    connection.send(None)
-    while True:
-        group: Group = connection.recv()
-        for record in run_group(fabric, plan, splits, group):
-            connection.send(stored(folder, record))
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send(None)
+        while True:
+            group: Group = connection.recv()
+            for record in run_group(fabric, plan, splits, group):
+                connection.send(stored(folder, record))

@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from initopt.reading import printable
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -29,7 +31,7 @@ def decode(file: Mapping[str, Any], where: str) -> Image:
         with Image.open(file["path"] if content is None else io.BytesIO(content)) as picture:
             return picture.convert("RGB")
     except Exception as error:  # decoders raise what they like
-        path = f" ({file['path']})" if file and file.get("path") else ""
+        path = f" ({printable(str(file['path']))})" if file and file.get("path") else ""
         raise ValueError(
             f"{where}{path} is no image that can be decoded: {error}; repair or remove it, or take the data set anew"
         ) from None

@@ -11,6 +11,7 @@ from initopt.methods.gradinit import GradInit
 from initopt.methods.lsuv import LSUV
 from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
+from initopt.suggestions import did_you_mean
 from initopt.where import warn
 
 __all__ = ["GROUP", "METHODS", "create_method", "find_method", "method_names"]
@@ -87,5 +88,5 @@ def create_method(method: Any, options: dict[str, Any]) -> Method:
     known = [field.name for field in fields(found)]
     for option in options:
         if option not in known:
-            raise TypeError(f"method {method!r} has no option {option!r}; it has {', '.join(known)}")
+            raise TypeError(f"method {method!r} has no option {option!r}{did_you_mean(option, known)}")
     return found(**options)

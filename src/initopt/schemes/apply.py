@@ -113,6 +113,7 @@ def apply_(
     parameters = trainable_parameters(model)
     chosen = select(parameters, params, "params")
     loss = as_loss(loss_fn)
+    loss.look_at(batch)
     number = int(torch.randint(2**31, ())) if seed is None else check_integer("seed", seed, 0)
     gains: dict[str, float] = {}
     found: dict[nn.Parameter, Follower] = {}
