@@ -144,7 +144,7 @@ class TestHelp:
     def test_has_the_docstrings(self, cli):
         _, out, _ = cli("run --help")
         assert "the bound gamma on the mean gradient norm" in out
-        assert "(default: 10.0)" in out
+        assert "(default: 7.0)" in out
 
     def test_shows_the_arguments_of_what_was_chosen(self, cli):
         _, out, _ = cli("measure --model USER.Net --data digits --help")

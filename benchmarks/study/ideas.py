@@ -21,7 +21,7 @@ from initopt.rescale import Kind, ScaleAdam
 
 __all__ = ["Idea", "nio_with"]
 
-_BOUND, _CENTRED_BOUND, _NORM_WEIGHT = 5.0, 10.0, 0.3  # of the defaults
+_BOUND, _CENTRED_BOUND, _NORM_WEIGHT = 5.0, 7.0, 0.3  # of the defaults
 
 
 @dataclass(frozen=True)

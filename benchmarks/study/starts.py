@@ -124,6 +124,7 @@ STARTS: dict[str, Start] = {
     "uncentred nio, clipping": Start("nio", UNCENTRED, clip=1.0),
     "nio": Start("nio"),
     "nio, bound 5": Start("nio", {"max_grad_norm": 5.0}),
+    "nio, bound 10": Start("nio", {"max_grad_norm": 10.0}),
     "nio, norm weight 1": Start("nio", {"norm_weight": 1.0}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
     "nio after lsuv": Start("nio", after="lsuv"),

@@ -62,7 +62,7 @@ class NIO(Method):
     objective: str | objectives.Objective = "cosine+lognorm"
     norm_weight: float = 0.3
     centre: Centre | None = "output"
-    max_grad_norm: float = 10.0
+    max_grad_norm: float = 7.0
     lr: float = 0.03
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
