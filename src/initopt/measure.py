@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,14 +11,13 @@ from initopt import functional
 from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine, create_engine
 from initopt.engines.choose import check_engine
-from initopt.engines.microbatches import is_out_of_memory
 from initopt.errors import LoaderError
-from initopt.losses import LossFunction
+from initopt.losses import LossFunction, as_loss
 from initopt.measurement import Measurement
 from initopt.modes import measuring
 from initopt.parameters import ParameterFilter, trainable_parameters
-from initopt.preserve import unwritten
-from initopt.problem import Batch, BatchNorm, Problem, Split
+from initopt.preserve import Kept, unwritten
+from initopt.problem import BatchNorm, Problem, Split
 from initopt.progress import Progress, reporter
 from initopt.randomness import derive_seed
 from initopt.stream import BatchStream, check_batches, length_of
@@ -100,7 +99,11 @@ def measure(
     check_batches(batches)
     trainable_parameters(model)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
-    with unwritten(model) as only_written:
+    as_loss(loss_fn)
+    total = length_of(batches) if steps is None else steps
+    stream = BatchStream(batches, steps) if steps is not None else None
+
+    def work(kept: Kept) -> Measurement:
         problem = Problem.create(
             model,
             loss_fn,
@@ -113,12 +116,13 @@ def measure(
             seed=seed,
             microbatch=microbatch,
             memory_budget=memory_budget,
+            state=kept.state,
         )
         chosen = create_engine(engine, problem)
-        total = length_of(batches) if steps is None else steps
-        stream = BatchStream(batches, steps) if steps is not None else None
         with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
-            found = measure_batches(chosen, batches if stream is None else stream, report, only_written)
+            return measure_batches(chosen, batches if stream is None else stream, report)
+
+    found = unwritten(model, work, loss_fn, batches)
     if stream is not None and stream.cycled:
         warn(
             f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
@@ -127,27 +131,13 @@ def measure(
     return found
 
 
-def _runs(problem: Problem, batch: Batch) -> bool:
-    """Run the model once; whether there is the memory for that. An engine may do with less."""
-    try:
-        problem.try_out(batch)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
-
-
-def measure_batches(
-    engine: Engine, batches: Iterable[Any], report: Any = None, when_run: Callable[[], None] | None = None
-) -> Measurement:
+def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None) -> Measurement:
     """Measure every batch with an engine, its model being in measuring mode.
 
     Args:
         engine: the engine.
         batches: as the user gave them.
         report: is called with each Gram matrix.
-        when_run: is called once the model has run, on a sub-batch of the first batch and before anything else.
 
     Raises:
         LoaderError: if there is no batch.
@@ -156,8 +146,6 @@ def measure_batches(
     for index, data in enumerate(batches):
         with located(f"batch {index} of the measurement"):
             batch = engine.problem.prepare(data, index)
-            if index == 0 and when_run is not None and _runs(engine.problem, batch):
-                when_run()
             grams.append(engine.evaluate(batch, differentiate=False).gram)
         small.append(batch.windows.small_batch)
         big.append(batch.windows.big_batch)

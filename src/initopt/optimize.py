@@ -14,7 +14,7 @@ from initopt.losses import LossFunction, as_loss
 from initopt.methods import Method, create_method
 from initopt.objectives import Objective
 from initopt.parameters import ParameterFilter, trainable_parameters
-from initopt.preserve import preserved
+from initopt.preserve import preserving
 from initopt.problem import BatchNorm, Split
 from initopt.progress import Progress
 from initopt.result import Result
@@ -41,7 +41,7 @@ def optimize(
     """Improve the initial weights of a model with any method, in place.
 
     Args:
-        model: the model; only its parameter values change. After an exception, Ctrl-C or SIGTERM they are as before.
+        model: the model; only its parameter values change. After an exception, Ctrl-C included, they are as before.
         batches: an iterable of batches, as for :func:`initopt.measure`. The steps take them in their order. One that can
             be iterated over again and is shorter than the steps is cycled.
         loss_fn: as for :func:`initopt.measure`.
@@ -95,8 +95,7 @@ def optimize(
     check_batches(batches)
     as_loss(loss_fn)
     trainable_parameters(model)
-    with preserved(model) as originals:
-        return Run(model, batches, loss_fn, chosen, settings, originals).result()
+    return preserving(model, lambda kept: Run(model, batches, loss_fn, chosen, settings, kept).result(), loss_fn, batches)
 
 
 def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
@@ -157,7 +156,7 @@ def nio(
     one tensor with one scale.
 
     Args:
-        model: the model; only its parameter values change. After an exception, Ctrl-C or SIGTERM they are as before.
+        model: the model; only its parameter values change. After an exception, Ctrl-C included, they are as before.
         batches: as for :func:`initopt.optimize`; the same batches as for training, 64 samples or more each.
         loss_fn: as for :func:`initopt.measure`.
         steps: number of steps.

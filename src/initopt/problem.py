@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 
 from initopt.checks import check_integer, check_number
 from initopt.losses import Loss, LossFunction, as_loss
-from initopt.modes import BufferGuard, has_batch_statistics
+from initopt.modes import has_batch_statistics, ran_in_evaluation_mode
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
-from initopt.randomness import seeded
+from initopt.plain_ops import plain_kernels
 from initopt.splitting import SPLITS, Windows, split_windows
+from initopt.state import StateGuard
 from initopt.trees import batch_size, map_tensors, take, to_device
 
 __all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Part", "Problem", "Split", "check_memory", "check_splitting"]
+
+IN_EVALUATION_MODE = "(initopt runs the model in evaluation mode; train_mode=True runs it as training does)"
+"""A note for errors of a model that its user has in training mode, which may be all that it works in."""
 
 BatchNorm = Literal["subbatch", "batch"]
 BATCH_NORMS = ("subbatch", "batch")
@@ -65,7 +70,7 @@ class Problem:
         microbatch: most samples to run at a time, if not whole sub-batches.
         memory_budget: bytes that an engine which is chosen by itself may take; those that are free, by default.
         normalizes: whether batch norms couple the samples of a sub-batch.
-        buffers: the model's buffers, put back before every forward pass.
+        state: what the model and the loss keep from one pass for the next, put back before every forward pass.
     """
 
     model: nn.Module
@@ -80,7 +85,7 @@ class Problem:
     microbatch: int | None
     memory_budget: float | None
     normalizes: bool
-    buffers: BufferGuard = field(repr=False)
+    state: StateGuard = field(repr=False)
 
     @classmethod
     def create(
@@ -97,8 +102,9 @@ class Problem:
         seed: int,
         microbatch: int | None = None,
         memory_budget: float | None = None,
+        state: StateGuard | None = None,
     ) -> Problem:
-        """Check everything that can be checked before any work."""
+        """Check everything that can be checked before any work; ``state`` is one of the model by default."""
         check_splitting(num_subbatches, overlap, split, batch_norm)
         check_memory(microbatch, memory_budget)
         parameters = trainable_parameters(model)
@@ -116,7 +122,7 @@ class Problem:
             microbatch=microbatch,
             memory_budget=memory_budget,
             normalizes=has_batch_statistics(model),
-            buffers=BufferGuard(model),
+            state=StateGuard(model, loss_fn) if state is None else state,
         )
 
     @property
@@ -152,32 +158,30 @@ class Problem:
         return self._loss_of(batch, batch.windows.indices[d])
 
     def _loss_of(self, batch: Batch, window: Tensor) -> Tensor:
-        self.buffers.refresh()
-        try:
+        with self._running(len(window)):
             return self.loss(self.model, take(batch.data, window, batch.windows.batch_size), len(window))
-        except ValueError as error:
+
+    @contextmanager
+    def _running(self, samples: int) -> Iterator[None]:
+        """A block in which the model runs once, with what its user may not know of it in the notes of an error."""
+        try:
+            with self.state.running(), plain_kernels():
+                yield
+        except Exception as error:
             if "Expected more than 1 value per channel" in str(error):
                 error.add_note(
-                    f"(a batch norm cannot normalize a sub-batch of {len(window)} by its own statistics: use fewer "
+                    f"(a batch norm cannot normalize a sub-batch of {samples} by its own statistics: use fewer "
                     'sub-batches, larger batches, or batch_norm="batch")'
                 )
+            if ran_in_evaluation_mode(self.model):
+                error.add_note(IN_EVALUATION_MODE)
             raise
-
-    def try_out(self, batch: Batch) -> None:
-        """Run the model as an engine is going to, on as little as possible."""
-        if self.batch_norm == "batch":
-            with seeded(*batch.seed):
-                self.window_losses(batch)
-        else:
-            first = self.parts(batch, 0, self.microbatch)[0]
-            with seeded(*first.seed):
-                self.part_loss(batch, first)
 
     def window_losses(self, batch: Batch) -> list[Tensor]:
         """Mean losses of all sub-batches, from one forward pass over the whole batch."""
-        self.buffers.refresh()
         data = map_tensors(torch.clone, batch.data)  # the model may write into its inputs
-        return self.loss.windows(self.model, data, batch.windows.indices, batch.windows.batch_size)
+        with self._running(batch.windows.batch_size):
+            return self.loss.windows(self.model, data, batch.windows.indices, batch.windows.batch_size)
 
 
 def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm: str) -> None:

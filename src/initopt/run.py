@@ -24,7 +24,7 @@ from initopt.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.modes import measuring
 from initopt.parameters import trainable_parameters
-from initopt.preserve import Originals, put_values
+from initopt.preserve import Kept, Originals, inner_work, put_values
 from initopt.problem import Problem
 from initopt.progress import Progress, reporter
 from initopt.randomness import RandomState, derive_seed
@@ -54,7 +54,7 @@ class Settings:
 
 
 class Run:
-    """A run within :func:`initopt.preserve.preserved`.
+    """A run within :func:`initopt.preserve.preserving`.
 
     Args:
         model: the model.
@@ -62,7 +62,8 @@ class Run:
         loss_fn: the user's loss.
         method: what to run.
         settings: and how.
-        originals: the trainable parameters with a copy of their values; a run that is resumed has its own.
+        kept: the trainable parameters with a copy of their values (a run that is resumed has its own), and the guard of
+            all else.
 
     Raises:
         MismatchError: if the checkpoint is that of another run.
@@ -76,11 +77,11 @@ class Run:
         loss_fn: LossFunction | None,
         method: Method,
         settings: Settings,
-        originals: Originals,
+        kept: Kept,
     ) -> None:
         self._begun = time.perf_counter()
         self._model, self._method, self._settings = model, method, settings
-        self._originals = originals
+        self._originals = kept.originals
         self._names = {p.value: p.name for p in trainable_parameters(model)}
         previous = self._previous = _read(settings.checkpoint)
         generators = loader_generators(batches)
@@ -99,6 +100,7 @@ class Run:
             seed=self._seed,
             microbatch=method.microbatch,
             memory_budget=method.memory_budget,
+            state=kept.state,
         )
         others = {"measure_steps": settings.measure_steps, "seed": settings.seed}
         self._identity: dict[str, Any] = {}
@@ -180,7 +182,8 @@ class Run:
         start = self._originals
         if self._method.scheme is not None:
             put_values(self._originals)
-            apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
+            with inner_work():
+                apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
             start = {p: p.detach().clone() for p in self._originals}
         self._at_work = self._method.start(self._problem, self._engine, start)
         if self._previous is not None:
