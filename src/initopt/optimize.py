@@ -73,7 +73,9 @@ def optimize(
         ZeroGradientError: if all gradients of a batch are zero.
 
     Warns:
-        UserWarning: if an engine chosen by itself has to go over to another one, with the operator that is the reason.
+        UserWarning: if an engine chosen by itself has to go over to another one, with the operator that is the reason; if
+            the steps are done and the batches held back cannot be measured, in which case ``before`` and ``after`` are
+            ``None``.
 
     >>> import torch, initopt
     >>> _ = torch.manual_seed(0)

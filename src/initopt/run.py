@@ -231,17 +231,27 @@ class Run:
     def _measure(self) -> tuple[Measurement | None, Measurement | None]:
         """Measure with the original and with the new weights on the batches held back.
 
-        Both at the end: a stream has no other batches to give at the start.
+        Both at the end: a stream has no other batches to give at the start. A failure costs the measurements, with a
+        warning, and not the steps.
         """
         if self._settings.measure_steps == 0:
             return None, None
         engine = create_engine(self._method.engine, replace(self._problem, overlap=0.0))
         engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
         held = self._stream.held
-        with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
-            with _weights_as(self._originals):
-                before = measure_batches(engine, held, report)
-            return before, measure_batches(engine, held, report)
+        try:
+            with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
+                with _weights_as(self._originals), located("the measurement with the original weights"):
+                    before = measure_batches(engine, held, report)
+                with located("the measurement with the new weights"):
+                    return before, measure_batches(engine, held, report)
+        except Exception as error:  # one bad batch, or one line of the user's, is not to cost the steps
+            notes = " ".join(getattr(error, "__notes__", []))
+            warn(
+                f"initopt: all steps of {self._method.name} are done, but the batches held back could not be measured, so "
+                f"the result has no before and after ({type(error).__name__}: {error} {notes})"
+            )
+            return None, None
 
 
 def _read(path: Path | None) -> Checkpoint | None:

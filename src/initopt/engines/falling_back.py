@@ -61,7 +61,7 @@ class FallingBackEngine(Engine):
       exact.
     - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
       if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.memory`).
-    - The same when memory runs out all the same, with a warning.
+    - The same when memory runs out all the same, with a warning, and when each pass writes into what the last one saved.
     - From an exact engine to ``differences`` when an operation has no second derivative, with a warning.
 
     Args:
@@ -145,6 +145,12 @@ class FallingBackEngine(Engine):
             # will fail again.
             self._engine = GraphEngine(self.problem)
             self.reason = f"engine 'groups' cannot be used here: {str(error).partition(chr(10))[0]}"
+            return
+        if isinstance(self._engine, GraphEngine) and "modified by an inplace operation" in str(error):
+            # What one pass saved, the next one has written over: with one graph at a time, as in training, none can. Should
+            # the model write over what its own pass has saved, it will fail again.
+            self._engine = RecomputeEngine(self.problem)
+            self.reason = "the model or the loss writes in each pass into what the one before has saved"
             return
         operator = missing_derivative(error)
         if operator is not None and not isinstance(self._engine, DifferencesEngine):
