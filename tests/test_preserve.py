@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -248,10 +249,8 @@ def test_a_ctrl_c_that_is_swallowed_comes_again() -> None:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         calls.append(1)
         if len(calls) == 3:
-            try:
+            with suppress(KeyboardInterrupt):
                 interrupt()
-            except KeyboardInterrupt:
-                pass
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
     model = make_model()

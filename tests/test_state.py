@@ -373,5 +373,8 @@ def test_two_threads_on_two_models_give_what_each_gives_alone() -> None:
 
 def test_a_copy_of_the_model_is_not_the_model() -> None:
     model = make_model()
-    initopt.nio(model, make_batches(), steps=1, measure_steps=0,
-                callbacks=lambda record: initopt.nio(copy.deepcopy(model), make_batches(), steps=1, measure_steps=0))  # fmt: skip
+
+    def callback(record: initopt.StepRecord) -> None:
+        initopt.nio(copy.deepcopy(model), make_batches(), steps=1, measure_steps=0)
+
+    initopt.nio(model, make_batches(), steps=1, measure_steps=0, callbacks=callback)

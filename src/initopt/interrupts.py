@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -73,15 +75,32 @@ def all_or_nothing(begin: Callable[[], None], work: Callable[[], _T], settle: Ca
         gate.open()
         gate.uninstall()  # the last that can be interrupted: a return cannot
         return result
-    except BaseException:
+    except BaseException as error:
         gate.reinstall()
         try:
+            if gate.raised is not None:
+                _finalize_frames(error)
             settle(False)
         finally:
             gate.uninstall()
-        if not gate.has_raised:
+        if gate.raised is None:
             gate.open()
+        elif gate.raised is not error:  # clean-up of others on its way has failed, broken into as it was
+            raise gate.raised from error
         raise
+
+
+def _finalize_frames(error: BaseException | None) -> None:
+    """Have all that is left over in the frames of an exception, and of those before it, finalized now.
+
+    If a signal breaks into the ``__enter__`` of a context manager that is a generator, nothing calls its ``__exit__``. Its
+    ``finally`` runs when the generator is finalized: when the caller lets go of the exception, which is after everything has
+    been put back.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def safe_point() -> None:
@@ -103,7 +122,7 @@ class _Gate:
 
     def __init__(self) -> None:
         self.is_open = False
-        self.has_raised = False
+        self.raised: BaseException | None = None
         self._handlers: dict[int, Any] = {}
         self._arrived: list[int] = []
 
@@ -126,9 +145,11 @@ class _Gate:
         """Hand what has arrived to its handlers, with the gate closed if one of them raises."""
         self.is_open = False
         while self._arrived:
-            self.has_raised = True
-            self._handlers[self._arrived[0]](self._arrived[0], None)
-            self.has_raised = False
+            try:
+                self._handlers[self._arrived[0]](self._arrived[0], None)
+            except BaseException as error:
+                self.raised = error
+                raise
             self._arrived.pop(0)  # only now: it has raised nothing, so nothing can have been swallowed
         self.is_open = True
 

@@ -173,7 +173,7 @@ class Problem:
                     f"(a batch norm cannot normalize a sub-batch of {samples} by its own statistics: use fewer "
                     'sub-batches, larger batches, or batch_norm="batch")'
                 )
-            if ran_in_evaluation_mode(self.model):
+            if ran_in_evaluation_mode(self.model) and not isinstance(error, torch.OutOfMemoryError):
                 error.add_note(IN_EVALUATION_MODE)
             raise
 
