@@ -1,7 +1,7 @@
 """The attack on a user's state: interrupts anywhere, and threads. A few of each here, and many in `make test-slow`.
 
-What is promised: either the call has returned, and the model has the weights of the result, or it has raised, and everything
-is as before, to the last bit. No handler, hook, mode, flag or lock is left behind, and the next call works.
+What is promised: either the call has returned, and the model has the weights of the result, or it has raised, and all is
+as before, to the last bit. No handler, hook, mode, flag or lock is left behind, and the next call works.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def interrupted_at_lines(kind: str, tries: int, seed: int) -> collections.Counte
 @pytest.mark.usefixtures("before")
 @pytest.mark.parametrize("kind", ["nio", "measure", "lsuv"])
 def test_interrupts_at_lines(kind: str) -> None:
-    assert interrupted_at_lines(kind, 24, seed=1)["interrupted"] > 12
+    assert interrupted_at_lines(kind, 8, seed=1)["interrupted"] > 4
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def _outlast(log: Path, number: int) -> None:
 
 @pytest.mark.usefixtures("before")
 def test_real_interrupts(tmp_path: Path) -> None:
-    assert interrupted_for_real("nio", 20, 1, tmp_path / "log")["interrupted"] > 5
+    assert interrupted_for_real("nio", 12, 1, tmp_path / "log")["interrupted"] > 3
 
 
 @pytest.mark.slow
@@ -275,33 +275,28 @@ def test_five_hundred_real_interrupts(kind: str, tmp_path: Path) -> None:
     print(kind, dict(interrupted_for_real(kind, 250, 2, tmp_path / "log")))
 
 
-def in_two_threads(rounds: int) -> None:
-    def run(seed: int) -> initopt.Result:
-        options: dict[str, Any] = {"steps": 3, "measure_steps": 1, "seed": seed, "train_mode": True, "progress": False}
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(6, 16), nn.Hardsigmoid(), nn.Dropout(0.3), nn.Linear(16, 3))
-        return initopt.nio(model, make_batches(seed=seed), **options)
+def dropping(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 16), nn.Hardsigmoid(), nn.Dropout(0.3), nn.Linear(16, 3))
 
-    alone = [run(seed) for seed in range(2)]
+
+def run_into(found: dict[int, Any], seed: int, model: nn.Module) -> None:
+    options: dict[str, Any] = {"steps": 3, "measure_steps": 1, "seed": seed, "train_mode": True, "progress": False}
+    try:
+        found[seed] = initopt.nio(model, make_batches(seed=seed), **options)
+    except Exception as error:
+        found[seed] = error
+
+
+def in_two_threads(rounds: int) -> None:
+    alone: dict[int, Any] = {}
+    for seed in range(2):
+        run_into(alone, seed, dropping(seed))
     state = TorchState.now()
     for _ in range(rounds):
-        models = [nn.Sequential(nn.Linear(6, 16), nn.Hardsigmoid(), nn.Dropout(0.3), nn.Linear(16, 3)) for _ in range(2)]
-        for seed, model in enumerate(models):
-            torch.manual_seed(seed)
-            model[0].reset_parameters()
-            model[3].reset_parameters()
-        before = torch.get_rng_state()
         found: dict[int, Any] = {}
-
-        def go(seed: int) -> None:
-            try:
-                found[seed] = initopt.nio(
-                    models[seed], make_batches(seed=seed), steps=3, measure_steps=1, seed=seed, train_mode=True, progress=False
-                )
-            except Exception as error:
-                found[seed] = error
-
-        threads = [threading.Thread(target=go, args=(seed,)) for seed in range(2)]
+        threads = [threading.Thread(target=run_into, args=(found, seed, dropping(seed))) for seed in range(2)]
+        before = torch.get_rng_state()
         for thread in threads:
             thread.start()
         for thread in threads:

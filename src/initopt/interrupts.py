@@ -94,8 +94,8 @@ def _finalize_frames(error: BaseException | None) -> None:
     """Have all that is left over in the frames of an exception, and of those before it, finalized now.
 
     If a signal breaks into the ``__enter__`` of a context manager that is a generator, nothing calls its ``__exit__``. Its
-    ``finally`` runs when the generator is finalized: when the caller lets go of the exception, which is after everything has
-    been put back.
+    ``finally`` runs when the generator is finalized: when the caller lets go of the exception, which is after everything
+    has been put back.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

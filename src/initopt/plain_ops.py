@@ -24,6 +24,7 @@ __all__ = [
     "plain_embedding",
     "plain_kernels",
     "plain_norms",
+    "uses_autocast",
     "watching",
 ]
 
@@ -75,6 +76,7 @@ class _Plain(ModeOverGradients):
         kwargs = kwargs or {}
         if func is torch.autograd.grad:
             return self.grad(*args, **kwargs)
+        _session.autocast |= torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         if func not in self._table:
             return func(*args, **kwargs)
         _session.used.add(func)
@@ -249,7 +251,7 @@ class _Session(threading.local):
 
     def __init__(self) -> None:
         self.used: set[Any] = set()
-        self.watched = self.known = False
+        self.watched = self.known = self.autocast = False
 
 
 _session = _Session()
@@ -259,11 +261,16 @@ _session = _Session()
 def watching() -> Iterator[None]:
     """A block in which one model runs, so that modes are on only for operations that its passes have had by then."""
     before = dict(vars(_session))
-    _session.used, _session.watched, _session.known = set(), True, False
+    _session.used, _session.watched, _session.known, _session.autocast = set(), True, False, False
     try:
         yield
     finally:
         vars(_session).update(before)
+
+
+def uses_autocast() -> bool:
+    """Whether the model that runs in this thread, or its loss, has been seen to use autocast."""
+    return _session.autocast
 
 
 @contextmanager

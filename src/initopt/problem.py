@@ -236,7 +236,8 @@ def inner_product(left: Tensor, right: Tensor) -> Tensor:
     left, right = as_real(left), as_real(right)
     if left.dtype == right.dtype and left.dtype in _DOT and left.is_contiguous() and right.is_contiguous():
         return torch.dot(left.view(-1), right.view(-1))  # no product in memory
-    return (left * right).sum()
+    wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)  # 256 squared is inf in half
+    return (left.to(wide) * right.to(wide)).sum()
 
 
 _DOT = (torch.float32, torch.float64)

@@ -51,6 +51,8 @@ class StateGuard:
         ]
         self._writes = _Writes([*self._watched, *self._moving])
         self._has_run = False
+        self._modules = reach.modules
+        self._stand_ins: _StandIns | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -70,6 +72,26 @@ class StateGuard:
         with self._writes:
             yield
 
+    @contextmanager
+    def stand_ins(self, dtype: torch.dtype | None = None) -> Iterator[Mapping[Tensor, nn.Parameter]]:
+        """A block in which the model, and what the loss reaches, have copies of their parameters, and of their buffers.
+
+        Nothing in the block touches the parameters themselves, and no hook on them fires.
+
+        Args:
+            dtype: of the copies of floating-point tensors; their own by default.
+
+        Yields:
+            the leaf that stands for each parameter.
+        """
+        self._stand_ins = _StandIns(self._modules, dtype)
+        try:
+            yield self._stand_ins.leaves
+        finally:
+            standing, self._stand_ins = self._stand_ins, None
+            standing.remove()
+            self.refresh()
+
     def refresh(self) -> None:
         """Make all of it what it was, before a forward pass.
 
@@ -80,6 +102,8 @@ class StateGuard:
         self._attributes.put_back()
         for watched in self._watched:
             watched.put_back()
+        if self._stand_ins is not None:
+            self._stand_ins.install()
         seed = torch.default_generator.initial_seed()
         for number, generator in enumerate(self._generators):
             generator.seed(seed, number)
@@ -107,6 +131,49 @@ class StateGuard:
                 f"the model's forward pass wrote to {', '.join(late[:3])}{more}, and not yet in its first run; its value "
                 "is now another one"
             )
+
+
+class _StandIns:
+    """Copies in the place of the parameters and buffers of modules."""
+
+    def __init__(self, modules: list[nn.Module], dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
+        self._modules = modules
+        self._own = [(module, dict(module._parameters)) for module in modules]
+        self.leaves: dict[Tensor, nn.Parameter] = {}
+        for parameter in {p: None for _, named in self._own for p in named.values() if p is not None}:
+            if type(parameter) is nn.Parameter and (parameter.is_floating_point() or parameter.is_complex()):
+                self.leaves[parameter] = nn.Parameter(self._copy(parameter), parameter.requires_grad)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        wanted = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to(wanted, copy=True)
+
+    def install(self) -> None:
+        """Put them there, those that do not train with their first values."""
+        with torch.no_grad():
+            for parameter, leaf in self.leaves.items():
+                if not parameter.requires_grad:
+                    leaf.copy_(parameter)
+        for module, own in self._own:
+            for name, held in own.items():
+                if held is not None and held in self.leaves:
+                    module._parameters[name] = self.leaves[held]
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = self._copy(buffer)
+        self._tell_recurrent()
+
+    def remove(self) -> None:
+        for module, own in self._own:
+            module._parameters.update(own)
+        self._tell_recurrent()
+
+    def _tell_recurrent(self) -> None:
+        """Recurrent layers have a list of their parameters, too."""
+        for module in self._modules:
+            if isinstance(module, nn.RNNBase):
+                module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
 
 class _Watched:
@@ -138,6 +205,10 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A block in which tensors are copied before anything is written into their memory."""
 
     supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would load its compiler, which takes seconds, to keep it from this mode
 
     def __init__(self, watched: list[_Watched]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

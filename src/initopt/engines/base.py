@@ -23,6 +23,7 @@ __all__ = [
     "added",
     "check_entries",
     "check_gram",
+    "fits_single",
     "gram_matrix",
     "joined",
     "weighted_sums",
@@ -125,6 +126,11 @@ MANY = 16
 products in double: the product then is a cost, and its rounding error is far below that of the gradients."""
 
 
+def fits_single(part: Tensor) -> bool:
+    """Whether inner products of millions of such entries are far from the bounds of single precision (1.8e19 squared)."""
+    return 1e-15 < float(part.abs().max()) < 1e15
+
+
 class GramSum:
     """A Gram matrix that grows parameter by parameter, in float64.
 
@@ -151,7 +157,10 @@ class GramSum:
         for start in range(0, len(rows[0]), step):
             few = slice(start, start + step)
             part = rows[:, few] if isinstance(rows, Tensor) else torch.stack([row[few] for row in rows])
-            part = part.to(self.precision(part.dtype))
+            precision = self.precision(part.dtype)
+            if precision != torch.float64 and not fits_single(part):
+                precision = torch.float64
+            part = part.to(precision)
             self.add(part @ part.T)
 
     def add_sum(self, other: GramSum) -> None:

@@ -274,4 +274,6 @@ def replacing(mode: Replacing) -> Iterator[None]:
 def scale_leaves(parameters: Sequence[NamedParameter]) -> dict[Tensor, Tensor]:
     """A scale of 1 for every parameter that an operation can be replaced for."""
     replaced = [p.value for p in parameters if type(p.value) is nn.Parameter and p.value.is_floating_point()]
-    return {weight: weight.new_ones((), requires_grad=True) for weight in replaced}
+    # In single precision at least: what is summed up in their derivatives is beyond half precision soon.
+    wide = {weight: torch.promote_types(weight.dtype, torch.float32) for weight in replaced}
+    return {weight: weight.new_ones((), dtype=dtype, requires_grad=True) for weight, dtype in wide.items()}
