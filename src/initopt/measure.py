@@ -11,6 +11,7 @@ from initopt import functional
 from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine, create_engine
 from initopt.engines.choose import check_engine
+from initopt.engines.first_batch import examine
 from initopt.errors import LoaderError
 from initopt.losses import LossFunction, as_loss
 from initopt.measurement import Measurement
@@ -120,7 +121,7 @@ def measure(
         )
         chosen = create_engine(engine, problem)
         with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
-            return measure_batches(chosen, batches if stream is None else stream, report)
+            return measure_batches(chosen, batches if stream is None else stream, report, first=True)
 
     found = unwritten(model, work, loss_fn, batches)
     if stream is not None and stream.cycled:
@@ -131,13 +132,14 @@ def measure(
     return found
 
 
-def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None) -> Measurement:
+def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None, first: bool = False) -> Measurement:
     """Measure every batch with an engine, its model being in measuring mode.
 
     Args:
         engine: the engine.
         batches: as the user gave them.
         report: is called with each Gram matrix.
+        first: whether the model is run here for the first time, so that the first batch is looked at more closely.
 
     Raises:
         LoaderError: if there is no batch.
@@ -146,6 +148,8 @@ def measure_batches(engine: Engine, batches: Iterable[Any], report: Any = None) 
     for index, data in enumerate(batches):
         with located(f"batch {index} of the measurement"):
             batch = engine.problem.prepare(data, index)
+            if first and index == 0:
+                examine(engine.problem, data, second=False)
             grams.append(engine.evaluate(batch, differentiate=False).gram)
         small.append(batch.windows.small_batch)
         big.append(batch.windows.big_batch)

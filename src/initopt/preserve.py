@@ -126,6 +126,7 @@ class _Keeping:
             put_back(OwnGenerator(generator).put_back)
         for parameter in model.parameters():
             put_back(_put_back_flags, parameter, parameter.grad, parameter.requires_grad)
+            parameter.grad = None  # so that nobody adds to the user's own
         put_back(ModeGuard(model).put_back)
         state = StateGuard(model, self._loss_fn, trainable=not self._weights)
         put_back(state.put_back)

@@ -17,6 +17,7 @@ from torch import nn
 from initopt._version import __version__
 from initopt.checkpoint import Checkpoint, loader_generators
 from initopt.engines import create_engine
+from initopt.engines.first_batch import examine
 from initopt.identity import fingerprint, identify
 from initopt.losses import LossFunction
 from initopt.measure import measure_batches
@@ -185,6 +186,10 @@ class Run:
             with inner_work():
                 apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
             start = {p: p.detach().clone() for p in self._originals}
+        if self._previous is None:
+            doubts = examine(self._problem, batch, self._method.differentiates)
+            if doubts is not None:
+                self._engine.distrust(doubts)
         self._at_work = self._method.start(self._problem, self._engine, start)
         if self._previous is not None:
             self._at_work.load_state(self._previous.state)

@@ -64,7 +64,7 @@ class StateGuard:
             return
         with self._writes:
             yield
-        self._has_run = True
+        self._has_run = self._stand_ins is None  # else nothing has been written to what they stand for
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from initopt.errors import NonFiniteError, ZeroGradientError
 from initopt.parameters import NamedParameter
 from initopt.problem import Batch, Problem, as_real
+from initopt.where import warn
 
 __all__ = [
     "BLOCK",
@@ -103,6 +104,10 @@ class Engine(ABC):
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - most engines have none
         """Go on from a state: the inverse of :meth:`state`."""
+
+    def distrust(self, why: str) -> None:
+        """Hear that second derivatives are not to be trusted, before the first batch; an engine may do without."""
+        warn(f'initopt: {why}. {self.name!r} takes it as it is; engine="differences" does without')
 
     @abstractmethod
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:

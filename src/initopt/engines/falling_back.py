@@ -24,6 +24,7 @@ __all__ = ["FallingBackEngine", "missing_derivative"]
 _MISSING = (
     re.compile(r"derivative for '?(?P<operator>[\w:.]+)'? is not implemented"),
     re.compile(r"(?P<operator>torch\.compile) with aot_autograd does not currently support double backward"),
+    re.compile(r"[Dd]ouble backwards? (?:on|for|of|through) (?P<operator>[\w:]+) (?:is )?not (?:supported|implemented)"),
     re.compile(r"[Dd]ouble backwards? is not supported for (?P<operator>[\w ]+?)(?: due|\.|$)"),
     re.compile(r"differentiate twice a function that was marked with (?P<operator>@once_differentiable)"),
     re.compile(r"(?P<operator>[\w:]+) does not support (?:double|higher.order) back"),
@@ -62,7 +63,8 @@ class FallingBackEngine(Engine):
     - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
       if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.memory`).
     - The same when memory runs out all the same, with a warning, and when each pass writes into what the last one saved.
-    - From an exact engine to ``differences`` when an operation has no second derivative, with a warning.
+    - From an exact engine to ``differences`` when an operation has no second derivative, or one that is not to be trusted,
+      with a warning.
 
     Args:
         problem: what to work on.
@@ -109,6 +111,13 @@ class FallingBackEngine(Engine):
     @property
     def microbatch(self) -> int | None:
         return self._engine.microbatch
+
+    def distrust(self, why: str) -> None:
+        if not self._allow_differences or DifferencesEngine.refusal(self.problem) is not None:
+            super().distrust(why)
+            return
+        self._engine, self.reason = DifferencesEngine(self.problem), why
+        warn(f"initopt: {why}. Derivatives are taken by finite differences from here on (engine {self.name!r})")
 
     def state(self) -> dict[str, Any]:
         return {"engine": self._engine.name, "reason": self.reason, "inner": self._engine.state()}
