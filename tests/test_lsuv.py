@@ -290,3 +290,21 @@ def test_it_is_stored_and_drawn(tmp_path: Any) -> None:
     assert again.scales == result.scales
     assert again.after.grad_norm == result.after.grad_norm
     assert all(torch.equal(value, dict(other.named_parameters())[name]) for name, value in result.weights.items())
+
+
+def test_an_autocast_context_made_beforehand_sees_every_rescaling() -> None:
+    """Its cache of cast weights is on, whatever was set since."""
+    context = torch.autocast("cpu", torch.bfloat16)
+
+    def mixed(model: nn.Module, batch: Any) -> Tensor:
+        with context:
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    torch.manual_seed(1)
+    batches = [(3 * torch.randn(64, 8), torch.randint(3, (64,)))]
+    found = []
+    for loss in (None, mixed):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+        found.append(initopt.lsuv(model, batches, loss, measure_steps=0, seed=0).scales)
+    assert found[1] == pytest.approx(found[0], rel=0.05)

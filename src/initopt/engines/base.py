@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -268,7 +269,9 @@ def check_entries(gram: Tensor, losses: Sequence[Tensor], broken: Callable[[int]
     """
     for d, finite in enumerate(torch.isfinite(torch.stack(list(losses))).tolist()):
         if not finite:
-            raise NonFiniteError(f"the loss of sub-batch {d} is {losses[d].item()}")
+            value = losses[d].item()
+            why = " (a mean over no target is: are all those of this sub-batch ignored?)" if math.isnan(value) else ""
+            raise NonFiniteError(f"the loss of sub-batch {d} is {value}{why}")
     if not torch.isfinite(gram).all():
         for d in range(len(losses)):
             bad = broken(d)
@@ -281,5 +284,6 @@ def check_entries(gram: Tensor, losses: Sequence[Tensor], broken: Callable[[int]
     if not gram.diagonal().any():
         raise ZeroGradientError(
             "the gradients of all sub-batches are exactly zero, so GradCosine is undefined; does the loss depend on the "
-            "chosen parameters, and is the network alive (dead ReLUs, zero-initialized output)?"
+            "chosen parameters, and is the network alive (dead ReLUs, zero-initialized output)? A contrastive loss needs "
+            "more than one sample in a sub-batch: fewer sub-batches"
         )
