@@ -43,6 +43,7 @@ class StateGuard:
         self._generators = [OwnGenerator(generator) for generator in reach.generators]
         own = {parameter: f"parameter {name!r}" for name, parameter in model.named_parameters()}
         others = {p: None for m in reach.modules for p in m._parameters.values() if p is not None and p not in own}
+        self._trained = {p for p in own if p.requires_grad}
         self._moving = [_Watched(p, name) for p, name in own.items() if p.requires_grad] if trainable else []
         self._watched = [
             *(_Watched(p, name) for p, name in own.items() if not p.requires_grad),
@@ -84,7 +85,7 @@ class StateGuard:
         Yields:
             the leaf that stands for each parameter.
         """
-        self._stand_ins = _StandIns(self._modules, dtype)
+        self._stand_ins = _StandIns(self._modules, dtype, self._trained)
         try:
             yield self._stand_ins.leaves
         finally:
@@ -136,9 +137,10 @@ class StateGuard:
 class _StandIns:
     """Copies in the place of the parameters and buffers of modules."""
 
-    def __init__(self, modules: list[nn.Module], dtype: torch.dtype | None) -> None:
+    def __init__(self, modules: list[nn.Module], dtype: torch.dtype | None, trained: set[nn.Parameter]) -> None:
         self._dtype = dtype
         self._modules = modules
+        self._trained = trained
         self._own = [(module, dict(module._parameters)) for module in modules]
         self.leaves: dict[Tensor, nn.Parameter] = {}
         for parameter in {p: None for _, named in self._own for p in named.values() if p is not None}:
@@ -150,10 +152,10 @@ class _StandIns:
         return tensor.detach().to(wanted, copy=True)
 
     def install(self) -> None:
-        """Put them there, those that do not train with their first values."""
+        """Put them there, all but those of the model that train with their first values."""
         with torch.no_grad():
             for parameter, leaf in self.leaves.items():
-                if not parameter.requires_grad:
+                if parameter not in self._trained:
                     leaf.copy_(parameter)
         for module, own in self._own:
             for name, held in own.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -61,7 +62,7 @@ def examine(problem: Problem, data: Any, second: bool) -> str | None:
     """
     try:
         batch = problem.prepare(data, 0)
-        part = problem.parts(batch, 0, problem.microbatch)[0]
+        part = _first_part(problem, batch)
         accumulated, difference, misread = _two_passes(problem, batch, part, second)
     except Exception:  # whatever it is: those who run the model next will meet it where it can be said
         return None
@@ -82,6 +83,13 @@ def examine(problem: Problem, data: Any, second: bool) -> str | None:
         )
         return None
     return _disagreement(problem, batch, part) if second else None
+
+
+def _first_part(problem: Problem, batch: Batch) -> Part:
+    """What the model is first run on: the first sub-batch, or all of a batch that is normalized as one."""
+    if problem.batch_norm == "batch":
+        return Part(torch.arange(batch.windows.batch_size, device="cpu"), 1.0, batch.seed)
+    return problem.parts(batch, 0, problem.microbatch)[0]
 
 
 def _two_passes(problem: Problem, batch: Batch, part: Part, scaled: bool) -> tuple[list[str], str | None, str | None]:
@@ -182,7 +190,9 @@ def _compared(directions: _Directions, steps: tuple[float, ...], allowed: float)
     exact, size = directions.exact()
     pairs = [directions.differences(step) for step in steps]
     along, back = min(pairs, key=lambda pair: abs(pair[0] - pair[1]))
-    if along == back == 0 or abs(exact - along) <= 10 * abs(along - back) + allowed * max(abs(along), size):
+    if along == back == 0 or not math.isfinite(exact + along + back):
+        return None
+    if abs(exact - along) <= 10 * abs(along - back) + allowed * max(abs(along), size):
         return None
     return (
         "the second derivative of the model is not the derivative of its gradients (on the first samples, "
