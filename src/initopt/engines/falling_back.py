@@ -146,8 +146,14 @@ class FallingBackEngine(Engine):
             self.reason += f", and one graph does, too, so {problem.microbatch} samples are run at a time"
         self._engine = RecomputeEngine(problem)
 
-    def _fall_back(self, error: Exception) -> None:
-        """Go over to the next engine, or raise the error again."""
+    def _fall_back(self, error: Exception, second: bool = False) -> None:
+        """Go over to the next engine, or raise the error again.
+
+        Args:
+            error: what has happened.
+            second: whether in a second derivative. An error there, first derivatives being in order, is about one that is
+                missing, whatever its words.
+        """
         numerical = isinstance(error, (NonFiniteError, ZeroGradientError))
         if isinstance(self._engine, GroupsEngine) and not numerical and not is_out_of_memory(error):
             # Whatever it was that the model cannot do with all sub-batches at once: if it is the model's own fault, it
@@ -162,6 +168,8 @@ class FallingBackEngine(Engine):
             self.reason = "the model or the loss writes in each pass into what the one before has saved"
             return
         operator = missing_derivative(error)
+        if operator is None and second and isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            operator = f"the model (it says: {str(error).partition(chr(10))[0]})"
         if operator is not None and not isinstance(self._engine, DifferencesEngine):
             if not self._allow_differences:
                 error.add_note(f'({operator} has no second derivative; engine="auto" or "differences" does without)')
@@ -205,7 +213,7 @@ class _FallingBack(Evaluation):
             return self._inner.scale_derivatives(gram_derivative)
         except Exception as error:
             del self._inner  # and its graphs
-            self._engine._fall_back(error)
+            self._engine._fall_back(error, second=True)
         return self._engine.evaluate(self._batch, differentiate=True).scale_derivatives(gram_derivative)
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
