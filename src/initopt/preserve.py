@@ -109,7 +109,7 @@ class _Keeping:
         self._model, self._loss_fn, self._batches, self._weights = model, loss_fn, batches, weights
         self._stack = ExitStack()
         self._torch = TorchState.now()
-        self._structure = StructureGuard(model)
+        self._structure: StructureGuard | None = None
 
     def begin(self) -> None:
         """Note everything."""
@@ -117,6 +117,7 @@ class _Keeping:
         # A callback of its own for each, so that none is left out should another fail.
         put_back = self._stack.callback
         self._stack.enter_context(_Work(model, changing=self._weights))
+        self._structure = StructureGuard(model)
         self._stack.enter_context(Eager())
         self._stack.enter_context(torch.inference_mode(False))
         self._stack.enter_context(torch.enable_grad())
@@ -140,7 +141,7 @@ class _Keeping:
                 for parameter, value in self.kept.originals.items():
                     stack.callback(_restore, parameter, value)
             stack.callback(self._stack.close)
-            if not succeeded:
+            if not succeeded and self._structure is not None:
                 stack.callback(self._structure.put_back)
                 stack.callback(self._torch.put_back)  # first of all: modes may be on that act on all that follows
 

@@ -6,8 +6,8 @@ import functools
 import random
 import sys
 import types
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import UserDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +81,7 @@ class Reach:
             self.tensors.append(value)
         elif isinstance(value, GENERATORS):
             self.generators.append(value)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, (dict, UserDict)):
             if len(value) <= MANY:
                 yield from value.values()
         elif isinstance(value, (list, tuple, set, frozenset, deque)):
@@ -96,14 +96,25 @@ class Reach:
                 yield from _held(value)
         elif isinstance(value, (DataLoader, Dataset, Sampler)):  # theirs are the generators
             yield from vars(value).values()
-        elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):  # functools.cache and the like
-            yield value.__wrapped__
-        elif hasattr(value, "__dict__") and not _is_foreign(type(value).__module__):
-            self.objects.append(value)
-            yield from vars(value).values()
+        else:
+            attributes = _attributes(value)
+            if "__wrapped__" in attributes:  # functools.cache and the like
+                yield attributes["__wrapped__"]
+            elif attributes and not _is_foreign(type(value).__module__):
+                self.objects.append(value)
+                yield from attributes.values()
 
 
 _PLAIN = (type, types.ModuleType, str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, np.ndarray)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object, without asking it for any."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:

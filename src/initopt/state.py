@@ -292,14 +292,18 @@ _WHILE_MEASURING = {_BatchNorm: "track_running_stats", _InstanceNorm: "momentum"
 class _Attributes:
     """The attributes of modules, and of objects that modules or the loss keep, with the contents of containers.
 
-    Of other objects than modules, only what holds tensors is put back: what else they do is their own business.
+    Of other objects than modules, and of PyTorch's own modules, only what holds tensors is put back: what else they do is
+    their own business. Wrappers that distribute a model keep books of their passes, and are left alone.
     """
 
     def __init__(self, reach: Reach) -> None:
         self._owners = [_Owner(vars(thing), frozenset(), whole=False) for thing in reach.objects]
         for module in reach.modules:
+            package = type(module).__module__
+            if package.startswith("torch.distributed"):
+                continue
             left = {name for kind, name in _WHILE_MEASURING.items() if isinstance(module, kind)}
-            self._owners.append(_Owner(vars(module), MODULE_OWN | left, whole=True))
+            self._owners.append(_Owner(vars(module), MODULE_OWN | left, whole=not package.startswith("torch.")))
         self._contents: list[tuple[Any, Any, bool]] = []
         seen: set[int] = set()
         for owner in self._owners:
