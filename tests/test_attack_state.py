@@ -185,7 +185,9 @@ def interrupted_at_lines(kind: str, tries: int, seed: int) -> collections.Counte
     outcomes: collections.Counter[str] = collections.Counter()
     expected, lines = attacked(Victim(kind), None)
     draw = random.Random(seed)
-    numbers = [draw.randrange(1, lines + 1) for _ in range(tries)] + list(range(max(1, lines - max(tries // 10, 6)), lines + 2))
+    numbers = [draw.randrange(1, lines + 1) for _ in range(tries)] + list(
+        range(max(1, lines - max(tries // 10, 6)), lines + 2)
+    )
     for number in numbers:
         victim = Victim(kind)
         result, _ = attacked(victim, number)

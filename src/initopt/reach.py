@@ -26,7 +26,7 @@ MODULE_OWN = frozenset(vars(nn.Module()))
 _DEPTH = 6
 """Steps from the model or the loss to what is looked at: through attributes, closures, globals and the like."""
 
-MANY = 100_000
+MANY = 10_000
 """Items of a container that is looked through; a longer one is data."""
 
 _FOREIGN = {"builtins", "initopt", "numpy", "torch", *sys.stdlib_module_names}

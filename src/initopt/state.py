@@ -45,9 +45,12 @@ class StateGuard:
         others = {p: None for m in reach.modules for p in m._parameters.values() if p is not None and p not in own}
         self._trained = {p for p in own if p.requires_grad}
         self._moving = [_Watched(p, name) for p, name in own.items() if p.requires_grad] if trainable else []
-        self._watched = [
+        self._parameters = [
             *(_Watched(p, name) for p, name in own.items() if not p.requires_grad),
             *(_Watched(p, "a parameter that the loss function reaches") for p in others),
+        ]
+        self._watched = [
+            *self._parameters,
             *(_Watched(t, f"a tensor of shape {tuple(t.shape)} that the model or the loss keeps") for t in reach.tensors),
         ]
         self._writes = _Writes([*self._watched, *self._moving])
@@ -75,12 +78,11 @@ class StateGuard:
 
     @contextmanager
     def stand_ins(self, dtype: torch.dtype | None = None) -> Iterator[Mapping[Tensor, nn.Parameter]]:
-        """A block in which the model, and what the loss reaches, have copies of their parameters, and of their buffers.
-
-        Nothing in the block touches the parameters themselves, and no hook on them fires.
+        """A block in which other leaves stand for parameters, so that no hook on these fires and none has a gradient.
 
         Args:
-            dtype: of the copies of floating-point tensors; their own by default.
+            dtype: of copies of all floating-point parameters and buffers, those that the loss reaches included, which may
+                be written to. By default, the leaves are in the memory of the parameters of the model that train.
 
         Yields:
             the leaf that stands for each parameter.
@@ -101,8 +103,9 @@ class StateGuard:
         torch.clear_autocast_cache()
         self._buffers.refresh()
         self._attributes.put_back()
-        for watched in self._watched:
-            watched.put_back()
+        for watched in (*self._parameters, *self._writes.written):  # of all others, there may be very many
+            if watched.tensor not in self._trained:
+                watched.put_back()
         if self._stand_ins is not None:
             self._stand_ins.install()
         seed = torch.default_generator.initial_seed()
@@ -135,7 +138,7 @@ class StateGuard:
 
 
 class _StandIns:
-    """Copies in the place of the parameters and buffers of modules."""
+    """Leaves for the parameters that train, in the same memory; or copies of all parameters and buffers, in a precision."""
 
     def __init__(self, modules: list[nn.Module], dtype: torch.dtype | None, trained: set[nn.Parameter]) -> None:
         self._dtype = dtype
@@ -144,11 +147,13 @@ class _StandIns:
         self._own = [(module, dict(module._parameters)) for module in modules]
         self.leaves: dict[Tensor, nn.Parameter] = {}
         for parameter in {p: None for _, named in self._own for p in named.values() if p is not None}:
-            if type(parameter) is nn.Parameter and (parameter.is_floating_point() or parameter.is_complex()):
-                self.leaves[parameter] = nn.Parameter(self._copy(parameter), parameter.requires_grad)
+            if type(parameter) is nn.Parameter and (parameter in trained or (dtype and parameter.is_floating_point())):
+                self.leaves[parameter] = nn.Parameter(self._other(parameter), parameter.requires_grad)
 
-    def _copy(self, tensor: Tensor) -> Tensor:
-        wanted = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
+    def _other(self, tensor: Tensor) -> Tensor:
+        if self._dtype is None:
+            return tensor.detach()
+        wanted = self._dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.detach().to(wanted, copy=True)
 
     def install(self) -> None:
@@ -161,9 +166,9 @@ class _StandIns:
             for name, held in own.items():
                 if held is not None and held in self.leaves:
                     module._parameters[name] = self.leaves[held]
-            for name, buffer in module._buffers.items():
+            for name, buffer in module._buffers.items() if self._dtype is not None else ():
                 if buffer is not None:
-                    module._buffers[name] = self._copy(buffer)
+                    module._buffers[name] = self._other(buffer)
         self._tell_recurrent()
 
     def remove(self) -> None:
@@ -188,8 +193,8 @@ class _Watched:
         self._version = _version(tensor)
 
     def keep(self) -> None:
-        if self.copy is None:
-            self.copy = self._home.clone()
+        """Copy the values, which are about to be written over."""
+        self.copy = self._home.clone()
 
     def put_back(self) -> None:
         tensor, home = self.tensor, self._home
@@ -214,6 +219,7 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, watched: list[_Watched]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.written: list[_Watched] = []
         self._by_memory: dict[int, list[_Watched]] = {}
         for each in watched:
             place = _memory(each._home)
@@ -232,7 +238,9 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _keep(self, value: Any) -> None:
         for tensor in value if isinstance(value, (list, tuple)) else [value]:
             for watched in self._by_memory.get(_memory(tensor) or 0, ()) if isinstance(tensor, Tensor) else ():
-                watched.keep()
+                if watched.copy is None:
+                    watched.keep()
+                    self.written.append(watched)
 
 
 class _Buffers:

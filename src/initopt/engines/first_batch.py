@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initopt.engines.base import Gradients
-from initopt.engines.invariance import in_low_precision, in_precision
+from initopt.engines.invariance import fits_memory, in_low_precision, in_precision
 from initopt.parameters import NamedParameter
 from initopt.plain_ops import plain_attention
 from initopt.problem import Batch, Part, Problem, as_real, inner_product
@@ -24,12 +23,15 @@ __all__ = ["examine"]
 _FEW = 8
 """Samples on which second derivatives are looked at."""
 
-_STEPS = {torch.float64: (1e-6, 1e-3), None: (1e-3, 1e-2)}
+_STEPS = {torch.float64: (1e-6, 1e-3), torch.float32: (1e-3, 1e-2)}
 """Of finite differences, relative to the weights, by precision: in double precision, the second is for models in which some
 operation keeps to single precision all the same."""
 
 _AGREED = 1e-3
 """Relative difference of a derivative and a finite difference in double precision that is no sign of anything."""
+
+_ROUGHLY_AGREED = 0.02
+"""The same in single precision."""
 
 
 def examine(problem: Problem, data: Any, second: bool) -> str | None:
@@ -118,11 +120,25 @@ def _all(problem: Problem) -> list[NamedParameter]:
 
 def _pass(
     problem: Problem, batch: Batch, part: Part, parameters: Sequence[NamedParameter], leaves: Mapping[Tensor, Tensor]
-) -> tuple[float, Gradients]:
-    with seeded(*part.seed):
+) -> tuple[float, Tensor]:
+    """The loss, and sum and length of the gradient of each parameter, of which one is in memory at a time."""
+    figures: dict[int, Tensor] = {}
+    with seeded(*part.seed), ExitStack() as stack:
         loss = problem.part_loss(batch, part)
-        values = [leaves.get(p.value, p.value) for p in parameters]
-        return float(loss.detach()), torch.autograd.grad(loss, values, allow_unused=True)
+        values = [leaves[p.value] for p in parameters if p.value in leaves]
+        for number, value in enumerate(values):
+
+            def fold(gradient: Tensor, number: int = number) -> Tensor | None:
+                wide = as_real(gradient)
+                length = torch.linalg.vector_norm(wide, dtype=torch.float64)
+                figures[number] = torch.stack([wide.sum(dtype=torch.float64), length]).cpu()
+                nothing = gradient.new_zeros(()).expand(gradient.shape)
+                return nothing if gradient.layout is torch.strided else None
+
+            stack.callback(value.register_hook(fold).remove)  # type: ignore[no-untyped-call]
+        torch.autograd.grad(loss, values, allow_unused=True)
+    none = torch.zeros(2, dtype=torch.float64, device="cpu")
+    return float(loss.detach()), torch.stack([figures.get(number, none) for number in range(len(values))])
 
 
 def _precision(problem: Problem) -> float:
@@ -130,17 +146,15 @@ def _precision(problem: Problem) -> float:
     return max(own, torch.finfo(torch.bfloat16).eps) if in_low_precision(problem) else own
 
 
-def _difference(first: tuple[float, Gradients], second: tuple[float, Gradients], precision: float) -> str | None:
+def _difference(first: tuple[float, Tensor], second: tuple[float, Tensor], precision: float) -> str | None:
     """How two passes differ, in words: kernels that add up in no fixed order differ by rounding."""
     allowed = precision**0.5
     if abs(first[0] - second[0]) > allowed * max(abs(first[0]), abs(second[0])):
         return f"the losses {first[0]:.6g} and {second[0]:.6g}"
-    pairs = [(a, b) for a, b in zip(first[1], second[1], strict=True) if a is not None and b is not None]
-    if not pairs:
-        return None
-    apart = sum(float((as_real(a).double() - as_real(b).double()).square().sum()) for a, b in pairs) ** 0.5
-    length = sum(float(as_real(a).double().square().sum()) for a, _ in pairs) ** 0.5
-    return f"gradients that differ by {apart / length:.1%}" if apart > 10 * allowed * length else None
+    (one, length), (other, _) = first[1].T, second[1].T
+    apart = max(float((length - second[1].T[1]).norm()), float((one - other).norm()))
+    largest = float(first[1].abs().max())
+    return f"gradients whose sums or lengths differ by {apart:.3g}" if apart > 10 * allowed * largest else None
 
 
 @contextmanager
@@ -175,12 +189,13 @@ def _disagreement(problem: Problem, batch: Batch, part: Part) -> str | None:
     may be a staircase (quantized weights, with gradients as if they were not).
     """
     few = replace(part, indices=part.indices[:_FEW])
-    for dtype in (torch.float64,) if in_low_precision(problem) else (torch.float64, None):
+    for dtype in (torch.float64,) if in_low_precision(problem) else (torch.float64, torch.float32):
+        if not fits_memory(problem, dtype):
+            continue
         try:
             with problem.state.stand_ins(dtype) as leaves:
-                wide = batch if dtype is None else in_precision(batch, dtype)
-                directions = _Directions(problem, wide, few, leaves)
-                return _compared(directions, _STEPS[dtype], _AGREED if dtype else _precision(problem) ** 0.25)
+                directions = _Directions(problem, in_precision(batch, dtype), few, leaves)
+                return _compared(directions, _STEPS[dtype], _AGREED if dtype == torch.float64 else _ROUGHLY_AGREED)
         except Exception:  # a kernel with the one precision only, or a derivative that is missing, as engines will find
             continue
     return None

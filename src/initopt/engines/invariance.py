@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from initopt.engines.base import Gradients, added
+from initopt.engines.memory import free_memory
 from initopt.plain_ops import plain_attention, uses_autocast
 from initopt.problem import Batch, Part, Problem, as_real, inner_product
 from initopt.randomness import seeded
 from initopt.trees import map_tensors
 
-__all__ = ["ALIGNED", "in_low_precision", "in_precision", "scale_invariant"]
+__all__ = ["ALIGNED", "fits_memory", "in_low_precision", "in_precision", "scale_invariant"]
 
 ALIGNED = 5e-4
 """Least cosine of gradient and weight, in some sub-batch, of a tensor whose scale matters.
@@ -45,9 +46,11 @@ def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = Non
         return _below(_cosines(problem, batch, microbatch, {}), problem, ALIGNED)
     # Rounding to 8 or 11 bits alone makes cosines of 1e-3. Autocast leaves float64 alone.
     try:
+        if not fits_memory(problem, torch.float64):
+            raise MemoryError
         with problem.state.stand_ins(torch.float64) as leaves:
             return _below(_cosines(problem, in_precision(batch, torch.float64), microbatch, leaves), problem, ALIGNED)
-    except Exception:  # a kernel of the user's own that has the one precision only, say
+    except Exception:  # also a kernel of the user's own that has the one precision only, say
         eps = max(torch.finfo(parameter.value.dtype).eps for parameter in problem.scale_params)
         return _below(_cosines(problem, batch, microbatch, {}), problem, max(eps, _AUTOCAST_EPS))
 
@@ -59,6 +62,13 @@ def in_low_precision(problem: Problem) -> bool:
     """Whether a model computes in less than single precision, by its parameters or by autocast."""
     low = any(torch.finfo(p.value.dtype).bits < 32 for p in problem.scale_params)
     return low or uses_autocast()
+
+
+def fits_memory(problem: Problem, dtype: torch.dtype) -> bool:
+    """Whether there is room for copies of all parameters and a few gradients of them in a precision, and to spare."""
+    count = sum(parameter.numel() for parameter in problem.model.parameters())
+    free = free_memory(problem.device) if problem.memory_budget is None else problem.memory_budget
+    return free is None or 6 * count * torch.finfo(dtype).bits / 8 < free / 2
 
 
 def in_precision(batch: Batch, dtype: torch.dtype) -> Batch:
