@@ -20,12 +20,12 @@ from initopt.where import warn
 
 __all__ = ["examine"]
 
-_FEW = 8
+_FEW = 4
 """Samples on which second derivatives are looked at."""
 
 _STEPS = {torch.float64: (1e-6, 1e-3), torch.float32: (1e-3, 1e-2)}
-"""Of finite differences, relative to the weights, by precision: in double precision, the second is for models in which some
-operation keeps to single precision all the same."""
+"""Of finite differences, relative to the weights, by precision; the second is for models in which some operation keeps to a
+lower precision all the same, so that the first tells nothing."""
 
 _AGREED = 1e-3
 """Relative difference of a derivative and a finite difference in double precision that is no sign of anything."""
@@ -35,7 +35,7 @@ _ROUGHLY_AGREED = 0.02
 
 
 def examine(problem: Problem, data: Any, second: bool) -> str | None:
-    """Look at a model on the first sub-batch, for the price of one or two training steps.
+    """Look at a model on the first sub-batch, for the price of half a training step, and of two with second derivatives.
 
     - Two equal passes give the same loss and the same gradient. Where they do not, something draws at random, or keeps a
       state, out of sight.
@@ -203,17 +203,18 @@ def _disagreement(problem: Problem, batch: Batch, part: Part) -> str | None:
 
 def _compared(directions: _Directions, steps: tuple[float, ...], allowed: float) -> str | None:
     exact, size = directions.exact()
-    pairs = [directions.differences(step) for step in steps]
-    along, back = min(pairs, key=lambda pair: abs(pair[0] - pair[1]))
-    if along == back == 0 or not math.isfinite(exact + along + back):
-        return None
-    if abs(exact - along) <= 10 * abs(along - back) + allowed * max(abs(along), size):
-        return None
-    return (
-        "the second derivative of the model is not the derivative of its gradients (on the first samples, "
-        f"{exact:.4g} in place of {along:.4g}): some operation has a backward pass that cannot be differentiated and does "
-        "not say so, a custom autograd.Function, say, or something that follows from the weights is detached"
-    )
+    for step in steps:
+        along, back = directions.differences(step)
+        apart = abs(exact - along)
+        if along == back == 0 or not math.isfinite(exact + along + back) or apart <= allowed * max(abs(along), size):
+            return None
+        if apart > 10 * abs(along - back):
+            return (
+                "the second derivative of the model is not the derivative of its gradients (on the first samples, "
+                f"{exact:.4g} in place of {along:.4g}): some operation has a backward pass that cannot be differentiated and "
+                "does not say so, a custom autograd.Function, say, or something that follows from the weights is detached"
+            )
+    return None
 
 
 class _Directions:
