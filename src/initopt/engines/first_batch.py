@@ -212,7 +212,8 @@ def _compared(directions: _Directions, steps: tuple[float, ...], allowed: float)
             return (
                 "the second derivative of the model is not the derivative of its gradients (on the first samples, "
                 f"{exact:.4g} in place of {along:.4g}): some operation has a backward pass that cannot be differentiated "
-                "and does not say so, a custom autograd.Function, say, or something that follows from the weights is detached"
+                "and does not say so, a custom autograd.Function, say, or something that follows from the weights is "
+                "detached"
             )
     return None
 
