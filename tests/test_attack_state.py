@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -227,6 +226,27 @@ for number, line in enumerate(sys.stdin):
 """
 
 
+_attacked = False
+
+
+def _raise_if_attacked(number: int, frame: FrameType | None) -> None:
+    """The handler of a program that is only to be interrupted within the call."""
+    if _attacked:
+        raise KeyboardInterrupt
+
+
+def _called(victim: Victim) -> Any:
+    global _attacked
+    try:
+        try:
+            _attacked = True
+            return victim.call()
+        finally:
+            _attacked = False
+    except KeyboardInterrupt:
+        return None
+
+
 def interrupted_for_real(kind: str, tries: int, seed: int, log: Path) -> collections.Counter[str]:
     """By another process, once or twice, at random times."""
     outcomes: collections.Counter[str] = collections.Counter()
@@ -235,34 +255,29 @@ def interrupted_for_real(kind: str, tries: int, seed: int, log: Path) -> collect
     duration = time.perf_counter() - started
     draw = random.Random(seed)
     command = [sys.executable, "-S", "-c", SENDER, str(os.getpid()), str(log)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as sender:
-        assert sender.stdin is not None
-        for number in range(tries):
-            victim, result = Victim(kind), None
-            pauses = [draw.random() * duration * 1.05] + ([draw.random() * 0.003] if number % 2 else [])
-            with suppress(KeyboardInterrupt):
+    previous = signal.signal(signal.SIGINT, _raise_if_attacked)
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as sender:
+            assert sender.stdin is not None
+            for number in range(tries):
+                victim = Victim(kind)
+                pauses = [draw.random() * duration * 1.05] + ([draw.random() * 0.003] if number % 2 else [])
                 sender.stdin.write(" ".join(map(str, pauses)) + "\n")
                 sender.stdin.flush()
-                result = victim.call()
-            _outlast(log, number)
-            try:
-                victim.check(result)
-            except AssertionError as error:
-                raise AssertionError(f"try {number} of {kind}, {pauses}: {error}") from error
-            outcomes["returned" if result is not None else "interrupted"] += 1
-            if result is not None and kind != "measure":
-                assert result.scales == expected.scales
-        sender.stdin.close()
+                result = _called(victim)
+                while not log.exists() or log.read_text() != str(number):
+                    time.sleep(0.001)
+                try:
+                    victim.check(result)
+                except AssertionError as error:
+                    raise AssertionError(f"try {number} of {kind}, {pauses}: {error}") from error
+                outcomes["returned" if result is not None else "interrupted"] += 1
+                if result is not None and kind != "measure":
+                    assert result.scales == expected.scales
+            sender.stdin.close()
+    finally:
+        signal.signal(signal.SIGINT, previous)
     return outcomes
-
-
-def _outlast(log: Path, number: int) -> None:
-    """Until all signals of a try are sent, whatever comes meanwhile."""
-    while True:
-        with suppress(KeyboardInterrupt, FileNotFoundError):
-            if log.read_text() == str(number):
-                return
-            time.sleep(0.001)
 
 
 @pytest.mark.usefixtures("before")
