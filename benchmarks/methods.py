@@ -68,12 +68,12 @@ def method_contender(name: str, case: Case, model: nn.Module, data: Any) -> Cont
 def _stepping(method: Method, case: Case, model: nn.Module, data: Any) -> Iterator[Step]:
     batches = _halves(data) if isinstance(method, GradInit) else [data]
     problem = make_problem(model, case)
-    with preserved(model) as originals, measuring(model):
-        at_work = method.start(problem, create_engine(method.engine, problem), originals)
+    with preserved(model) as kept, measuring(model):
+        at_work = method.start(problem, create_engine(method.engine, problem), kept.originals)
         try:
             yield lambda: at_work.step(0, itertools.cycle(batches))
         finally:
-            put_values(originals)
+            put_values(kept.originals)
 
 
 def _halves(data: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:

@@ -150,6 +150,8 @@ def test_a_fault_of_the_model_is_not_hidden_by_going_over() -> None:
     [
         ("derivative for aten::_scaled_dot_product_flash_attention_for_cpu_backward is not implemented",
          "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
+        ("double backwards on roi_align not supported", "roi_align"),
+        ("double backwards on deform_conv2d not supported", "deform_conv2d"),
         ("torch.compile with aot_autograd does not currently support double backward", "torch.compile"),
         ("Double backwards is not supported for CuDNN RNNs due to limitations in the CuDNN API", "CuDNN RNNs"),
         ("trying to differentiate twice a function that was marked with @once_differentiable", "@once_differentiable"),
@@ -180,9 +182,11 @@ class Attention(nn.Module):
 def test_fused_attention_of_the_model_s_own_choice() -> None:
     torch.manual_seed(0)
     batches = [(torch.randn(16, 5, 8), torch.randint(3, (16,))) for _ in range(6)]
-    with pytest.warns(UserWarning, match="scaled_dot_product_flash_attention.* has no second derivative"):
-        result = quick(Attention(), batches)
-    assert result.engine == "differences"
+    model = Attention()
+    near = quick(copy.deepcopy(model), batches, engine="differences")
+    result = quick(model, batches)
+    assert result.engine != "differences"
+    assert result.scales == pytest.approx(near.scales, rel=1e-2)
 
 
 def test_recurrence_is_exact_on_a_cpu() -> None:
@@ -205,15 +209,21 @@ def test_recurrence_is_exact_on_a_cpu() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
-def test_a_compiled_model() -> None:
+def test_a_compiled_model_runs_uncompiled_and_is_exact() -> None:
     model = make_model()
-    expected = quick(make_model(), make_batches(), engine="differences")
+    expected = quick(make_model(), make_batches())
     compiled = torch.compile(model)
-    with pytest.warns(UserWarning, match=r"torch\.compile has no second derivative"):
+    inputs = make_batches()[0][0]
+    compiled(inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
         result = quick(compiled, make_batches())
-    assert result.engine == "differences"
-    assert _that_matter(result.scales) == pytest.approx(_that_matter(expected.scales), rel=1e-2)
+    assert result.engine == expected.engine != "differences"
+    assert {n.removeprefix("_orig_mod."): s for n, s in result.scales.items()} == expected.scales
     assert torch.equal(model[0].weight, compiled._orig_mod[0].weight)
+    stance = torch._dynamo.eval_frame._stance.stance
+    assert stance == "default"
+    torch.testing.assert_close(compiled(inputs), model(inputs))
 
 
 @pytest.mark.slow
@@ -282,3 +292,45 @@ def test_multihead_attention_runs_together(masked: str | None, weights: bool, pa
     assert list(together.scales.values()) == pytest.approx(list(apart.scales.values()), rel=1e-9)
     measured = [initopt.measure(model, batches, num_subbatches=6, engine=name).gram for name in ("groups", "plain")]
     torch.testing.assert_close(*measured, rtol=1e-9, atol=1e-14)
+
+
+class Refusing(torch.autograd.Function):
+    """Has no second derivative, and says so in words of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return RefusingBackward.apply(slope, x)
+
+
+class RefusingBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, x: Tensor) -> Tensor:
+        return slope * (1 - torch.tanh(x) ** 2)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        raise RuntimeError("once is enough for this kernel")
+
+
+class OnceOnly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Refusing.apply(x)
+
+
+def test_a_second_derivative_that_is_refused_in_unknown_words() -> None:
+    def model(middle: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), middle, nn.Linear(8, 3)).double()
+
+    with pytest.warns(UserWarning, match=r"it says: once is enough for this kernel\) has no second derivative, so deriv"):
+        result = quick(model(OnceOnly()), _double(make_batches()))
+    assert result.engine == "differences"
+    assert result.scales == pytest.approx(quick(model(nn.Tanh()), _double(make_batches())).scales, rel=1e-4)
+    with pytest.raises(RuntimeError, match="once is enough"):
+        quick(model(OnceOnly()), _double(make_batches()), engine="exact")

@@ -160,3 +160,65 @@ def test_a_sub_batch_without_a_gradient_does_not_end_the_run() -> None:
     result = initopt.nio(model, [(inputs, targets)], loss, steps=2, overlap=0.0, measure_steps=0)
     assert all(torch.isfinite(torch.tensor(record.objective)) for record in result.history)
     assert result.scales["1.weight"] != 1.0
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c1, self.b1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.c2, self.b2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(x + self.b2(self.c2(nn.functional.relu(self.b1(self.c1(x))))))
+
+
+def mixed(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(batch[0])
+    return nn.functional.cross_entropy(output.float(), batch[1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loss_fn"),
+    [(torch.float32, mixed), (torch.bfloat16, None), (torch.float16, None)],
+    ids=["autocast", "bfloat16", "float16"],
+)
+def test_half_precision_sees_the_same(dtype: torch.dtype, loss_fn: object) -> None:
+    def run(dtype: torch.dtype, loss_fn: object) -> set[str]:
+        torch.manual_seed(0)
+        first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        blocks = [Block(8) for _ in range(4)]
+        model = nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).to(dtype)
+        inputs, targets = images(64, side=8)
+        return moved(model, (inputs.to(dtype), targets), loss_fn=loss_fn)
+
+    assert run(dtype, loss_fn) == run(torch.float32, None)
+
+
+def test_exploding_gradients_are_not_taken_for_invariance() -> None:
+    """Squares of gradients overflow in single precision beyond 1.8e19."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(26) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), *layers, nn.Linear(64, 3))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    found = moved(model, (torch.randn(64, 8), torch.randint(3, (64,))))
+    assert found == {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
+
+
+@pytest.mark.parametrize("factor", [1e18, 1e-18])
+@pytest.mark.parametrize("make", [lambda: plain_mlp(768, depth=3), lambda: vgg(7, width=4)])
+def test_many_sub_batches_of_gradients_beyond_single_precision(make, factor: float) -> None:
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return factor * nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    torch.manual_seed(0)
+    model = make()
+    options = (
+        {"num_subbatches": 16} if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) else {"num_subbatches": 32}
+    )
+    plain = initopt.measure(model, [images()], **options)
+    found = initopt.measure(model, [images()], loss, **options)
+    torch.testing.assert_close(found.gram / factor**2, plain.gram, rtol=1e-4, atol=1e-9)

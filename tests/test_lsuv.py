@@ -226,8 +226,8 @@ def test_several_passes_and_hooks_of_the_user() -> None:
     handle = model[1].register_forward_hook(lambda module, args, output: calls.append(float(output.detach().var())))
     batches = [(inputs, targets), (3 * inputs, targets)]
     result = initopt.lsuv(model, batches, steps=2, tolerance=0.001, measure_steps=0)
-    assert len(calls) == 3  # the scheme's look at the nonlinearities, and the passes
-    assert calls[1:] == pytest.approx([1, 1], rel=0.01)
+    assert len(calls) == 5  # the scheme's look at the nonlinearities, two looks at the first batch, and the passes
+    assert calls[3:] == pytest.approx([1, 1], rel=0.01)
     assert [record.step for record in result.history] == [0] * 10 + [1] * 10
     handle.remove()
     assert all(abs(value - 1) < 0.002 for value in variances(model, 3 * inputs).values())
@@ -290,3 +290,21 @@ def test_it_is_stored_and_drawn(tmp_path: Any) -> None:
     assert again.scales == result.scales
     assert again.after.grad_norm == result.after.grad_norm
     assert all(torch.equal(value, dict(other.named_parameters())[name]) for name, value in result.weights.items())
+
+
+def test_an_autocast_context_made_beforehand_sees_every_rescaling() -> None:
+    """Its cache of cast weights is on, whatever was set since."""
+    context = torch.autocast("cpu", torch.bfloat16)
+
+    def mixed(model: nn.Module, batch: Any) -> Tensor:
+        with context:
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    torch.manual_seed(1)
+    batches = [(3 * torch.randn(64, 8), torch.randint(3, (64,)))]
+    found = []
+    for loss in (None, mixed):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+        found.append(initopt.lsuv(model, batches, loss, measure_steps=0, seed=0).scales)
+    assert found[1] == pytest.approx(found[0], rel=0.05)

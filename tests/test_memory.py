@@ -262,14 +262,15 @@ def test_a_parameter_that_is_written_to_late_is_told() -> None:
     class Late(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear, self.calls = nn.Linear(6, 3), 0
+            self.linear = nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            if self.calls == 7:
+            calls.append(1)
+            if len(calls) == 7:
                 with torch.no_grad():
                     self.linear.weight.mul_(0.5)
             return self.linear(x)
 
+    calls: list[int] = []
     with pytest.raises(RuntimeError, match=r"wrote to parameter 'linear\.weight', and not yet in its first run"):
         initopt.measure(Late(), make_batches(), engine="graph")

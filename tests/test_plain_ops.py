@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import initopt
-from initopt.plain_ops import plain_hard_sigmoid
+from initopt.plain_ops import plain_attention, plain_kernels, plain_norms
 
 
 class OfPlainOperations(nn.Module):
@@ -38,7 +43,7 @@ def test_a_plain_hard_sigmoid_is_the_same_function() -> None:
     x = torch.tensor([-5.0, -3.0, -1.0, 0.0, 2.0, 3.0, 4.0], requires_grad=True)
     expected = F.hardsigmoid(x)
     slope = torch.autograd.grad(expected.sum(), x)[0]
-    with plain_hard_sigmoid():
+    with plain_kernels():
         found = F.hardsigmoid(x)
         inplace = F.hardsigmoid(x * 1, inplace=True)
     torch.testing.assert_close(found, expected)
@@ -47,10 +52,79 @@ def test_a_plain_hard_sigmoid_is_the_same_function() -> None:
     torch.testing.assert_close(torch.autograd.grad(inplace.sum(), x)[0], slope)
 
 
-def test_the_kernels_come_back_with_the_last_user() -> None:
-    kernels = torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_
-    with plain_hard_sigmoid():
-        with plain_hard_sigmoid():
-            pass
-        assert torch._C._nn.hardsigmoid is not kernels[0]
-    assert (torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_) == kernels
+def names_of_kernels() -> list[str]:
+    """What the calls are in the graph that are others within our blocks."""
+    x = torch.randn(2, 2, 4, 8, requires_grad=True)
+    g = torch.ones(2, 1, 1, 1, requires_grad=True)
+    found = [
+        F.hardsigmoid(x),
+        F.hardsigmoid(x * 1, inplace=True),
+        torch._weight_norm(x, g, 0),
+        F.scaled_dot_product_attention(x, x, x),
+        F.layer_norm(x, (8,)),
+        F.batch_norm(x, None, None, training=True),
+    ]
+    return [y.grad_fn.name() for y in found]
+
+
+@pytest.mark.parametrize("block", [plain_kernels, plain_attention, plain_norms])
+def test_a_thread_that_trains_meanwhile_sees_the_real_ones(block: Callable[[], AbstractContextManager[None]]) -> None:
+    expected = names_of_kernels()
+    seen: list[str] = []
+    with block():
+        thread = threading.Thread(target=lambda: seen.extend(names_of_kernels()))
+        thread.start()
+        thread.join()
+        here = names_of_kernels()
+    assert seen == expected
+    assert here != expected
+    assert names_of_kernels() == expected
+
+
+class Spy(TorchFunctionMode):
+    """Sees, under other modes, with what setting recurrent layers are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled: list[bool] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.gru, torch.lstm):
+            self.enabled.append(torch.backends.cudnn.enabled)
+        return func(*args, **(kwargs or {}))
+
+
+def test_recurrent_layers_run_without_cudnn() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.head = nn.ModuleList([nn.GRU(6, 4), nn.LSTM(4, 4)]), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.transpose(0, 1)
+            for layer in self.layers:
+                x = layer(x)[0]
+            return self.head(x[-1])
+
+    batches = [(torch.randn(8, 5, 6), torch.randint(3, (8,))) for _ in range(2)]
+    with Spy() as spy:
+        initopt.measure(Last(), batches)
+    assert len(spy.enabled) > 2
+    assert not any(spy.enabled)
+    assert torch.backends.cudnn.enabled
+
+
+def test_no_mode_is_on_after_the_first_pass_of_a_model_without_such_operations() -> None:
+    stacks: list[int] = []
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        stacks.append(torch._C._len_torch_function_stack())
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(3)]
+    initopt.measure(nn.Linear(6, 3), batches, loss, engine="recompute")
+    assert stacks[0] > 0
+    assert not any(stacks[-8:])
+    stacks.clear()
+    initopt.measure(nn.Sequential(nn.Hardsigmoid(), nn.Linear(6, 3)), batches, loss, engine="recompute")
+    assert all(stacks)

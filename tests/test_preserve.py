@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import initopt
-from initopt.interrupts import Terminated, shielded
+from initopt.interrupts import Terminated, all_or_nothing, terminable
 from initopt.randomness import RandomState
-from tests.helpers import Batch, make_batches, make_model, values, with_the_tests
+from tests.helpers import Batch, make_batches, make_model, values
 
 
 def random_draws() -> tuple[float, float, float]:
@@ -166,19 +165,40 @@ def test_a_nan_in_the_third_batch_names_the_step_and_puts_everything_back() -> N
     witness.check(weights_too=True)
 
 
-def test_sigterm_puts_everything_back_and_raises_in_python() -> None:
+def terminate(record: initopt.StepRecord) -> None:
+    if record.step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_bad_batch_that_is_held_back_costs_the_measurement_and_not_the_steps() -> None:
+    batches = make_batches(6)
+    expected = initopt.nio(make_model(), batches, steps=4, measure_steps=2, seed=0)
+    batches[4][0][0, 0] = torch.nan
+    model = make_model()
+    with pytest.warns(UserWarning, match=r"all steps of nio are done, but .*batch 0 of the measurement: the loss of sub-"):
+        result = initopt.nio(model, batches, steps=4, measure_steps=2, seed=0)
+    assert result.scales == expected.scales
+    assert (result.before, result.after) == (None, None)
+    assert torch.equal(model[0].weight, result.weights["0.weight"])
+    assert result.plot()
+
+
+def test_sigterm_under_the_command_line_puts_everything_back() -> None:
     model = make_model()
     witness = Witness(model)
-
-    def terminate(record: initopt.StepRecord) -> None:
-        if record.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Terminated) as caught:
+    with pytest.raises(Terminated) as caught, terminable():
         initopt.nio(model, make_batches(), steps=6, measure_steps=0, callbacks=[terminate])
     assert caught.value.code == 143
     witness.check(weights_too=True)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_handlers_of_a_process_are_its_own() -> None:
+    seen: list[object] = []
+    callbacks = [lambda record: seen.append(signal.getsignal(signal.SIGTERM))]
+    initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0, callbacks=callbacks)
+    assert seen == [signal.SIG_DFL]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_program_that_handles_sigterm_itself_keeps_its_handler() -> None:
@@ -197,22 +217,98 @@ def test_a_program_that_handles_sigterm_itself_keeps_its_handler() -> None:
     assert len(arrived) == 2
 
 
-def test_a_process_that_is_terminated_exits_with_143() -> None:
-    code = (
-        "import os, signal, initopt\n"
-        "from tests.helpers import make_batches, make_model\n"
-        "stop = lambda record: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "initopt.nio(make_model(), make_batches(), steps=5, measure_steps=0, callbacks=[stop])\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, env=with_the_tests()).returncode == 143
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_waits_for_a_shielded_block() -> None:
-    done = False
-    with pytest.raises(KeyboardInterrupt), shielded():
-        os.kill(os.getpid(), signal.SIGINT)
-        done = True
-    assert done
+def test_ctrl_c_waits_for_the_clean_up() -> None:
+    done: list[object] = []
+
+    def settle(succeeded: bool) -> None:
+        interrupt()
+        done.append(succeeded)
+
+    with pytest.raises(KeyboardInterrupt):
+        all_or_nothing(interrupt, lambda: done.append("work"), settle)
+    assert done == [False]  # it came before the work, and another one in the clean-up
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        all_or_nothing(lambda: None, lambda: done.append("work"), settle)
+    assert done == ["work", True, False]  # it came when the work was done
+    done.clear()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        all_or_nothing(lambda: None, lambda: 1 / 0, settle)
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert done == [False]
+
+
+def test_a_ctrl_c_that_is_swallowed_comes_again() -> None:
+    """As one is that comes while an object is finalized."""
+    calls: list[int] = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            with suppress(KeyboardInterrupt):
+                interrupt()
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    model = make_model()
+    weights = values(model)
+    with pytest.raises(KeyboardInterrupt):
+        initopt.nio(model, make_batches(), loss, steps=6, measure_steps=0)
+    assert len(calls) == 3
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_a_handler_that_does_not_raise_is_called_each_time() -> None:
+    arrived: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda *_: arrived.append(1))
+    try:
+        result = initopt.nio(make_model(), make_batches(), steps=3, measure_steps=0, callbacks=[lambda record: interrupt()])
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert len(arrived) == len(result.history) == 3
+
+
+class Untidy(nn.Tanh):
+    """Sends a signal when its training flag is put back for the last time, that is, in the clean-up itself."""
+
+    left: int | None = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "training" and value and Untidy.left is not None:
+            Untidy.left -= 1
+            if Untidy.left == 0:
+                interrupt()
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_weights_and_result_belong_together(when: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), Untidy(), nn.Linear(16, 3))
+    weights = values(model)
+    Untidy.left = when
+    with pytest.raises(KeyboardInterrupt):
+        initopt.nio(model, make_batches(), steps=3, measure_steps=1)
+    Untidy.left = None
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_a_parameter_that_cannot_be_put_back_does_not_keep_the_others() -> None:
+    model = make_model()
+    weights = values(model)
+
+    def shrink(record: initopt.StepRecord) -> None:
+        model[0].weight.data = model[0].weight.data[:1]
+        model[1].running_mean.resize_(1)
+
+    with pytest.raises(RuntimeError):
+        initopt.nio(model, make_batches(), steps=3, measure_steps=0, callbacks=[shrink])
+    same = {name: value.shape == weights[name].shape and torch.equal(value, weights[name])
+            for name, value in model.state_dict().items()}  # fmt: skip
+    assert all(same.values()), same
 
 
 def test_a_run_in_another_thread_works() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import UserDict, defaultdict
 from typing import Any
 
@@ -229,26 +228,6 @@ def test_small_losses_do_not_overflow() -> None:
     large = quick(plain_model().float(), make_batches(), objective="cosine", measure_steps=0)
     # The bound is far from both, and cosines know no scale; Adam's eps and clipping do, a little.
     assert [r.grad_cosine for r in small.history[:1]] == pytest.approx([r.grad_cosine for r in large.history[:1]], rel=1e-4)
-
-
-def test_weight_norm_is_back_after_runs_in_several_threads() -> None:
-    kernel = torch._weight_norm
-    threads = [threading.Thread(target=lambda: quick(make_model(), make_batches(), measure_steps=0)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert torch._weight_norm is kernel
-
-
-def test_recurrent_layers_run_without_cudnn() -> None:
-    model = nn.Sequential(nn.GRU(6, 4))
-    enabled = torch.backends.cudnn.enabled
-    with measuring(model):
-        assert not torch.backends.cudnn.enabled
-    assert torch.backends.cudnn.enabled == enabled
-    with measuring(make_model()):
-        assert torch.backends.cudnn.enabled == enabled
 
 
 def test_seeds_queued_for_an_accelerator_that_is_not_in_use_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from initopt.comparison.plan import Plan
 from initopt.comparison.recipe import Recipe
 from initopt.comparison.store import Comparison, load_comparison
 from initopt.data import Splits
-from initopt.interrupts import terminable
 from initopt.losses import LossFunction
 from initopt.progress import Progress, counter
 from initopt.suggestions import suggesting
@@ -142,7 +141,7 @@ def compare(
             raise ValueError(f"workers={workers} do one run each, on one device; with devices={devices!r}, use workers=1")
         check_sendable(plan)
     splits = plan.load_data()
-    with terminable(), processor_threads(hardware.threads):
+    with processor_threads(hardware.threads):
         if workers > 1:
             device = fabric.device.type
             problems = _with_workers(workers, plan, splits, device, folder, retry_failed, progress)

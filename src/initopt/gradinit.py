@@ -68,7 +68,7 @@ def gradinit(
     parameters are one tensor with one scale.
 
     Args:
-        model: the model; only its parameter values change. After an exception, Ctrl-C or SIGTERM they are as before.
+        model: the model; only its parameter values change. After an exception, Ctrl-C included, they are as before.
         batches: as for :func:`initopt.optimize`. A step takes three, two if it is constrained, and one more with
             ``fresh_second_batch``; give half of the batch size that you are going to train with.
         loss_fn: as for :func:`initopt.measure`.

@@ -115,6 +115,18 @@ def _mean_loss(value: Any, size: int, source: str) -> Tensor:
     return value.mean()
 
 
+def _called(model: nn.Module, inputs: Any) -> Any:
+    try:
+        return model(inputs)
+    except TypeError as error:
+        if isinstance(inputs, (tuple, list)):
+            error.add_note(
+                f"(the model was called as model(inputs), inputs being a {type(inputs).__name__} of {len(inputs)}; a "
+                "loss_fn of (model, batch) can spread it: model(*batch[0]))"
+            )
+        raise
+
+
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -140,13 +152,13 @@ class _PairLoss(Loss):
 
     def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
         inputs, targets = _pair(batch, self.source)
-        return _mean_loss(self._of_output(model(inputs), targets), size, self.source)
+        return _mean_loss(self._of_output(_called(model, inputs), targets), size, self.source)
 
     def windows(self, model: nn.Module, batch: Any, windows: Sequence[Tensor], size: int) -> list[Tensor]:
         # The criterion sees just the samples of a window, so that one that is no plain mean over samples (class weights,
         # ignored targets) is what it would be on the sub-batch alone.
         inputs, targets = _pair(batch, self.source)
-        output = model(inputs)
+        output = _called(model, inputs)
         for name, tensor in named_tensors(output, "output"):
             if tensor.shape[:1] != (size,):
                 raise LossError(
@@ -241,7 +253,14 @@ class _OutputLoss(Loss):
     source = "the model's output .loss"
 
     def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
-        output = model(**batch)
+        try:
+            output = model(**batch)
+        except TypeError as error:
+            error.add_note(
+                "(the batch is a dict, so the model was called as model(**batch); a loss_fn of (model, batch) can pick its "
+                "entries)"
+            )
+            raise
         value = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if value is None:
             raise LossError(

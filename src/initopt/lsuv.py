@@ -58,7 +58,7 @@ def lsuv(
     embeddings, norms, what is frozen.
 
     Args:
-        model: the model; only its parameter values change. After an exception, Ctrl-C or SIGTERM they are as before.
+        model: the model; only its parameter values change. After an exception, Ctrl-C included, they are as before.
         batches: as for :func:`initopt.optimize`; a large one is a good one.
         loss_fn: as for :func:`initopt.measure`; it runs the model.
         steps: number of passes over the network, each on the next batch.

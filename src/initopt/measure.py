@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from initopt.centring import Centre, check_centre
 from initopt.checks import check_integer, plain_numbers
 from initopt.engines import Engine, create_engine
 from initopt.engines.choose import check_engine
-from initopt.engines.microbatches import is_out_of_memory
+from initopt.engines.first_batch import examine
 from initopt.errors import LoaderError, ZeroGradientError
-from initopt.losses import LossFunction
+from initopt.losses import LossFunction, as_loss
 from initopt.measurement import Measurement
 from initopt.modes import measuring
 from initopt.outputs import Outputs, look
 from initopt.parameters import ParameterFilter, trainable_parameters
-from initopt.preserve import unwritten
+from initopt.preserve import Kept, unwritten
 from initopt.problem import Batch, BatchNorm, Problem, Split
 from initopt.progress import Progress, reporter
 from initopt.randomness import derive_seed
@@ -112,7 +112,11 @@ def measure(
     check_batches(batches)
     trainable_parameters(model)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
-    with unwritten(model) as only_written:
+    as_loss(loss_fn)
+    total = length_of(batches) if steps is None else steps
+    stream = BatchStream(batches, steps) if steps is not None else None
+
+    def work(kept: Kept) -> Measurement:
         problem = Problem.create(
             model,
             loss_fn,
@@ -125,13 +129,14 @@ def measure(
             seed=seed,
             microbatch=microbatch,
             memory_budget=memory_budget,
+            state=kept.state,
         )
         chosen = create_engine(engine, problem)
-        total = length_of(batches) if steps is None else steps
-        stream = BatchStream(batches, steps) if steps is not None else None
         with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
             taken = batches if stream is None else stream
-            found = measure_batches(chosen, taken, report, only_written, centred=centre is not None)
+            return measure_batches(chosen, taken, report, first=True, centred=centre is not None)
+
+    found = unwritten(model, work, loss_fn, batches)
     if stream is not None and stream.cycled:
         warn(
             f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
@@ -140,24 +145,8 @@ def measure(
     return found
 
 
-def _runs(problem: Problem, batch: Batch) -> bool:
-    """Run the model once; whether there is the memory for that. An engine may do with less."""
-    try:
-        problem.try_out(batch)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
-
-
 def measure_batches(
-    engine: Engine,
-    batches: Iterable[Any],
-    report: Any = None,
-    when_run: Callable[[], None] | None = None,
-    *,
-    centred: bool = True,
+    engine: Engine, batches: Iterable[Any], report: Any = None, first: bool = False, *, centred: bool = True
 ) -> Measurement:
     """Measure every batch with an engine, its model being in measuring mode.
 
@@ -165,7 +154,7 @@ def measure_batches(
         engine: the engine.
         batches: as the user gave them.
         report: is called with each Gram matrix.
-        when_run: is called once the model has run, on a sub-batch of the first batch and before anything else.
+        first: whether the model is run here for the first time, so that the first batch is looked at more closely.
         centred: whether to measure centred gradients, too.
 
     Raises:
@@ -178,8 +167,8 @@ def measure_batches(
     for index, data in enumerate(batches):
         with located(f"batch {index} of the measurement"):
             batch = problem.prepare(data, index)
-            if index == 0 and when_run is not None and _runs(problem, batch):
-                when_run()
+            if first and index == 0:
+                examine(problem, data, second=False)
             grams.append(engine.evaluate(batch, differentiate=False).gram)
             problem.settle(batch, engine.microbatch)
             outputs.append(look(problem, batch, engine.microbatch))

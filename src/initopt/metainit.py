@@ -69,7 +69,7 @@ def metainit(
         ``norms="fused"`` does so, too.
 
     Args:
-        model: the model; only its parameter values change. After an exception, Ctrl-C or SIGTERM they are as before.
+        model: the model; only its parameter values change. After an exception, Ctrl-C included, they are as before.
         batches: as for :func:`initopt.optimize`.
         loss_fn: as for :func:`initopt.measure`.
         steps: number of steps.

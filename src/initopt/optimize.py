@@ -15,7 +15,7 @@ from initopt.losses import LossFunction, as_loss
 from initopt.methods import Method, create_method
 from initopt.objectives import Objective
 from initopt.parameters import ParameterFilter, trainable_parameters
-from initopt.preserve import preserved
+from initopt.preserve import preserving
 from initopt.problem import BatchNorm, Split
 from initopt.progress import Progress
 from initopt.result import Result
@@ -47,7 +47,7 @@ def optimize(
     """Improve the initial weights of a model with any method, in place.
 
     Args:
-        model: the model; only its parameter values change. After an exception, Ctrl-C or SIGTERM they are as before.
+        model: the model; only its parameter values change. After an exception, Ctrl-C included, they are as before.
         batches: an iterable of batches, as for :func:`initopt.measure`. The steps take them in their order. One that can
             be iterated over again and is shorter than the steps is cycled.
         loss_fn: as for :func:`initopt.measure`.
@@ -88,7 +88,9 @@ def optimize(
         ZeroGradientError: if all gradients of a batch are zero.
 
     Warns:
-        UserWarning: if an engine chosen by itself has to go over to another one, with the operator that is the reason.
+        UserWarning: if an engine chosen by itself has to go over to another one, with the operator that is the reason; if
+            the steps are done and the batches held back cannot be measured, in which case ``before`` and ``after`` are
+            ``None``.
 
     >>> import torch, initopt
     >>> _ = torch.manual_seed(0)
@@ -114,8 +116,7 @@ def optimize(
     check_batches(batches)
     as_loss(loss_fn)
     trainable_parameters(model)
-    with preserved(model) as originals:
-        return Run(model, batches, loss_fn, chosen, settings, originals).result()
+    return preserving(model, lambda kept: Run(model, batches, loss_fn, chosen, settings, kept).result(), loss_fn, batches)
 
 
 def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
@@ -179,7 +180,7 @@ def nio(
     one tensor with one scale.
 
     Args:
-        model: the model; only its parameter values change. After an exception, Ctrl-C or SIGTERM they are as before.
+        model: the model; only its parameter values change. After an exception, Ctrl-C included, they are as before.
         batches: as for :func:`initopt.optimize`; the same batches as for training, 64 samples or more each.
         loss_fn: as for :func:`initopt.measure`.
         steps: number of steps.

@@ -71,9 +71,8 @@ def mismatched_loss(problem: Problem, batch: Batch) -> tuple[float, float] | Non
     found = []
     try:
         for either in (data, swapped):
-            problem.buffers.refresh()
             with seeded(*batch.seed):
-                found.append(float(problem.loss(problem.model, either, len(window)).detach()))
+                found.append(float(problem.loss_on(either, len(window)).detach()))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

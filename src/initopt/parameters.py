@@ -47,7 +47,7 @@ def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
     """The parameters that require a gradient, in the order of ``model.named_parameters()``; tied ones once.
 
     Raises:
-        TypeError: if ``model`` is no module or a parameter is not floating-point or complex.
+        TypeError: if ``model`` is no module, or one of TorchScript.
         ValueError: if no parameter requires a gradient, or one is on the meta device.
     """
     if not isinstance(model, nn.Module):
@@ -77,7 +77,7 @@ def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
 def _check(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise ValueError(f"parameter {name!r} has no values yet (a lazy module); run the model once on a batch first")
-    if parameter.is_inference():
+    if parameter.requires_grad and parameter.is_inference():
         raise ValueError(
             f"parameter {name!r} was made under torch.inference_mode() and has no gradient; make the model outside of it"
         )
@@ -85,11 +85,6 @@ def _check(name: str, parameter: nn.Parameter) -> None:
         raise ValueError(
             f"parameter {name!r} is on the meta device and has no values; move the model with to_empty(device=...) and "
             "initialize it first"
-        )
-    if not (parameter.is_floating_point() or parameter.is_complex()):
-        raise TypeError(
-            f"parameter {name!r} has dtype {parameter.dtype}, which has no gradient; scales and gradients need "
-            "floating-point or complex parameters: register it as a buffer instead"
         )
 
 

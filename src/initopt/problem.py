@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,13 +14,18 @@ from initopt.centring import Centring, Means, Output, slopes, watching
 from initopt.checks import check_integer, check_number
 from initopt.first_look import refuse_dtype
 from initopt.losses import Loss, LossFunction, as_loss
-from initopt.modes import BufferGuard, has_batch_statistics
+from initopt.modes import has_batch_statistics, ran_in_evaluation_mode
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
+from initopt.plain_ops import plain_kernels
 from initopt.randomness import seeded
 from initopt.splitting import SPLITS, Windows, split_windows
+from initopt.state import StateGuard
 from initopt.trees import batch_size, map_tensors, take, to_device
 
 __all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Part", "Problem", "Split", "check_memory", "check_splitting"]
+
+IN_EVALUATION_MODE = "(initopt runs the model in evaluation mode; train_mode=True runs it as training does)"
+"""A note for errors of a model that its user has in training mode, which may be all that it works in."""
 
 BatchNorm = Literal["subbatch", "batch"]
 BATCH_NORMS = ("subbatch", "batch")
@@ -78,7 +83,7 @@ class Problem:
         microbatch: most samples to run at a time, if not whole sub-batches.
         memory_budget: bytes that an engine which is chosen by itself may take; those that are free, by default.
         normalizes: whether batch norms couple the samples of a sub-batch.
-        buffers: the model's buffers, put back before every forward pass.
+        state: what the model and the loss keep from one pass for the next, put back before every forward pass.
         centring: which outputs have their slopes centred, on batches that ask for it.
     """
 
@@ -94,7 +99,7 @@ class Problem:
     microbatch: int | None
     memory_budget: float | None
     normalizes: bool
-    buffers: BufferGuard = field(repr=False)
+    state: StateGuard = field(repr=False)
     centring: Centring = field(default_factory=Centring, repr=False)
 
     @classmethod
@@ -112,8 +117,9 @@ class Problem:
         seed: int,
         microbatch: int | None = None,
         memory_budget: float | None = None,
+        state: StateGuard | None = None,
     ) -> Problem:
-        """Check everything that can be checked before any work."""
+        """Check everything that can be checked before any work; ``state`` is one of the model by default."""
         check_splitting(num_subbatches, overlap, split, batch_norm)
         check_memory(microbatch, memory_budget)
         parameters = trainable_parameters(model)
@@ -131,7 +137,7 @@ class Problem:
             microbatch=microbatch,
             memory_budget=memory_budget,
             normalizes=has_batch_statistics(model),
-            buffers=BufferGuard(model),
+            state=StateGuard(model, loss_fn) if state is None else state,
         )
 
     @property
@@ -224,29 +230,30 @@ class Problem:
         return self.part_loss(batch, self.parts(batch, d, None)[0])
 
     def _loss_of(self, batch: Batch, window: Tensor) -> Tensor:
-        self.buffers.refresh()
+        return self.loss_on(take(batch.data, window, batch.windows.batch_size), len(window))
+
+    def loss_on(self, data: Any, samples: int) -> Tensor:
+        """Mean loss of some samples, uncentred."""
+        with self._running(data, samples):
+            return self.loss(self.model, data, samples)
+
+    @contextmanager
+    def _running(self, data: Any, samples: int) -> Iterator[None]:
+        """A block in which the model runs once, with what its user may not know of it in the notes of an error."""
         try:
-            return self.loss(self.model, take(batch.data, window, batch.windows.batch_size), len(window))
-        except ValueError as error:
+            with self.state.running(), plain_kernels():
+                yield
+        except Exception as error:
             if "Expected more than 1 value per channel" in str(error):
                 error.add_note(
-                    f"(a batch norm cannot normalize a sub-batch of {len(window)} by its own statistics: use fewer "
+                    f"(a batch norm cannot normalize a sub-batch of {samples} by its own statistics: use fewer "
                     'sub-batches, larger batches, or batch_norm="batch")'
                 )
+            if isinstance(error, RuntimeError):
+                refuse_dtype(error, self.model, data)
+            if ran_in_evaluation_mode(self.model) and not isinstance(error, torch.OutOfMemoryError):
+                error.add_note(IN_EVALUATION_MODE)
             raise
-        except RuntimeError as error:
-            refuse_dtype(error, self.model, batch.data)
-            raise
-
-    def try_out(self, batch: Batch) -> None:
-        """Run the model as an engine is going to, on as little as possible."""
-        if self.batch_norm == "batch":
-            with seeded(*batch.seed):
-                self.window_losses(batch)
-        else:
-            first = self.parts(batch, 0, self.microbatch)[0]
-            with seeded(*first.seed):
-                self.part_loss(batch, first)
 
     def window_losses(self, batch: Batch, apart: bool = False) -> list[Tensor]:
         """Mean losses of all sub-batches, from one forward pass over the whole batch.
@@ -277,13 +284,9 @@ class Problem:
         return losses, self.centring.chosen(returned, lambda output: self.loss.channel(output, batch.data))
 
     def _windows_of(self, batch: Batch) -> list[Tensor]:
-        self.buffers.refresh()
         data = map_tensors(torch.clone, batch.data)  # the model may write into its inputs
-        try:
+        with self._running(data, batch.windows.batch_size):
             return self.loss.windows(self.model, data, batch.windows.indices, batch.windows.batch_size)
-        except RuntimeError as error:
-            refuse_dtype(error, self.model, batch.data)
-            raise
 
 
 ONE_SAMPLE = (
@@ -344,7 +347,8 @@ def inner_product(left: Tensor, right: Tensor) -> Tensor:
     left, right = as_real(left), as_real(right)
     if left.dtype == right.dtype and left.dtype in _DOT and left.is_contiguous() and right.is_contiguous():
         return torch.dot(left.view(-1), right.view(-1))  # no product in memory
-    return (left * right).sum()
+    wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)  # 256 squared is inf in half
+    return (left.to(wide) * right.to(wide)).sum()
 
 
 _DOT = (torch.float32, torch.float64)

@@ -83,7 +83,8 @@ class Result:
         options: its options.
         history: a :class:`initopt.StepRecord` per step; of LSUV, a :class:`initopt.LayerRecord` per layer.
         scales: scale of every tensor by parameter name, in the order of the model.
-        before: measurement with the original weights, or ``None`` if none was asked for.
+        before: measurement with the original weights, or ``None`` if none was asked for or the batches held back could not
+            be measured.
         after: measurement with the new weights, on the same batches.
         seconds: wall-clock time of the whole run, measurements and loading included.
         engine: name of the engine that measured, and, where the method works on Gram matrices, computed the derivatives.

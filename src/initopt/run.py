@@ -18,8 +18,9 @@ from torch import nn
 from initopt._version import __version__
 from initopt.checkpoint import Checkpoint, going_on_from, loader_generators
 from initopt.engines import create_engine
+from initopt.engines.first_batch import examine
 from initopt.engines.gradients import subbatch_gradients
-from initopt.errors import HarmError, TrainedModelError
+from initopt.errors import HarmError, NonFiniteError, TrainedModelError, ZeroGradientError
 from initopt.identity import fingerprint, identify
 from initopt.losses import LossFunction
 from initopt.measure import measure_batches
@@ -28,7 +29,7 @@ from initopt.methods import Method, MethodRun
 from initopt.modes import measuring
 from initopt.outputs import mismatched_loss
 from initopt.parameters import trainable_parameters
-from initopt.preserve import Originals, put_values
+from initopt.preserve import Kept, Originals, inner_work, put_values
 from initopt.problem import Problem
 from initopt.progress import Progress, reporter
 from initopt.randomness import RandomState, derive_seed
@@ -38,7 +39,7 @@ from initopt.schemes import apply_
 from initopt.splitting import Windows
 from initopt.storage import plain, unplain
 from initopt.stream import BatchStream
-from initopt.verdict import TRAINED, OnHarm, judge
+from initopt.verdict import TRAINED, OnHarm, Verdict, judge
 from initopt.where import located, warn
 from initopt.workshop import clear_leftovers
 
@@ -63,7 +64,7 @@ class Settings:
 
 
 class Run:
-    """A run within :func:`initopt.preserve.preserved`.
+    """A run within :func:`initopt.preserve.preserving`.
 
     Args:
         model: the model.
@@ -71,7 +72,8 @@ class Run:
         loss_fn: the user's loss.
         method: what to run.
         settings: and how.
-        originals: the trainable parameters with a copy of their values; a run that is resumed has its own.
+        kept: the trainable parameters with a copy of their values (a run that is resumed has its own), and the guard of
+            all else.
 
     Raises:
         MismatchError: if the checkpoint is that of another run.
@@ -85,11 +87,11 @@ class Run:
         loss_fn: LossFunction | None,
         method: Method,
         settings: Settings,
-        originals: Originals,
+        kept: Kept,
     ) -> None:
         self._begun = time.perf_counter()
         self._model, self._method, self._settings = model, method, settings
-        self._originals = originals
+        self._originals = kept.originals
         self._names = {p.value: p.name for p in trainable_parameters(model)}
         previous = self._previous = _read(settings.checkpoint)
         generators = loader_generators(batches)
@@ -108,6 +110,7 @@ class Run:
             seed=self._seed,
             microbatch=method.microbatch,
             memory_budget=method.memory_budget,
+            state=kept.state,
         )
         others = {"measure_steps": settings.measure_steps, "seed": settings.seed}
         self._identity: dict[str, Any] = {}
@@ -130,6 +133,7 @@ class Run:
                 self._engine.load_state(previous.engine)
         self._loss_fn = loss_fn
         self._first_batch = ""
+        self._broken = ""  # what failed with the new weights
         self._at_work: MethodRun
         taken, left = method.batches_taken(self._history), method.steps - steps_taken(self._history)
         self._stream = BatchStream(
@@ -146,7 +150,7 @@ class Run:
             self._take_steps()
             before, after = self._measure()
             verdict, scales, tried = self._settle_on(before, after)
-            step_seconds = self._training_step_seconds()
+            step_seconds = None if before is None else self._training_step_seconds()
         options = {field.name: getattr(self._method, field.name) for field in fields(self._method)}
         options |= {"measure_steps": self._settings.measure_steps, "seed": self._seed}
         return Result(
@@ -172,11 +176,15 @@ class Run:
     ) -> tuple[str, dict[str, float], dict[str, float] | None]:
         """The verdict, the scales that the weights have in the end, and the ones that were tried and given up."""
         scales = self._at_work.scales()
-        if before is None or after is None:
-            return "not judged: nothing was measured (measure_steps=0)", scales, None
+        if before is None:
+            why = "nothing was measured (measure_steps=0)" if not self._stream.held else "the batches held back failed"
+            return f"not judged: {why}", scales, None
         work = self._at_work
         changed = self._method.scheme is not None or any(scale != 1 for scale in scales.values())
-        found = judge(before, after, work.harm(before, after), work.gain(before, after), changed)
+        if after is None:
+            found = Verdict("harmed", f"what was fine with the old weights is not with the new ones: {self._broken}")
+        else:
+            found = judge(before, after, work.harm(before, after), work.gain(before, after), changed)
         if found.word in ("improved", "applied") or not changed:
             return f"{found.word}: {found.why}", scales, None
         harmed = found.word == "harmed"
@@ -194,10 +202,8 @@ class Run:
         word = "restored" if harmed else found.word
         return f"{word}: {found.why}", dict.fromkeys(scales, 1.0), scales
 
-    def _training_step_seconds(self) -> float | None:
-        """Time of one plain gradient of a held-back batch, the second one; ``None`` if there is none."""
-        if not self._stream.held:
-            return None
+    def _training_step_seconds(self) -> float:
+        """Time of one plain gradient of a held-back batch, the second one."""
         batch = self._problem.prepare(self._stream.held[0], 0)
         whole = Windows((torch.arange(batch.windows.batch_size, device="cpu"),), batch.windows.batch_size)
         batch = replace(batch, windows=whole)
@@ -250,8 +256,13 @@ class Run:
         start = self._originals
         if self._method.scheme is not None:
             put_values(self._originals)
-            apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
+            with inner_work():
+                apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
             start = {p: p.detach().clone() for p in self._originals}
+        if self._previous is None:
+            doubts = examine(self._problem, batch, self._method.differentiates)
+            if doubts is not None:
+                self._engine.distrust(doubts)
         self._at_work = self._method.start(self._problem, self._engine, start)
         if self._previous is not None:
             with going_on_from(self._path):
@@ -308,17 +319,31 @@ class Run:
     def _measure(self) -> tuple[Measurement | None, Measurement | None]:
         """Measure with the original and with the new weights on the batches held back.
 
-        Both at the end: a stream has no other batches to give at the start.
+        Both at the end: a stream has no other batches to give at the start. A failure costs the measurements, with a
+        warning, and not the steps.
         """
         held = self._stream.held
         if not held:
             return None, None
         engine = create_engine(self._method.engine, replace(self._problem, overlap=0.0))
         engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
-        with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
-            with _weights_as(self._originals):
-                before = measure_batches(engine, held, report)
-            return before, measure_batches(engine, held, report)
+        try:
+            with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
+                with _weights_as(self._originals), located("the measurement with the original weights"):
+                    before = measure_batches(engine, held, report)
+                try:
+                    with located("the measurement with the new weights"):
+                        return before, measure_batches(engine, held, report)
+                except (NonFiniteError, ZeroGradientError) as error:
+                    self._broken = str(error)
+                    return before, None
+        except Exception as error:  # one bad batch, or one line of the user's, is not to cost the steps
+            notes = " ".join(getattr(error, "__notes__", []))
+            warn(
+                f"initopt: all steps of {self._method.name} are done, but the batches held back could not be measured, so "
+                f"the result has no before and after ({type(error).__name__}: {error} {notes})"
+            )
+            return None, None
 
 
 _INSTEAD = 'Try initopt.lsuv, or a scheme that fits the nonlinearity (scheme="kaiming_normal" for ReLU)'

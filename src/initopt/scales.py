@@ -70,6 +70,7 @@ class Scales:
         self.values[index] *= factor
         with torch.no_grad():
             weight.copy_(self._originals[weight] * float(self.values[index]))
+        torch.clear_autocast_cache()  # which does not notice, and may be on within a forward pass, whatever was set before
 
     @torch.no_grad()
     def apply(self) -> None:

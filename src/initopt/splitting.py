@@ -88,6 +88,12 @@ def split_windows(batch_size: int, num_subbatches: int, overlap: float = 0.0, sp
     >>> [window.tolist() for window in split_windows(8, 2, overlap=0.25).indices]
     [[0, 1, 2, 3, 4], [4, 5, 6, 7, 0]]
     """
+    if batch_size == 1:
+        raise ValueError(
+            f"a batch of 1 sample cannot be split into num_subbatches={num_subbatches} sub-batches; use batches of at "
+            f"least {num_subbatches} samples. If the one sample is made of many that count (points, pixels, tokens), give "
+            "these the first dimension: (points, targets) in place of (points[None], targets[None])"
+        )
     if batch_size < num_subbatches:
         raise ValueError(
             f"a batch of {batch_size} samples cannot be split into num_subbatches={num_subbatches} sub-batches; "

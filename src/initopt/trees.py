@@ -1,4 +1,8 @@
-"""Batches as nests of tensors: dicts, lists and tuples, to any depth."""
+"""Batches as nests of tensors: dicts, lists and tuples, to any depth.
+
+A tensor has the samples along its first dimension, or it is one sample, in a list of them beside labels of the same number:
+``([clip, clip, clip], [label, label, label])``, as collate functions give samples that differ in shape.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +42,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return _map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The same nest with every leaf replaced; a list of plain values is a leaf."""
+def _map_leaves(function: Callable[[Any], Any], tree: Any, size: int | None = None) -> Any:
+    """The same nest with every leaf replaced; a list of plain values is a leaf, and one of ``size`` samples."""
+    if size is not None and _are_samples(tree, size):
+        return function(tree)
     if isinstance(tree, Mapping):
-        mapped = {key: _map_leaves(function, value) for key, value in tree.items()}
+        mapped = {key: _map_leaves(function, value, size) for key, value in tree.items()}
         if type(tree) is dict:
             return mapped
         # Named mappings (the batch and output classes of transformers, say) keep their type, for their attributes.
@@ -50,9 +56,9 @@ def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
             copied[key] = value  # type: ignore[index]
         return copied
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map_leaves(function, value) for value in tree))
+        return type(tree)(*(_map_leaves(function, value, size) for value in tree))
     if isinstance(tree, (list, tuple)) and not _is_plain(tree):
-        return type(tree)(_map_leaves(function, value) for value in tree)
+        return type(tree)(_map_leaves(function, value, size) for value in tree)
     return function(tree)
 
 
@@ -60,12 +66,95 @@ def _is_plain(sequence: list[Any] | tuple[Any, ...]) -> bool:
     return not any(isinstance(item, (Tensor, Mapping, list, tuple, np.ndarray)) for item in sequence)
 
 
+def _is_listed(node: Any) -> bool:
+    """Whether a node is a list that may hold a sample in each item."""
+    if not isinstance(node, (list, tuple)) or hasattr(node, "_fields") or not node:
+        return False
+    return all(isinstance(item, Tensor) for item in node) or all(isinstance(item, Mapping) for item in node)
+
+
+def _are_samples(node: Any, size: int) -> bool:
+    """Whether a node is a list of the ``size`` samples of a batch, and not of tensors that have them along a dimension."""
+    if not _is_listed(node) or len(node) != size:
+        return False
+    return any(tensor.ndim == 0 or len(tensor) != size for _, tensor in named_tensors(node))
+
+
+def _listed_samples(batch: Any) -> int | None:
+    """How many samples a batch has, if it has them in lists.
+
+    Raises:
+        ValueError: if the same lists may as well be of several inputs.
+    """
+    lists: list[tuple[str, Any]] = []
+    others: list[Any] = []
+    if _is_listed(batch) and isinstance(batch[0], Mapping):
+        lists.append(("batch", batch))
+    else:
+        items = (
+            batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, (list, tuple)) else ()
+        )
+        for key, item in items:
+            _sort(item, f"batch[{key!r}]", lists, others)
+    if not lists or len({len(node) for _, node in lists}) > 1:
+        return None
+    count = len(lists[0][1])
+    tensors = [tensor for _, tensor in named_tensors(batch)]
+    first = {None if tensor.ndim == 0 else len(tensor) for tensor in tensors}
+    labels = [item for item in others if isinstance(item, (list, tuple))]
+    beside = any(len(item) == count for item in labels)
+    if first == {count} and beside and count > 1:
+        raise ValueError(
+            f"{lists[0][0]} is a list of {count} tensors of {count}: as many samples, or inputs of as many samples each? "
+            "Stack them if they are samples (torch.stack); if they are inputs, give the labels as a tensor, too"
+        )
+    if len(first) == 1 and None not in first:  # the tensors alone would make a batch of several inputs
+        return count if beside else None
+    if any(len(item) != count for item in others if not isinstance(item, (list, tuple))):
+        return None
+    return count if beside or len(lists) > 1 or len(labels) < len(others) or lists[0][1] is batch else None
+
+
+def _sort(node: Any, path: str, lists: list[tuple[str, Any]], others: list[Any]) -> None:
+    """Find the lists that may be of samples, and everything else that has a length."""
+    if _is_listed(node):
+        lists.append((path, node))
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            _sort(value, f"{path}[{key!r}]", lists, others)
+    elif isinstance(node, (Tensor, np.ndarray)):
+        if node.ndim > 0:
+            others.append(node)
+    elif isinstance(node, (list, tuple)):
+        if _is_plain(node):
+            others.append(node)
+        else:
+            for index, value in enumerate(node):
+                _sort(value, f"{path}[{index}]", lists, others)
+
+
+_BY_INDEX = (
+    "Samples that differ in shape can be given in lists, one tensor each, beside labels of the same number. What cannot "
+    "be split so (graphs, packed sequences) can be given by index: batches of (indices,), and a loss_fn of (model, batch) "
+    "that collates the samples of batch[0].tolist()"
+)
+
+
 def batch_size(batch: Any) -> int:
-    """The first dimension that all tensors of a batch share.
+    """The number of samples: the first dimension that all tensors of a batch share, or the length of lists of samples.
+
+    Lists are of samples if what is beside them (labels, other such lists) has the same length, and they cannot be several
+    inputs that have the samples along their first dimension.
 
     Raises:
         ValueError: if there is no tensor, one has no dimension, or the first dimensions differ.
+
+    >>> batch_size((torch.ones(3, 5), torch.ones(3))), batch_size(([torch.ones(5), torch.ones(7)], [0, 1]))
+    (3, 2)
     """
+    listed = _listed_samples(batch)
+    if listed is not None:
+        return listed
     sizes: dict[int, str] = {}
     for name, tensor in named_tensors(batch):
         if tensor.ndim == 0:
@@ -76,19 +165,19 @@ def batch_size(batch: Any) -> int:
     if not sizes:
         raise ValueError(
             f"a batch is a nest (dict, list, tuple) of tensors; got {type(batch).__name__} without any tensor "
-            "(turn arrays into tensors first, for example in the collate_fn of the DataLoader)"
+            f"(turn arrays into tensors first, for example in the collate_fn of the DataLoader). {_BY_INDEX}"
         )
     if len(sizes) > 1:
         found = ", ".join(f"{name} has {size}" for size, name in sizes.items())
-        raise ValueError(f"the tensors of a batch must share their first dimension, the samples; {found}")
+        raise ValueError(f"the tensors of a batch must share their first dimension, the samples; {found}. {_BY_INDEX}")
     return next(iter(sizes))
 
 
 def take(tree: Any, indices: Tensor, size: int) -> Any:
     """A copy of the samples of a batch at the given indices.
 
-    Tensors and arrays are taken along their first dimension, and so are lists of plain values (numbers, strings) as
-    long as the batch. A copy in any case: a model may write into its inputs.
+    Tensors and arrays are taken along their first dimension, and so are lists of samples, and of plain values (numbers,
+    strings) as long as the batch. A copy in any case: a model may write into its inputs.
 
     Args:
         tree: a batch.
@@ -105,10 +194,10 @@ def take(tree: Any, indices: Tensor, size: int) -> Any:
         if isinstance(leaf, np.ndarray) and leaf.ndim > 0 and len(leaf) == size:
             return leaf[indices.numpy()]
         if isinstance(leaf, (list, tuple)) and len(leaf) == size:
-            return type(leaf)(leaf[index] for index in indices.tolist())
+            return type(leaf)(map_tensors(torch.clone, leaf[index]) for index in indices.tolist())
         return leaf
 
-    return _map_leaves(of_leaf, tree)
+    return _map_leaves(of_leaf, tree, size)
 
 
 def concatenate(batches: Sequence[Any]) -> Any:
@@ -127,7 +216,8 @@ def concatenate(batches: Sequence[Any]) -> Any:
     {'x': tensor([1, 2, 3])}
     """
     sizes = [batch_size(batch) for batch in batches]
-    named = [list(named_tensors(batch)) for batch in batches]
+    # Of lists of samples, neither the number nor the shapes have to agree.
+    named = [list(named_tensors(_shared(batch, size))) for batch, size in zip(batches, sizes, strict=True)]
     for other in named[1:]:
         if [name for name, _ in other] != [name for name, _ in named[0]]:
             raise ValueError(
@@ -143,10 +233,17 @@ def concatenate(batches: Sequence[Any]) -> Any:
     return _joined(batches, sizes)
 
 
+def _shared(batch: Any, size: int) -> Any:
+    """A batch without what it has in lists of samples."""
+    return _map_leaves(lambda leaf: None if _are_samples(leaf, size) else leaf, batch, size)
+
+
 def _joined(trees: Sequence[Any], sizes: Sequence[int]) -> Any:
     first = trees[0]
     if isinstance(first, Tensor):
         return torch.cat([tree.to(first.device) for tree in trees])
+    if all(_are_samples(tree, size) for tree, size in zip(trees, sizes, strict=True)):
+        return type(first)(item for tree in trees for item in tree)
     if isinstance(first, np.ndarray) and _as_long(trees, sizes):
         return np.concatenate(trees)
     if isinstance(first, Mapping):

@@ -20,6 +20,12 @@ _WRITTEN_OVER = (
 )
 
 
+_FABRIC = (
+    "(this is the module as Lightning Fabric has set it up, which watches how its output is differentiated. Pass the "
+    "module that is in it, fabric_module.module, and open fabric.autocast() in a loss_fn of (model, batch))"
+)
+
+
 @contextmanager
 def located(place: str) -> Iterator[None]:
     """Put a place in front of the message of a numerical error, and add it as a note to any other."""
@@ -31,6 +37,8 @@ def located(place: str) -> Iterator[None]:
         error.add_note(f"(in {place})")
         if "modified by an inplace operation" in str(error):
             error.add_note(_WRITTEN_OVER)
+        if "fabric.backward" in str(error):
+            error.add_note(_FABRIC)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch import Tensor
 from initopt.errors import NonFiniteError, ZeroGradientError
 from initopt.parameters import NamedParameter
 from initopt.problem import Batch, Problem, as_real
+from initopt.where import warn
 
 __all__ = [
     "BLOCK",
@@ -23,6 +25,7 @@ __all__ = [
     "added",
     "check_entries",
     "check_gram",
+    "fits_single",
     "gram_matrix",
     "joined",
     "weighted_sums",
@@ -103,6 +106,10 @@ class Engine(ABC):
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - most engines have none
         """Go on from a state: the inverse of :meth:`state`."""
 
+    def distrust(self, why: str) -> None:
+        """Hear that second derivatives are not to be trusted, before the first batch; an engine may do without."""
+        warn(f'initopt: {why}. {self.name!r} takes it as it is; engine="differences" does without')
+
     @abstractmethod
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         """Evaluate one batch.
@@ -123,6 +130,11 @@ BLOCK = 1 << 22
 MANY = 16
 """Sub-batches from which on such a product is taken in single precision, if the gradients are, and only the sum of the
 products in double: the product then is a cost, and its rounding error is far below that of the gradients."""
+
+
+def fits_single(part: Tensor) -> bool:
+    """Whether inner products of millions of such entries are far from the bounds of single precision (1.8e19 squared)."""
+    return 1e-15 < float(part.abs().max()) < 1e15
 
 
 class GramSum:
@@ -151,7 +163,10 @@ class GramSum:
         for start in range(0, len(rows[0]), step):
             few = slice(start, start + step)
             part = rows[:, few] if isinstance(rows, Tensor) else torch.stack([row[few] for row in rows])
-            part = part.to(self.precision(part.dtype))
+            precision = self.precision(part.dtype)
+            if precision != torch.float64 and not fits_single(part):
+                precision = torch.float64
+            part = part.to(precision)
             self.add(part @ part.T)
 
     def add_sum(self, other: GramSum) -> None:
@@ -254,7 +269,9 @@ def check_entries(gram: Tensor, losses: Sequence[Tensor], broken: Callable[[int]
     """
     for d, finite in enumerate(torch.isfinite(torch.stack(list(losses))).tolist()):
         if not finite:
-            raise NonFiniteError(f"the loss of sub-batch {d} is {losses[d].item()}")
+            value = losses[d].item()
+            why = " (a mean over no target is: are all those of this sub-batch ignored?)" if math.isnan(value) else ""
+            raise NonFiniteError(f"the loss of sub-batch {d} is {value}{why}")
     if not torch.isfinite(gram).all():
         for d in range(len(losses)):
             bad = broken(d)
@@ -267,5 +284,6 @@ def check_entries(gram: Tensor, losses: Sequence[Tensor], broken: Callable[[int]
     if not gram.diagonal().any():
         raise ZeroGradientError(
             "the gradients of all sub-batches are exactly zero, so GradCosine is undefined; does the loss depend on the "
-            "chosen parameters, and is the network alive (dead ReLUs, zero-initialized output)?"
+            "chosen parameters, and is the network alive (dead ReLUs, zero-initialized output)? A contrastive loss needs "
+            "more than one sample in a sub-batch: fewer sub-batches"
         )

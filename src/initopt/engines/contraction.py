@@ -56,7 +56,8 @@ def along_weights(
         bad = [p.name for p, fine in zip(parameters, finite.tolist(), strict=True) if not fine]
         raise NonFiniteError(
             f"the derivative of the gradients with respect to the scale of {', '.join(map(repr, bad[:3]))} is not finite, "
-            "though the gradients are; an operation without a second derivative there (a norm or root at zero, say)?"
+            "though the gradients are; an operation without a second derivative there (a norm or root at zero, say), or "
+            "values beyond the range of this precision (try float64)?"
         )
     return values
 

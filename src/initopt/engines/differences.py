@@ -78,6 +78,9 @@ class DifferencesEngine(Engine):
     def microbatch(self) -> int | None:
         return self.microbatches.size
 
+    def distrust(self, why: str) -> None:
+        """It takes none."""
+
     def state(self) -> dict[str, Any]:
         search = {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
         return search | self.microbatches.state()

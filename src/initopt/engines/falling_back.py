@@ -24,6 +24,7 @@ __all__ = ["FallingBackEngine", "missing_derivative"]
 _MISSING = (
     re.compile(r"derivative for '?(?P<operator>[\w:.]+)'? is not implemented"),
     re.compile(r"(?P<operator>torch\.compile) with aot_autograd does not currently support double backward"),
+    re.compile(r"[Dd]ouble backwards? (?:on|for|of|through) (?P<operator>[\w:]+) (?:is )?not (?:supported|implemented)"),
     re.compile(r"[Dd]ouble backwards? is not supported for (?P<operator>[\w ]+?)(?: due|\.|$)"),
     re.compile(r"differentiate twice a function that was marked with (?P<operator>@once_differentiable)"),
     re.compile(r"(?P<operator>[\w:]+) does not support (?:double|higher.order) back"),
@@ -61,8 +62,9 @@ class FallingBackEngine(Engine):
       exact.
     - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
       if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.memory`).
-    - The same when memory runs out all the same, with a warning.
-    - From an exact engine to ``differences`` when an operation has no second derivative, with a warning.
+    - The same when memory runs out all the same, with a warning, and when each pass writes into what the last one saved.
+    - From an exact engine to ``differences`` when an operation has no second derivative, or one that is not to be trusted,
+      with a warning.
 
     Args:
         problem: what to work on.
@@ -110,6 +112,13 @@ class FallingBackEngine(Engine):
     def microbatch(self) -> int | None:
         return self._engine.microbatch
 
+    def distrust(self, why: str) -> None:
+        if not self._allow_differences or DifferencesEngine.refusal(self.problem) is not None:
+            super().distrust(why)
+            return
+        self._engine, self.reason = DifferencesEngine(self.problem), why
+        warn(f"initopt: {why}. Derivatives are taken by finite differences from here on (engine {self.name!r})")
+
     def state(self) -> dict[str, Any]:
         return {"engine": self._engine.name, "reason": self.reason, "inner": self._engine.state()}
 
@@ -137,8 +146,14 @@ class FallingBackEngine(Engine):
             self.reason += f", and one graph does, too, so {problem.microbatch} samples are run at a time"
         self._engine = RecomputeEngine(problem)
 
-    def _fall_back(self, error: Exception) -> None:
-        """Go over to the next engine, or raise the error again."""
+    def _fall_back(self, error: Exception, second: bool = False) -> None:
+        """Go over to the next engine, or raise the error again.
+
+        Args:
+            error: what has happened.
+            second: whether in a second derivative. An error there, first derivatives being in order, is about one that is
+                missing, whatever its words.
+        """
         numerical = isinstance(error, (NonFiniteError, ZeroGradientError))
         if isinstance(self._engine, GroupsEngine) and not numerical and not is_out_of_memory(error):
             # Whatever it was that the model cannot do with all sub-batches at once: if it is the model's own fault, it
@@ -146,7 +161,15 @@ class FallingBackEngine(Engine):
             self._engine = GraphEngine(self.problem)
             self.reason = f"engine 'groups' cannot be used here: {str(error).partition(chr(10))[0]}"
             return
+        if isinstance(self._engine, GraphEngine) and "modified by an inplace operation" in str(error):
+            # What one pass saved, the next one has written over: with one graph at a time, as in training, none can. Should
+            # the model write over what its own pass has saved, it will fail again.
+            self._engine = RecomputeEngine(self.problem)
+            self.reason = "the model or the loss writes in each pass into what the one before has saved"
+            return
         operator = missing_derivative(error)
+        if operator is None and second and isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            operator = f"the model (it says: {str(error).partition(chr(10))[0]})"
         if operator is not None and not isinstance(self._engine, DifferencesEngine):
             if not self._allow_differences:
                 error.add_note(f'({operator} has no second derivative; engine="auto" or "differences" does without)')
@@ -190,7 +213,7 @@ class _FallingBack(Evaluation):
             return self._inner.scale_derivatives(gram_derivative)
         except Exception as error:
             del self._inner  # and its graphs
-            self._engine._fall_back(error)
+            self._engine._fall_back(error, second=True)
         return self._engine.evaluate(self._batch, differentiate=True).scale_derivatives(gram_derivative)
 
     def derivatives_along(self, weights: Tensor) -> Tensor:

@@ -121,10 +121,10 @@ class GramMode(Grouping):
             self._used_otherwise.update(self.used(args, kwargs))
         return super().other(func, args, kwargs)
 
-    def _grad(self, *args: Any, **options: Any) -> Any:
+    def grad(self, *args: Any, **options: Any) -> Any:
         if self._counting:
             raise NotCoveredError("the loss takes gradients itself")
-        return super()._grad(*args, **options)
+        return super().grad(*args, **options)
 
     def replaced(self, call: Call) -> Any:
         x, weight, bias, _ = call

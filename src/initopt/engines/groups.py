@@ -92,26 +92,23 @@ class GroupsEngine(Engine):
 
 
 def _gradient_sqnorm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    """Squared norm of a gradient of which only the part of one parameter is in memory at a time."""
-    kept = [parameter.grad for parameter in parameters]
+    """Squared norm of a gradient of which only the part of one parameter is in memory at a time.
+
+    Not by ``loss.backward()``, which runs what others have hung on it: an optimizer's step, a reduction over processes.
+    """
     found: list[Tensor] = []
 
-    def fold(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        found.append(torch.linalg.vector_norm(as_real(parameter.grad), dtype=torch.float64).square())
-        parameter.grad = None
+    def fold(gradient: Tensor) -> Tensor | None:
+        found.append(torch.linalg.vector_norm(as_real(gradient), dtype=torch.float64).square())
+        nothing = gradient.new_zeros(()).expand(gradient.shape)
+        return nothing if gradient.layout is torch.strided else None
 
-    for parameter in parameters:
-        parameter.grad = None
-    register = nn.Parameter.register_post_accumulate_grad_hook
-    handles = [register(parameter, fold) for parameter in parameters]  # type: ignore[no-untyped-call]
+    handles = [parameter.register_hook(fold) for parameter in parameters]  # type: ignore[no-untyped-call]
     try:
-        loss.backward(inputs=list(parameters))  # type: ignore[no-untyped-call]
+        torch.autograd.grad(loss, parameters, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, gradient in zip(parameters, kept, strict=True):
-            parameter.grad = gradient
     return float(to_cpu(found).sum()) if found else 0.0
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from initopt.engines.gradients import subbatch_gradients
+from initopt.engines.memory import free_memory
+from initopt.plain_ops import uses_autocast
 from initopt.problem import Batch, Problem, as_real, inner_product
+from initopt.trees import map_tensors
 
-__all__ = ["ALIGNED", "scale_invariant"]
+__all__ = ["ALIGNED", "fits_memory", "in_low_precision", "in_precision", "scale_invariant"]
 
 ALIGNED = 5e-4
 """Least cosine of gradient and weight, in some sub-batch, of a tensor whose scale matters.
@@ -36,19 +41,59 @@ def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = Non
     Returns:
         A truth value for each of ``problem.scale_params``.
     """
-    batch = replace(batch, centred=False)  # a centred gradient vanishes in a network that ignores its input
-    values = [parameter.value for parameter in problem.scale_params]
+    if not in_low_precision(problem):
+        return _below(_cosines(problem, batch, microbatch, {}), problem, ALIGNED)
+    # Rounding to 8 or 11 bits alone makes cosines of 1e-3. Autocast leaves float64 alone.
+    try:
+        if not fits_memory(problem, torch.float64):
+            raise MemoryError
+        with problem.state.stand_ins(torch.float64) as leaves:
+            return _below(_cosines(problem, in_precision(batch, torch.float64), microbatch, leaves), problem, ALIGNED)
+    except Exception:  # also a kernel of the user's own that has the one precision only, say
+        eps = max(torch.finfo(parameter.value.dtype).eps for parameter in problem.scale_params)
+        return _below(_cosines(problem, batch, microbatch, {}), problem, max(eps, _AUTOCAST_EPS))
+
+
+_AUTOCAST_EPS = torch.finfo(torch.bfloat16).eps
+
+
+def in_low_precision(problem: Problem) -> bool:
+    """Whether a model computes in less than single precision, by its parameters or by autocast."""
+    low = any(torch.finfo(p.value.dtype).bits < 32 for p in problem.scale_params)
+    return low or uses_autocast()
+
+
+def fits_memory(problem: Problem, dtype: torch.dtype) -> bool:
+    """Whether there is room for copies of all parameters and a few gradients of them in a precision, and to spare."""
+    count = sum(parameter.numel() for parameter in problem.model.parameters())
+    free = free_memory(problem.device) if problem.memory_budget is None else problem.memory_budget
+    return free is None or 6 * count * torch.finfo(dtype).bits / 8 < free / 2
+
+
+def in_precision(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its floating-point tensors in another precision."""
+    return replace(batch, data=map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, batch.data))
+
+
+def _below(cosines: Tensor, problem: Problem, threshold: float) -> list[bool]:
+    pairs = zip(cosines.tolist(), problem.scale_params, strict=True)
+    return [cosine < threshold and parameter.value.numel() > 1 for cosine, parameter in pairs]
+
+
+def _cosines(problem: Problem, batch: Batch, microbatch: int | None, leaves: Mapping[Tensor, Tensor]) -> Tensor:
+    """The largest cosine of gradient and weight over the sub-batches, for each tensor."""
+    values = [leaves.get(parameter.value, parameter.value) for parameter in problem.scale_params]
     found = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     for gradients in subbatch_gradients(problem, batch, values, microbatch):
         cosines = [_cosine(gradient, value) for gradient, value in zip(gradients, values, strict=True)]
         found = torch.maximum(found, torch.tensor(cosines, dtype=torch.float64, device="cpu"))
-    return [cosine < ALIGNED and value.numel() > 1 for cosine, value in zip(found.tolist(), values, strict=True)]
+    return found
 
 
 def _cosine(gradient: Tensor | None, value: Tensor) -> float:
     if gradient is None:
         return 1.0  # does not take part, which is another matter
-    dense, value = gradient.detach(), value.detach()
-    product = inner_product(dense, value).abs().double()
-    norms = as_real(dense).norm().double() * as_real(value).norm().double()
-    return float(product / norms) if norms > 0 else 1.0
+    # In float64: the squares of what is beyond 1.8e19 overflow in single precision, of what is beyond 256 in half.
+    wide, weight = as_real(gradient.detach()).double(), as_real(value.detach()).double()
+    cosine = float(inner_product(wide, weight).abs() / (wide.norm() * weight.norm()))
+    return cosine if math.isfinite(cosine) else 1.0  # zero, or beyond all bounds

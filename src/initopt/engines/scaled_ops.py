@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from initopt.centring import Means
 from initopt.engines.base import Gradients
@@ -34,6 +33,7 @@ from initopt.engines.batch_norm import batch_norm
 from initopt.engines.contraction import along_weights, first_derivatives
 from initopt.engines.operations import CALLS, Call, Operation
 from initopt.parameters import NamedParameter
+from initopt.plain_ops import ModeOverGradients
 from initopt.problem import inner_product
 
 __all__ = ["Replacing", "ScaledOps", "replacing", "scale_leaves"]
@@ -161,7 +161,7 @@ class _ParameterGradients(torch.autograd.Function):
             return dx, ddy, None, None, None, None, None
 
 
-class Replacing(TorchFunctionMode):
+class Replacing(ModeOverGradients):
     """A block in which calls of linear operations with the given weights are replaced.
 
     Args:
@@ -181,7 +181,7 @@ class Replacing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.autograd.grad:
-            return self._grad(*args, **kwargs)
+            return self.grad(*args, **kwargs)
         if func in CALLS and "out" not in kwargs and torch.is_grad_enabled():
             call = CALLS[func](*args, **kwargs)
             if call is not None and self.replaceable(call):
@@ -221,28 +221,6 @@ class Replacing(TorchFunctionMode):
         leaf = self.leaves.get(weight, weight)
         return _Forward.apply(x, leaf, bias_leaf, self.scales[weight], call, self.phase)  # type: ignore[no-untyped-call]
 
-    def _grad(self, outputs: Any, inputs: Any, grad_outputs: Any = None, **options: Any) -> Any:
-        """``torch.autograd.grad`` with this mode on, which is off while a mode handles a call.
-
-        Activation checkpointing runs parts of the model again in a backward pass, and they must meet the same operations.
-        ``torch.autograd.grad`` cannot be called with a mode on, so this is the call to the engine that it makes itself.
-        """
-        options.pop("only_inputs", None)  # always true
-        create_graph = options.pop("create_graph", False)
-        retain_graph = options.pop("retain_graph", None)
-        allow_unused = options.pop("allow_unused", None)
-        if any(options.values()):  # batched or materialized gradients: the loss's own business
-            options |= {"create_graph": create_graph, "retain_graph": retain_graph, "allow_unused": allow_unused}
-            return torch.autograd.grad(outputs, inputs, grad_outputs, **options)
-        outputs, inputs = _as_tuple(outputs), _as_tuple(inputs)
-        given = (None,) * len(outputs) if grad_outputs is None else _as_tuple(grad_outputs)
-        slopes = tuple(torch.ones_like(y) if dy is None else dy for y, dy in zip(outputs, given, strict=True))
-        keep = create_graph if retain_graph is None else retain_graph
-        with self:
-            return torch.autograd.Variable._execution_engine.run_backward(
-                outputs, slopes, keep, create_graph, inputs, bool(allow_unused), accumulate_grad=False
-            )
-
     def replaceable(self, call: Call) -> bool:
         """Whether this mode has an operation."""
         x, weight, bias, _ = call
@@ -257,10 +235,6 @@ class Replacing(TorchFunctionMode):
             and not torch._C._functorch.maybe_current_level()
             and (bias is None or bias.dtype == weight.dtype)
         )
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, Tensor) else tuple(value)
 
 
 class ScaledOps:
@@ -316,4 +290,6 @@ def replacing(mode: Replacing) -> Iterator[None]:
 def scale_leaves(parameters: Sequence[NamedParameter]) -> dict[Tensor, Tensor]:
     """A scale of 1 for every parameter that an operation can be replaced for."""
     replaced = [p.value for p in parameters if type(p.value) is nn.Parameter and p.value.is_floating_point()]
-    return {weight: weight.new_ones((), requires_grad=True) for weight in replaced}
+    # In single precision at least: what is summed up in their derivatives is beyond half precision soon.
+    wide = {weight: torch.promote_types(weight.dtype, torch.float32) for weight in replaced}
+    return {weight: weight.new_ones((), dtype=dtype, requires_grad=True) for weight, dtype in wide.items()}

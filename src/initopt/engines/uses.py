@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from initopt.engines.base import GramSum
+from initopt.engines.base import GramSum, fits_single
 from initopt.engines.operations import Matrix, Operation
 
 __all__ = ["EmbeddingUse", "LinearUse", "Use", "add_uses"]
@@ -67,6 +67,8 @@ class LinearUse(Use):
         if positions**2 * (x.shape[2] + dy.shape[2]) >= (positions + total.count**2) * features:
             return False
         precision = total.precision(x.dtype)
+        if precision != torch.float64 and not (fits_single(x) and fits_single(dy)):
+            return False
         flat_x, flat_dy = x.flatten(0, 1).to(precision), dy.flatten(0, 1).to(precision)
         products = (flat_x @ flat_x.T).mul_(flat_dy @ flat_dy.T)
         total.add(products.view(len(x), x.shape[1], len(x), x.shape[1]).sum((1, 3), dtype=torch.float64))

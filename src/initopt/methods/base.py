@@ -42,6 +42,8 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    differentiates: ClassVar[bool] = True
+    """Whether it takes second derivatives."""
 
     steps: int = 100
     num_subbatches: int = 4

@@ -42,6 +42,7 @@ class LSUV(Method):
     """
 
     name: ClassVar[str] = "lsuv"
+    differentiates: ClassVar[bool] = False
 
     steps: int = 1
     tolerance: float = 0.1

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from initopt.checks import check_integer, check_number
 from initopt.losses import LossFunction, as_loss
-from initopt.modes import BufferGuard, measuring
+from initopt.modes import measuring
 from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
-from initopt.preserve import preserved, put_values
+from initopt.preserve import Kept, preserving, put_values
 from initopt.randomness import seeded
 from initopt.schemes.draws import Draw, Mode, check_scheme, make_draw
 from initopt.schemes.matrices import Matrices, biases_of, is_embedding, matrices_of
 from initopt.schemes.nonlinearities import Follower, Watch, gain_of
+from initopt.state import StateGuard
 from initopt.trees import batch_size, map_tensors, to_device
 
 __all__ = ["Applied", "Gain", "apply_"]
@@ -117,20 +118,23 @@ def apply_(
     number = int(torch.randint(2**31, ())) if seed is None else check_integer("seed", seed, 0)
     gains: dict[str, float] = {}
     found: dict[nn.Parameter, Follower] = {}
-    with preserved(model):
+
+    def work(kept: Kept) -> set[nn.Parameter]:
         if draw is None:
-            changed = _reset(model, chosen, number)
-        else:
-            looked = batch is not None and gain == "auto" and nonlinearity is None and draw.uses_gain
-            if looked:
-                found = _followers(model, loss, batch, chosen, number)
-            stated = nonlinearity or ("linear" if looked else draw.textbook)
-            fixed = gain_of(stated) if gain == "auto" else gain
-            each = {p.value: gain_of(*found[p.value]) if p.value in found else fixed for p in chosen}
-            values, drawn = _drawn(chosen, draw, each, number)
-            put_values(values)
-            changed = set(values)
-            gains = {p.name: each[p.value] for p in chosen if p.value in drawn and draw.uses_gain}
+            with kept.state.recording():
+                return _reset(model, chosen, number)
+        looked = batch is not None and gain == "auto" and nonlinearity is None and draw.uses_gain
+        if looked:
+            found.update(_followers(model, loss, batch, chosen, number, kept.state))
+        stated = nonlinearity or ("linear" if looked else draw.textbook)
+        fixed = gain_of(stated) if gain == "auto" else gain
+        each = {p.value: gain_of(*found[p.value]) if p.value in found else fixed for p in chosen}
+        values, drawn = _drawn(chosen, draw, each, number)
+        put_values(values)
+        gains.update({p.name: each[p.value] for p in chosen if p.value in drawn and draw.uses_gain})
+        return set(values)
+
+    changed = preserving(model, work, loss_fn)
     names = {p.value: p.name for p in parameters}
     return Applied(
         gains=gains,
@@ -173,14 +177,12 @@ def _matrices(parameter: NamedParameter) -> Matrices | None:
 
 
 def _followers(
-    model: nn.Module, loss: Any, batch: Any, chosen: list[NamedParameter], seed: int
+    model: nn.Module, loss: Any, batch: Any, chosen: list[NamedParameter], seed: int, state: StateGuard
 ) -> dict[nn.Parameter, Follower]:
     """The nonlinearity after each layer that has one, from running the model on a batch."""
-    buffers = BufferGuard(model)
     data = map_tensors(torch.clone, to_device(batch, next(model.parameters()).device))
     watch = Watch({p.value for p in chosen})
-    with measuring(model), seeded(seed), watch:
-        buffers.refresh()
+    with measuring(model), seeded(seed), state.running(), watch:
         loss(model, data, batch_size(data))
     return {p.value: watch.followers[p.value] for p in chosen if p.value in watch.followers}
 

@@ -1,0 +1,234 @@
+"""What the first batch shows, before anything is made of a model's derivatives."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import initopt
+from initopt.engines.first_batch import examine
+from initopt.modes import measuring
+from initopt.preserve import preserved
+from initopt.problem import Problem
+from tests.helpers import make_batches, make_model
+
+
+class Undifferentiable(torch.autograd.Function):
+    """A right first derivative, and none of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return slope.data * (1 - torch.tanh(x.data) ** 2)
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Undifferentiable.apply(x)
+
+
+class Single(torch.autograd.Function):
+    """The same, of a kernel for single precision only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("single precision only")
+        return Undifferentiable.forward(ctx, x)
+
+    backward = Undifferentiable.backward
+
+
+class OddInSingle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Single.apply(x)
+
+
+def network(middle: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), middle, nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("odd", [Odd, OddInSingle])
+def test_a_second_derivative_that_is_missing_without_a_word(odd: type[nn.Module]) -> None:
+    options: dict[str, Any] = {"steps": 4, "measure_steps": 0, "seed": 0}
+    expected = initopt.nio(network(nn.Tanh()), make_batches(), **options)
+    with pytest.warns(
+        UserWarning, match=r"the second derivative of the model is not the derivative of its gradients .* by f"
+    ):
+        found = initopt.nio(network(odd()), make_batches(), **options)
+    assert found.engine == "differences"
+    assert found.scales == pytest.approx(expected.scales, rel=1e-3)
+    with pytest.warns(UserWarning, match="'graph' takes it as it is; engine=\"differences\" does without"):
+        assert initopt.nio(network(odd()), make_batches(), engine="graph", **options).engine == "graph"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        initopt.nio(network(odd()), make_batches(), engine="differences", **options)
+        initopt.measure(network(odd()), make_batches())
+        initopt.lsuv(network(odd()), make_batches(), measure_steps=0)
+
+
+class Reversible(torch.autograd.Function):
+    """Accumulates gradients itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: nn.Module) -> Tensor:
+        ctx.block = block
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return x + block(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            torch.autograd.backward(ctx.block(leaf), slope)
+        return slope + leaf.grad, None
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Reversible.apply(x, self.layer)
+
+
+@pytest.mark.parametrize("engine", ["auto", "graph", "groups", "differences"])
+@pytest.mark.parametrize("run", ["measure", "nio", "metainit", "gradinit"])
+def test_gradients_that_a_backward_pass_accumulates_itself_are_refused(run: str, engine: str) -> None:
+    model = network(Block())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(
+        RuntimeError, match=r"accumulates gradients by itself, those of parameter '1\.layer\.weight', '1\.la"
+    ):
+        getattr(initopt, run)(model, make_batches(), engine=engine)
+    assert all((p.grad == 1).all() for p in model.parameters())
+    found = initopt.measure(model, make_batches(), grad_params=lambda name, *_: name.startswith("2."), engine=engine)
+    assert found.grad_norm > 0
+
+
+class Noise(nn.Module):
+    """Draws where nobody sees it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(time.perf_counter_ns() % 2**31)
+        return x + torch.randn(x.shape, generator=generator)
+
+
+@pytest.mark.parametrize("run", [initopt.measure, initopt.nio])
+def test_two_equal_passes_that_differ_are_told(run: Any) -> None:
+    with pytest.warns(
+        UserWarning, match="two equal passes over the first sub-batch give the losses [0-9.]+ and [0-9.]+: the"
+    ):
+        run(network(Noise()), make_batches(), engine="recompute")
+
+
+def test_a_layer_that_takes_the_samples_for_time_is_told() -> None:
+    class Last(nn.Module):
+        def __init__(self, samples_first: bool) -> None:
+            super().__init__()
+            self.rnn, self.out, self.samples_first = nn.LSTM(6, 4), nn.Linear(4, 3), samples_first
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.rnn(x.transpose(0, 1) if self.samples_first else x)[0]
+            return self.out(y.transpose(0, 1) if self.samples_first else y)
+
+    batches = [(torch.randn(20, 8, 6), torch.randint(3, (20, 8))) for _ in range(2)]
+    with pytest.warns(
+        UserWarning, match="'rnn', a LSTM with batch_first=False, takes the first dimension for time, and sub-"
+    ):
+        initopt.measure(Last(False), batches)
+    initopt.measure(Last(True), batches)
+
+
+class Passes(nn.Module):
+    """Counts samples that go through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = make_model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples.append(len(x))
+        return self.body(x)
+
+
+samples: list[int] = []
+
+
+def test_the_price_is_one_or_two_training_steps() -> None:
+    model = Passes()
+    batch = make_batches(1, size=64)[0]
+    with preserved(model) as kept, measuring(model):
+        problem = Problem.create(
+            model, None, num_subbatches=4, overlap=0.0, split="cyclic", batch_norm="subbatch", grad_params=None,
+            scale_params=None, seed=0, state=kept.state,
+        )  # fmt: skip
+        samples.clear()
+        assert examine(problem, batch, second=False) is None
+        assert sum(samples) == 2 * 16
+        assert examine(problem, batch, second=True) is None
+    assert sum(samples) <= 2 * 32 + 5 * 4 + 32
+
+
+@pytest.mark.parametrize(
+    ("make", "loss"),
+    [
+        (lambda: network(nn.ReLU()), None),
+        (lambda: network(nn.Hardsigmoid()), None),
+        (lambda: network(nn.LayerNorm(16)), None),
+        (lambda: network(nn.ReLU()).to(torch.bfloat16), lambda m, b: F.cross_entropy(m(b[0].bfloat16()).float(), b[1])),
+        (lambda: network(Staircase())[1:], lambda m, b: F.cross_entropy(m(b[0].repeat(1, 3)[:, :16]), b[1])),
+        (lambda: nn.Linear(6, 1), lambda m, b: m(b[0]).mean()),
+    ],
+    ids=["kinks", "plain kernels", "norm", "half precision", "staircase", "linear"],
+)
+def test_no_false_alarm(make: Any, loss: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        initopt.nio(make(), make_batches(), loss, steps=1, measure_steps=0, scale_invariant=True)
+
+
+class Staircase(nn.Module):
+    """Quantized weights, with gradients as if they were not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = self.weight + ((self.weight * 8).round() / 8 - self.weight).detach()
+        return torch.tanh(x @ rounded)
+
+
+class InnerCasts(nn.Module):
+    """As norms of language models do: single precision inside, whatever comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def test_no_false_alarm_where_single_precision_is_hard_coded() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        initopt.nio(network(nn.Sequential(InnerCasts(), nn.Tanh())), make_batches(), steps=1, measure_steps=0)
