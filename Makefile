@@ -9,9 +9,10 @@ ZOO := .venv-zoo
 demo: $(VENV)/.installed
 	$(BIN)/initopt demo
 
-# One thread: the tests are many small operations, for which threads cost more than they bring.
+# One thread each: the tests are many small operations, for which threads cost more than they bring. A file stays in one
+# process, since many keep what is expensive for the next test.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

@@ -86,6 +86,34 @@ def differences(results: Results, networks: Sequence[str], starts: Sequence[str]
     return table(["start", *(NETWORKS[network].title for network in networks)], rows)
 
 
+def old_and_new(results: Results, networks: Sequence[str]) -> str:
+    """NIO on whole and on centred gradients beside the network's own start, on the split by which the network is judged."""
+    starts = {"own start": REFERENCE, "nio until now": "uncentred nio", "nio": "nio"}
+    rows = []
+    for name in networks:
+        part = "test" if NETWORKS[name].role == "confirmation" else "validation"
+        found = [results.at_best(name, start, part) for start in starts.values()]
+        if not all(found):
+            continue
+        cells = [
+            f"{spread(one.values())} (lr {results.best_lr(name, start):g})"
+            for one, start in zip(found, starts.values(), strict=True)
+        ]
+        rows.append([NETWORKS[name].title, *cells, _difference(found[2], found[0]), _difference(found[2], found[1])])
+    return table(["network", *starts, "nio - own start, points", "nio - nio until now, points"], rows)
+
+
+def accuracies(results: Results, networks: Sequence[str]) -> str:
+    """Accuracy at the best learning rate of each start, in percent."""
+    starts = [REFERENCE, *(name for name in STARTS if name != REFERENCE)]
+    run = [start for start in starts if any(results.of(name, start) for name in networks)]
+    rows = []
+    for name in networks:
+        cells = [spread(found.values()) if (found := results.at_best(name, start, "validation")) else "" for start in run]
+        rows.append([NETWORKS[name].title, *cells])
+    return table(["network", *run], rows)
+
+
 def edges(results: Results, networks: Sequence[str]) -> str:
     """How often the learning rate that counts is the first or the last of its list, so that a better one may be beyond."""
     found = []
@@ -132,14 +160,17 @@ def page(rows: Iterable[Row]) -> str:
     seen = [name for name in NETWORKS if results.of(name, REFERENCE)]
     choice = [name for name in seen if NETWORKS[name].role == "choice"]
     confirmation = [name for name in seen if NETWORKS[name].role == "confirmation"]
+    deep = [name for name in seen if NETWORKS[name].role == "deep"]
     starts = [name for name in STARTS if name != REFERENCE]
     parts = {
         "best": differences(results, choice, starts, "validation"),
         "over lrs": differences(results, choice, starts, "validation", over_lrs=True),
         "edges": edges(results, choice),
+        "old and new": old_and_new(results, [*choice, *confirmation]),
+        "deep": accuracies(results, deep),
         "confirmation": differences(results, confirmation, starts, "test"),
         "against the best": against_the_best(results, confirmation),
-        "changes": changes(results, seen, "nio"),
+        "changes": changes(results, [*choice, *confirmation], "nio"),
     }
     return fill(TEXT.read_text(), parts)
 

@@ -122,7 +122,7 @@ def own_rates(comparisons: Sequence[Runs]) -> str:
 
 def clipping(results: Results) -> str:
     """Accuracy at the best learning rate and, in brackets, over all of them."""
-    starts = ("default", "default, clipping", "nio", "nio, clipping")
+    starts = ("default", "default, clipping", "uncentred nio", "uncentred nio, clipping")
     rows = []
     for name, network in NETWORKS.items():
         if all(results.of(name, start) for start in starts):

@@ -16,7 +16,7 @@ from initopt.storage import write_file
 __all__ = ["LINES", "draw", "networks_of"]
 
 PICTURE = Path(__file__).parents[2] / "docs" / "assets" / "learning-rates.png"
-LINES = {"default": ("#7f7f7f", "o"), "default, warm-up": ("#D55E00", "s"), "nio": ("#0072B2", "D")}
+LINES = {"default": ("#7f7f7f", "o"), "default, warm-up": ("#D55E00", "s"), "uncentred nio": ("#0072B2", "D")}
 """Colours of Okabe and Ito, and markers."""
 _ACROSS = 3
 

@@ -177,7 +177,7 @@ class Run:
         """The verdict, the scales that the weights have in the end, and the ones that were tried and given up."""
         scales = self._at_work.scales()
         if before is None:
-            why = "nothing was measured (measure_steps=0)" if not self._stream.held else "the batches held back failed"
+            why = "no batch was held back to measure on" if not self._stream.held else "the batches held back failed"
             return f"not judged: {why}", scales, None
         work = self._at_work
         changed = self._method.scheme is not None or any(scale != 1 for scale in scales.values())

@@ -74,7 +74,7 @@ def _next(result: Result) -> str:
     if word == "left alone":
         return "train with what you have; another start would have to be shown to be better (initopt.compare)."
     if word.startswith("not "):
-        return "measure before you train: measure_steps=10 judges the new weights on batches held back."
+        return "have the new weights judged before you train, on batches held back (measure_steps=10)."
     return (
         "train, but look for the learning rate again, as the one of before may no longer fit: try it and a third of it. "
         "initopt.compare shows what the new start is worth."

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from initopt.engines.invariance import fits_memory, in_low_precision, in_precision
+from initopt.errors import LossError
 from initopt.parameters import NamedParameter
 from initopt.plain_ops import plain_attention
 from initopt.problem import Batch, Part, Problem, as_real, inner_product
@@ -57,6 +58,7 @@ def examine(problem: Problem, data: Any, second: bool) -> str | None:
         Why second derivatives are not to be trusted, as a clause; ``None`` if they agree, or were not looked at.
 
     Raises:
+        LossError: if the loss or the targets are visibly wrong.
         RuntimeError: if the backward pass accumulates gradients by itself.
 
     Warns:
@@ -66,6 +68,8 @@ def examine(problem: Problem, data: Any, second: bool) -> str | None:
         batch = problem.prepare(data, 0)
         part = _first_part(problem, batch)
         accumulated, difference, misread = _two_passes(problem, batch, part, second)
+    except LossError:  # which says already what is wrong
+        raise
     except Exception:  # whatever it is: those who run the model next will meet it where it can be said
         return None
     if accumulated:
