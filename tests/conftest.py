@@ -1,8 +1,12 @@
+import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+# The processes of pytest-xdist ignore Ctrl-C, which some tests send themselves and their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("initopt", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("initopt")

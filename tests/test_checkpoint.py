@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import initopt
@@ -286,10 +287,16 @@ def test_a_path_that_cannot_be_written_is_found_before_the_first_step(tmp_path: 
         small_run(tmp_path)
 
 
+def broken_in_the_first_step(model: nn.Module, batch: Any, calls: list[int] = []) -> Any:  # noqa: B006
+    """A loss that is none once the first batch has been looked at."""
+    calls.append(len(batch[1]))
+    return F.cross_entropy(model(batch[0]), batch[1]) if len(calls) < 10 else 1.0
+
+
 def test_a_checkpoint_without_a_step_binds_to_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     with pytest.raises(initopt.LossError):
-        small_run(path, loss_fn=lambda model, batch: 1.0, allow_trained=True)  # which would be found out before
+        small_run(path, loss_fn=broken_in_the_first_step, allow_trained=True)
     assert path.is_file()
     assert small_run(path).scales == small_run(None).scales
 

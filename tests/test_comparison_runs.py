@@ -325,6 +325,7 @@ class TestOtherTasks:
         assert all(point.accuracy is None for run in found.runs for point in run.curve)
         assert found.runs[0].curve[-1].loss < found.runs[0].curve[0].loss
 
+    @pytest.mark.filterwarnings("ignore:initopt. gradients are not centred")
     def test_dicts_for_a_model_that_returns_its_loss(self, tmp_path):
         found = compare(tmp_path / "out", data=Dicts, models={"own loss": OwnLoss}, seeds=1)
         assert {run.status for run in found.runs} == {"done"}

@@ -135,7 +135,7 @@ def test_two_equal_passes_that_differ_are_told(run: Any) -> None:
     with pytest.warns(
         UserWarning, match="two equal passes over the first sub-batch give the losses [0-9.]+ and [0-9.]+: the"
     ):
-        run(network(Noise()), make_batches(), engine="recompute")
+        run(network(Noise()), make_batches(), engine="recompute", **({"measure_steps": 0} if run is initopt.nio else {}))
 
 
 def test_a_layer_that_takes_the_samples_for_time_is_told() -> None:
@@ -201,7 +201,7 @@ def test_the_price_is_one_or_two_training_steps() -> None:
 def test_no_false_alarm(make: Any, loss: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        initopt.nio(make(), make_batches(), loss, steps=1, measure_steps=0, scale_invariant=True)
+        initopt.nio(make(), make_batches(), loss, steps=1, measure_steps=0, scale_invariant=True, centre=None)
 
 
 class Staircase(nn.Module):

@@ -52,6 +52,7 @@ class TestNioOnDeepPlainNetworks:
         result, told = quiet(initopt.nio, model, digits_like(), steps=60, measure_steps=4, seed=0)
         assert result.verdict.startswith("improved")
         assert not told
+        assert "the outputs depend on the inputs now" in result.verdict or depth == 10
         assert result.after.output_spread > 0.05
         assert result.after.centred_grad_norm > 0.05 * result.after.grad_norm
 

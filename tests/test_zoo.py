@@ -95,7 +95,14 @@ def test_nio_improves_each(name, norm):
     torch.manual_seed(0)
     model = SMALL_IMAGE_NETWORKS[name](norm)
     inputs, targets = torch.randn(16, 3, 16, 16), torch.randint(7, (16,))
-    options = {"objective": "cosine", "max_grad_norm": 100.0, "scale_biases": True, "scale_invariant": True, "seed": 0}
+    options = {
+        "objective": "cosine",
+        "max_grad_norm": 100.0,
+        "scale_biases": True,
+        "scale_invariant": True,
+        "seed": 0,
+        "centre": None,
+    }
     result = initopt.nio(model, [(inputs, targets)], steps=8, num_subbatches=2, lr=0.02, measure_steps=0, **options)
     assert result.history[-1].grad_cosine > result.history[0].grad_cosine + 0.01
     F.cross_entropy(model(inputs), targets).backward()

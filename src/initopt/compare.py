@@ -196,5 +196,5 @@ def _with_fabric(
     from initopt.comparison.teams import FabricTeam
 
     with processor_threads(plan.hardware.threads), counter(progress if fabric.is_global_zero else False, "runs") as watch:
-        team = FabricTeam(fabric, plan, splits, folder)
+        team = FabricTeam(fabric, plan, splits.to(fabric.device), folder)
         return execute(team, plan, splits, fabric.device.type, folder, retry_failed=retry_failed, watch=watch)

@@ -188,9 +188,14 @@ class Measurement:
             )
         if not self.noise_scale < 1e6:
             return "The gradients show no signal above their noise: measure more or larger batches, or try initopt.nio."
+        seen = (
+            "Whether the outputs depend on the inputs could not be seen"
+            if math.isnan(self.output_spread)
+            else "The network listens to its inputs"
+        )
         return (
-            "The network listens to its inputs. Compare these figures before and after a change of its start, on the same "
-            "batches; initopt.nio(model, batches) does both."
+            f"{seen}. Compare these figures before and after a change of its start, on the same batches; "
+            "initopt.nio(model, batches) does both."
         )
 
     def _repr_html_(self) -> str:

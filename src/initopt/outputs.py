@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from initopt.centring import Output
-from initopt.engines.microbatches import is_out_of_memory
+from initopt.errors import LossError
 from initopt.problem import Batch, Part, Problem
 from initopt.randomness import seeded
-from initopt.trees import take
+from initopt.trees import batch_size, take, to_device
 
 __all__ = ["Outputs", "look", "mismatched_loss"]
 
@@ -52,32 +52,44 @@ def look(problem: Problem, batch: Batch, microbatch: int | None = None) -> Outpu
     return Outputs(sum(losses) / len(batch.windows), spread)
 
 
-def mismatched_loss(problem: Problem, batch: Batch) -> tuple[float, float] | None:
-    """The loss of a few samples, and that with the targets of others.
+def mismatched_loss(problem: Problem, data: Any) -> tuple[float, float] | None:
+    """The loss of some samples, and that with the targets of others.
 
     The two are alike as long as the outputs have nothing to do with the targets. ``None`` where a batch does not show
-    what its targets are, or there is not the memory to see.
+    what its targets are, has too few samples to tell, or cannot be run, which is left to those who run it next.
+
+    Args:
+        problem: the model, in measuring mode, and its loss.
+        data: a batch as the user gave it.
+
+    Raises:
+        LossError: if the loss is none, or the targets are visibly wrong.
     """
-    window = batch.windows.indices[0][: problem.microbatch]
-    data = take(batch.data, window, batch.windows.batch_size)
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        swapped: Any = (data[0], _rolled(data[1]))
-    elif isinstance(data, dict) and isinstance(data.get("labels"), Tensor):
-        swapped = data | {"labels": _rolled(data["labels"])}
-    else:
-        return None
-    if len(window) < 2 or swapped[1 if isinstance(swapped, tuple) else "labels"] is None:
-        return None
-    found = []
     try:
-        for either in (data, swapped):
-            with seeded(*batch.seed):
+        size = batch_size(data)
+        window = torch.arange(min(size, problem.microbatch or _MANY, _MANY), device="cpu")
+        whole = take(to_device(data, problem.device), window, size)
+        if isinstance(whole, (tuple, list)) and len(whole) == 2:
+            targets = _rolled(whole[1])
+            swapped: Any = None if targets is None else (whole[0], targets)
+        else:
+            targets = _rolled(whole.get("labels")) if isinstance(whole, dict) else None
+            swapped = None if targets is None else whole | {"labels": targets}
+        if swapped is None or len(window) < _FEW:
+            return None
+        found = []
+        for either in (whole, swapped):
+            with seeded(problem.seed):
                 found.append(float(problem.loss_on(either, len(window)).detach()))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
+    except LossError:
+        raise
+    except Exception:
         return None
     return found[0], found[1]
+
+
+_FEW, _MANY = 16, 64
+"""Samples from which on losses are compared, and the most that are taken."""
 
 
 def _rolled(targets: Any) -> Tensor | None:

@@ -271,8 +271,7 @@ class Run:
             self._save()  # all checks are done; a path that cannot be written is found out now
 
     def _refuse_trained(self, data: Any) -> None:
-        batch = self._problem.prepare(data, 0)
-        losses = mismatched_loss(self._problem, batch)
+        losses = mismatched_loss(self._problem, data)
         if losses is not None and 0 <= losses[0] < TRAINED * losses[1]:
             raise TrainedModelError(
                 f"the model looks trained: its loss is {losses[0]:.3g}, and {losses[1]:.3g} with the targets of other "

@@ -82,7 +82,11 @@ def _deaf(found: Measurement) -> bool:
 
 
 def _changes(before: Measurement, after: Measurement) -> str:
+    norms = f"gradient norm {before.grad_norm:.2g} to {after.grad_norm:.2g}"
+    if _deaf(before) and not _deaf(after):
+        spreads = f"{before.output_spread:.1g} to {after.output_spread:.2g} of their size"
+        return f"the outputs depend on the inputs now, with a spread of {spreads}, and {norms}"
     centred = not math.isnan(before.centred_grad_cosine) and not math.isnan(after.centred_grad_cosine)
     cosine = ("centred_grad_cosine", "centred GradCosine") if centred else ("grad_cosine", "GradCosine")
-    shown = [(*cosine, ".2f"), ("grad_norm", "gradient norm", ".2g")]
-    return " and ".join(f"{what} {getattr(before, n):{form}} to {getattr(after, n):{form}}" for n, what, form in shown)
+    name, title = cosine
+    return f"{title} {getattr(before, name):.2f} to {getattr(after, name):.2f} and {norms}"

@@ -85,7 +85,14 @@ def prepare_start(
             apply_scheme(model, initialization.scheme, seed, initialization.scheme_options)
     if initialization.method is not None:
         result = initopt.optimize(
-            model, others, loss_fn, method=initialization.create_method(), measure_steps=0, seed=seed, progress=False
+            model,
+            others,
+            loss_fn,
+            method=initialization.create_method(),
+            measure_steps=0,
+            seed=seed,
+            progress=False,
+            allow_trained=True,  # what is compared is somebody's start
         )
         scales = result.scales or None
     _wait(model)

@@ -225,7 +225,7 @@ def _work(connection: Connection, plan: Plan, folder: Path) -> None:
     torch.set_num_threads(plan.hardware.threads)
     fabric = plan.hardware.fabric(plan.recipe.precision)
     fabric.launch()
-    splits = plan.load_data()
+    splits = plan.load_data().to(fabric.device)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(None)
         while True:

@@ -147,7 +147,8 @@ class _NIORun(ScalesRun):
         if not self._centred:
             return self._engine.evaluate(batch, differentiate=True), None, False
         d = number % len(batch.windows)
-        norm = torch.tensor(gradient_norm(self._problem, batch, self._engine.microbatch, d), dtype=torch.float64)
+        size = gradient_norm(self._problem, batch, self._engine.microbatch, d)
+        norm = torch.tensor(size, dtype=torch.float64, device="cpu")
         if bool(norm > self._method.max_grad_norm):
             return self._engine.evaluate(batch, differentiate=True), norm, False
         try:
