@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 
 METHODS: dict[str, Callable[[], Method]] = {
     "nio": NIO,
+    "nio, uncentred": lambda: NIO(centre=None),
     "gradinit, free": lambda: GradInit(max_grad_norm=1e30, eta=1e-6),
     "gradinit, constrained": lambda: GradInit(max_grad_norm=1e-30),
     "metainit": MetaInit,
@@ -71,7 +72,10 @@ def _stepping(method: Method, case: Case, model: nn.Module, data: Any) -> Iterat
     with preserved(model) as kept, measuring(model):
         at_work = method.start(problem, create_engine(method.engine, problem), kept.originals)
         try:
-            yield lambda: at_work.step(0, itertools.cycle(batches))
+            if isinstance(method, NIO):
+                at_work.step(0, iter(batches))  # which decides what is scaled, once
+            first = int(isinstance(method, NIO))
+            yield lambda: at_work.step(first, itertools.cycle(batches))
         finally:
             put_values(kept.originals)
 
@@ -81,7 +85,9 @@ def _halves(data: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     return [tuple(tensor[:size] for tensor in data), tuple(tensor[size:] for tensor in data)]
 
 
-def run_cases(cases: Sequence[Case], out: Path, device: str, threads: int, repetitions: int) -> Results:
+def run_cases(
+    cases: Sequence[Case], out: Path, device: str, threads: int, repetitions: int, methods: Sequence[str] = tuple(METHODS)
+) -> Results:
     """Measure what ``out`` does not have yet.
 
     Args:
@@ -90,6 +96,7 @@ def run_cases(cases: Sequence[Case], out: Path, device: str, threads: int, repet
         device: ``"cpu"`` or ``"cuda"``.
         threads: threads of PyTorch.
         repetitions: least number of turns.
+        methods: what is timed.
     """
     torch.set_num_threads(threads)
     head = {"machine": machine(device, threads), "settings": {"dtype": "float32", "repetitions": repetitions}}
@@ -97,16 +104,16 @@ def run_cases(cases: Sequence[Case], out: Path, device: str, threads: int, repet
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.key}", flush=True)
         if case.key not in results["cases"]:
-            results["cases"][case.key] = _timed(case, device, repetitions)
+            results["cases"][case.key] = _timed(case, device, repetitions, methods)
             save(out, results)
     print(time_table(results["cases"].values(), "network", _title))
     return results
 
 
-def _timed(case: Case, device: str, repetitions: int) -> dict[str, Any]:
+def _timed(case: Case, device: str, repetitions: int, methods: Sequence[str]) -> dict[str, Any]:
     model, data = model_and_batch(case, device)
     contenders = {TRAINING: contender(TRAINING, case, model, data)}
-    contenders |= {name: method_contender(name, case, model, data) for name in METHODS}
+    contenders |= {name: method_contender(name, case, model, data) for name in methods}
     about = {key: getattr(case, key) for key in ("network", "num_subbatches", "batch_norm", "batch_size", "overlap")}
     found = take_turns(contenders, device, repetitions)
     return {**about, "parameters": sum(p.numel() for p in model.parameters()), "contenders": found}
@@ -140,13 +147,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", metavar="NETWORK", help="one network")
+    parser.add_argument("--methods", default=";".join(METHODS), help="names, with semicolons between them")
     options = parser.parse_args(arguments)
     cases = [case for case in SUITES[options.suite] if options.only in (None, case.network)]
     if not cases:
         known = ", ".join(case.network for case in SUITES[options.suite])
         raise SystemExit(f"no network {options.only!r} in suite {options.suite!r}, which has {known}")
     out = options.out or RESULTS / f"methods-{options.suite}.json"
-    run_cases(cases, out, options.device, options.threads, options.repetitions)
+    run_cases(cases, out, options.device, options.threads, options.repetitions, options.methods.split(";"))
     print(f"results: {out}")
 
 
