@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from initopt.measurement import Measurement
+from initopt.measurement import TITLES, Measurement
 from initopt.parameters import is_bias as is_bias_name
 from initopt.records import LayerRecord, StepRecord, steps_taken
 from initopt.result import Result
@@ -37,7 +37,8 @@ def plot_result(result: Result) -> Figure:
     """
     figure = Figure(figsize=(11, 6.6), layout="constrained")
     count = steps_taken(result.history)
-    title = f"{result.method}: {count} step{'s' if count != 1 else ''} in {result.seconds:.1f} s"
+    verdict = result.verdict.partition(":")[0]
+    title = f"{result.method}: {count} step{'s' if count != 1 else ''} in {result.seconds:.1f} s, {verdict}"
     figure.suptitle(title, x=0.01, ha="left")
     steps = [record for record in result.history if isinstance(record, StepRecord)]
     layers = [record for record in result.history if isinstance(record, LayerRecord)]
@@ -47,11 +48,17 @@ def plot_result(result: Result) -> Figure:
         _plot_layers(axes["C"], layers)
     else:
         split = any(record.grad_cosine is not None for record in steps) or not steps
-        _plot_steps(axes["C"], steps, *(("grad_cosine", "GradCosine") if split else ("objective", "objective")))
+        centred = any(record.centred_grad_norm is not None for record in steps)
+        cosine = ("grad_cosine", TITLES["centred_grad_cosine" if centred else "grad_cosine"])
+        _plot_steps(axes["C"], steps, *(cosine if split else ("objective", "objective")))
         _plot_steps(axes["N"], steps, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
-    _plot_change(axes["c"], result.before, result.after, "grad_cosine", "GradCosine")
-    _plot_change(axes["n"], result.before, result.after, "grad_norm", "gradient norm")
-    _plot_scales(axes["S"], result.scales)
+    shown = result.before is not None and "centred_grad_cosine" in result.before.sem
+    for place, name in (("c", "centred_grad_cosine" if shown else "grad_cosine"), ("n", "grad_norm")):
+        _plot_change(axes[place], result.before, result.after, name, TITLES[name])
+    if result.tried_scales is None:
+        _plot_scales(axes["S"], result.scales, "scale of each tensor, in network order")
+    else:
+        _plot_scales(axes["S"], result.tried_scales, "scales that were tried and given up, in network order")
     return figure
 
 
@@ -77,7 +84,7 @@ def _plot_steps(axes: Axes, history: Sequence[StepRecord], name: str, title: str
     if isinstance(bound, (int, float)) and np.isfinite(bound):
         axes.axhline(bound, color=BOUND, linewidth=1, linestyle="--")
         handles.append(Line2D([], [], color=BOUND, linestyle="--", linewidth=1, label=f"bound {bound:g}"))
-    if values and min(values) > 0 and max(values) > 10 * min(values):
+    if name != "grad_cosine" and values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -112,7 +119,7 @@ def _plot_change(axes: Axes, before: Measurement | None, after: Measurement | No
         return
     for x, measurement, colour in ((0, before, BEFORE), (1, after, AFTER)):
         value = getattr(measurement, name)
-        error = np.nan_to_num(measurement.sem[name])
+        error = np.nan_to_num(measurement.sem.get(name, np.nan))
         axes.errorbar(x, value, yerr=error, fmt="o", color=colour, markersize=6, capsize=4)
         axes.annotate(f"{value:.3g}", (x, value), textcoords="offset points", xytext=(8, 0), fontsize=8, va="center")
     axes.margins(y=0.25)
@@ -121,8 +128,8 @@ def _plot_change(axes: Axes, before: Measurement | None, after: Measurement | No
     axes.set_xlabel(f"{before.num_batches} held-back batches,\nmean ± std. error", fontsize=8)
 
 
-def _plot_scales(axes: Axes, scales: dict[str, float]) -> None:
-    _tidy(axes, "scale of each tensor, in network order")
+def _plot_scales(axes: Axes, scales: dict[str, float], title: str) -> None:
+    _tidy(axes, title)
     names, values = list(scales), np.array(list(scales.values()))
     positions = np.arange(len(names))
     is_bias = np.array([is_bias_name(name) for name in names], dtype=bool)
