@@ -336,3 +336,68 @@ def test_classes_are_found_alike() -> None:
         output = logits_of(model(batch[0]))
         channel = entry.problem(model, "subbatch").loss.channel(output, batch)
         assert channel == classes_of(entry, output) % output.ndim
+
+
+class TestFoundInReview:
+    def test_classes_along_the_second_dimension_of_a_part_of_the_samples(self) -> None:
+        problem = mlp_problem(nn.Linear(2, 2))
+        batch = (torch.zeros(8, 2), torch.zeros(8, 5, dtype=torch.long))
+        assert problem.loss.channel(torch.zeros(4, 3, 5), batch) == 1
+        assert problem.loss.channel(torch.zeros(4, 5, 3), batch) == 2
+        images = (torch.zeros(8, 2), torch.zeros(8, 4, 6, dtype=torch.long))
+        assert problem.loss.channel(torch.zeros(4, 4, 6, 3), images) == 3
+
+    def test_differences_where_the_loss_uses_a_weight_itself(self) -> None:
+        """They do not see how the slope depends on the weight other than by the outputs, but they come to an end."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            return F.cross_entropy(model(batch[0]) @ model[2].weight, batch[1])
+
+        data = (vectors(16)[0].double(), vectors(16)[1])
+        found = []
+        for engine in ("plain", "differences"):
+            problem = mlp_problem(model, loss)
+            batch = replace(problem.prepare(data, 0), centred=True)
+            problem.settle(batch)
+            assert problem.centring.active
+            evaluation = ENGINES[engine](problem).evaluate(batch, differentiate=True)
+            gram = evaluation.gram.requires_grad_()
+            (derivative,) = torch.autograd.grad(public_objective("cosine+lognorm")(gram), gram)
+            found.append((gram.detach(), evaluation.scale_derivatives(derivative)))
+        assert_close(found[1][0], found[0][0], 1e-11, "gram")
+        assert_close(found[1][1], found[0][1], 0.2, "derivatives")
+
+    @pytest.mark.parametrize("mode", ["subbatch", "batch"])
+    def test_the_loss_is_seen_in_both_modes_of_batch_norm(self, mode: Any) -> None:
+        def asks_the_same(model: nn.Module, batch: Any) -> Tensor:
+            return model(batch[0]).sum(1)
+
+        class Compares(nn.Module):
+            def forward(self, output: Tensor, targets: Tensor) -> Tensor:
+                return F.cross_entropy(output @ output.T, torch.arange(len(output)))
+
+        for loss, words in ((asks_the_same, "asks the same"), (Compares(), "compares samples")):
+            problem = replace(mlp_problem(nn.Linear(6, 3), loss), batch_norm=mode)
+            problem.settle(problem.prepare(vectors(16), 0))
+            assert words in str(problem.centring.off)
+
+    def test_a_tensor_that_is_returned_twice_is_one_output(self) -> None:
+        class Twice(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(6, 3)
+
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+                y = self.layer(x)
+                return y, y
+
+        found = settled(Twice(), vectors(), lambda model, batch: F.cross_entropy(model(batch[0])[0], batch[1]))
+        assert found.centring.names == {"call 0: output[0]"}
+
+    def test_what_was_decided_can_be_stored(self) -> None:
+        found = settled(nn.Linear(6, 3), vectors())
+        other = mlp_problem(nn.Linear(6, 3))
+        other.centring.load_state(found.centring.state())
+        assert other.centring == found.centring

@@ -194,6 +194,10 @@ class TestJudge:
         found = judge(ALIVE, ALIVE, None, torch.tensor([1.0, -1.1, 0.3]), True)
         assert (found.word, "nothing to gain" in found.why) == ("left alone", True)
 
+    def test_a_loss_on_the_only_batch_leaves_the_network_alone(self) -> None:
+        assert judge(ALIVE, ALIVE, None, torch.tensor([-0.1]), True).word == "left alone"
+        assert judge(ALIVE, ALIVE, None, torch.tensor([0.1]), True).word == "improved"
+
     def test_nothing_to_scale(self) -> None:
         assert judge(ALIVE, ALIVE, None, GAIN, False).why == "nothing to scale"
 
@@ -262,6 +266,13 @@ class TestTrainedModels:
         with pytest.raises(initopt.TrainedModelError):
             initopt.nio(Copy(8.0), batches, steps=1, measure_steps=1)
         quiet(initopt.nio, Copy(0.1), batches, steps=1, measure_steps=1)
+
+
+@pytest.mark.parametrize("least", [0.0, 1.0])
+def test_scales_that_may_not_fall_or_may_vanish_are_judged_alike(least: float) -> None:
+    """At min_scale=1 every scale begins at its minimum, and at 0 one that vanishes is at it."""
+    result, _ = quiet(initopt.nio, mlp(3), digits_like(), steps=20, measure_steps=4, seed=0, min_scale=least)
+    assert "scales stand at their minimum" not in result.verdict
 
 
 def test_an_unknown_policy_is_refused() -> None:

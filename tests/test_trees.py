@@ -179,5 +179,5 @@ def test_a_model_that_works_in_training_mode_only() -> None:
 def test_frozen_integer_weights_are_left_alone(run: Any) -> None:
     model = Quantized()
     weight = model.weight.clone()
-    run(model, [(x, y % 3)] * 20)
+    run(model, [(x, y % 3)] * 20, **({"measure_steps": 0} if run is initopt.nio else {}))
     assert torch.equal(model.weight, weight)

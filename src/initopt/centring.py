@@ -169,7 +169,8 @@ def bent(
     With the projection P onto centred slopes and the curvature H of the loss in the outputs, the derivative of
     :math:`\langle v, J^\top P p \rangle` is :math:`(\partial_v J)^\top P p + J^\top H P J v`. It is a difference of two
     backward passes: one from :math:`P p`, and, where the weights have moved along v and the outputs by
-    :math:`\Delta \approx J v`, one from :math:`P p + H P \Delta`.
+    :math:`\Delta \approx J v`, one from :math:`P p + H P \Delta`. This takes the slopes to depend on the weights by the outputs
+    alone; where the loss uses a weight itself, too, what comes of that is left out.
 
     Args:
         outputs: before the move, with their graph.
@@ -218,6 +219,14 @@ class Centring:
     settled: bool = False
     names: frozenset[str] = field(default_factory=frozenset)
     _handles: list[RemovableHandle] = field(default_factory=list, repr=False)
+
+    def state(self) -> dict[str, Any]:
+        """What was decided, as JSON has it."""
+        return {"settled": self.settled, "off": self.off, "names": sorted(self.names)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Decide what was decided before: the inverse of :meth:`state`."""
+        self.settled, self.off, self.names = state["settled"], state["off"], frozenset(state["names"])
 
     def switch_off(self, why: str) -> None:
         """Decide that nothing is centred."""
@@ -283,12 +292,13 @@ class Centring:
 
 
 def _outputs(seen: Sequence[Any], channel: Callable[[Tensor], int | None]) -> list[Output]:
-    return [
-        Output(f"call {call}: {name}", tensor, Layout(tensor.shape, channel(tensor)))
-        for call, returned in enumerate(seen)
-        for name, tensor in _named(returned)
-        if tensor.is_floating_point() and tensor.grad_fn is not None and tensor.ndim > 0
-    ]
+    found: dict[int, Output] = {}  # a tensor that is returned twice is one output
+    for call, returned in enumerate(seen):
+        for name, tensor in _named(returned):
+            if tensor.is_floating_point() and tensor.grad_fn is not None and tensor.ndim > 0:
+                layout = Layout(tensor.shape, channel(tensor))
+                found.setdefault(id(tensor), Output(f"call {call}: {name}", tensor, layout))
+    return list(found.values())
 
 
 def _named(returned: Any) -> Iterator[tuple[str, Tensor]]:
@@ -321,6 +331,7 @@ def _asks_the_same(output: Output, loss: Tensor) -> bool:
     """Whether a loss is linear in an output, with the same slope for all samples."""
     (slope,) = torch.autograd.grad(loss, [output.value], create_graph=True)
     rows = output.layout.rows(slope)
+    rows = rows[_active(rows).squeeze(-1)]
     return not slope.requires_grad and len(rows) > 1 and bool((rows == rows[0]).all())
 
 
@@ -328,6 +339,8 @@ def _compares(output: Output, loss: Tensor, samples: int) -> bool:
     """Whether the slope at some samples depends on the output at others."""
     (slope,) = torch.autograd.grad(loss, [output.value], create_graph=True)
     rows = output.layout.rows(slope)
+    counting = _active(rows).squeeze(-1)  # those of the first sub-batch, where the output is that of all
+    rows = rows[counting]
     a_sample = len(rows) // samples if len(rows) % samples == 0 else 1
     half = a_sample * ((len(rows) // a_sample) // 2)
     if half == 0 or not slope.requires_grad:
@@ -337,5 +350,5 @@ def _compares(output: Output, loss: Tensor, samples: int) -> bool:
         found = torch.autograd.grad((first * first.detach()).sum(), output.value, retain_graph=True, allow_unused=True)
     except RuntimeError:  # a loss without a second derivative: nothing is known, and most losses do not compare
         return False
-    bends = output.layout.rows(torch.zeros_like(output.value) if found[0] is None else found[0])
+    bends = output.layout.rows(torch.zeros_like(output.value) if found[0] is None else found[0])[counting]
     return bool(bends[half:].abs().max() > torch.finfo(bends.dtype).eps ** 0.5 * bends.abs().max())

@@ -217,10 +217,10 @@ class _CrossEntropyLoss(_PairLoss):
         return F.cross_entropy(logits, targets.long())
 
     def channel(self, output: Tensor, batch: Any) -> int | None:
-        targets = _pair(batch, self.source)[1]
-        if output.ndim > 1 and output.shape[:1] + output.shape[2:] == targets.shape:
+        positions = _pair(batch, self.source)[1].shape[1:]  # the output may be that of a part of the samples
+        if output.ndim > 1 and output.shape[2:] == positions:
             return 1
-        return output.ndim - 1 if output.shape[:-1] == targets.shape else super().channel(output, batch)
+        return output.ndim - 1 if output.shape[1:-1] == positions else super().channel(output, batch)
 
     def _classes_second(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The logits with the classes along the second dimension; sequence models mostly have them along the last."""

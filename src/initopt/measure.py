@@ -18,7 +18,7 @@ from initopt.engines.choose import check_engine
 from initopt.engines.first_batch import examine
 from initopt.errors import LoaderError, ZeroGradientError
 from initopt.losses import LossFunction, as_loss
-from initopt.measurement import Measurement
+from initopt.measurement import NOT_ASKED_FOR, Measurement
 from initopt.modes import measuring
 from initopt.outputs import Outputs, look
 from initopt.parameters import ParameterFilter, trainable_parameters
@@ -188,7 +188,7 @@ def measure_batches(
         centred=centred_grams,
         losses=[found.loss for found in outputs],
         spreads=[found.spread for found in outputs if not math.isnan(found.spread)],
-        uncentred=problem.centring.off if centred else "it was not asked for",
+        uncentred=problem.centring.off if centred else NOT_ASKED_FOR,
     )
 
 

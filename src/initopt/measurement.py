@@ -163,15 +163,24 @@ class Measurement:
 
     def __str__(self) -> str:
         lines = [f"{TITLES[name]:22} {getattr(self, name):10.4g} +- {self.sem[name]:.2g}" for name in self.measured()]
-        return "\n".join([*lines, f"means and standard errors over {self.num_batches} batches", "", self.advice()])
+        lines.append(f"means and standard errors over {self.num_batches} batches")
+        if self.uncentred is not None and self.uncentred != NOT_ASKED_FOR:
+            lines.append(f"gradients are not centred: {self.uncentred}")
+        return "\n".join([*lines, "", self.advice()])
 
     def measured(self) -> list[str]:
         """The names of the figures that there are, in the order of tables."""
         return [name for name in TITLES if name in self.sem]
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether neither the outputs nor the gradients depend on the inputs."""
+        share = self.centred_grad_norm / self.grad_norm if self.grad_norm > 0 else math.nan
+        return self.output_spread < DEAF and (math.isnan(share) or share < LISTENING)
+
     def advice(self) -> str:
         """One sentence that says what the figures mean and what to do next."""
-        if self.output_spread < DEAF:
+        if self.is_deaf:
             return (
                 f"The outputs hardly depend on the inputs (spread {self.output_spread:.1g}), so no training will see the "
                 "data: try initopt.nio(model, batches), initopt.lsuv, or a scheme that fits the nonlinearity."
@@ -201,6 +210,12 @@ class Measurement:
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
 
+
+NOT_ASKED_FOR = "it was not asked for"
+"""Why there are no centred gradients, if they were not wanted."""
+
+LISTENING = 0.01
+"""Share of the centred gradient in the whole one below which a network ignores its input, if its outputs say so, too."""
 
 DEAF = 1e-3
 """Spread of the outputs below which a network ignores its input.

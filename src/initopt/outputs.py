@@ -13,7 +13,7 @@ from initopt.centring import Output
 from initopt.errors import LossError
 from initopt.problem import Batch, Part, Problem
 from initopt.randomness import seeded
-from initopt.trees import batch_size, take, to_device
+from initopt.trees import batch_size, map_tensors, take, to_device
 
 __all__ = ["Outputs", "look", "mismatched_loss"]
 
@@ -80,7 +80,8 @@ def mismatched_loss(problem: Problem, data: Any) -> tuple[float, float] | None:
         found = []
         for either in (whole, swapped):
             with seeded(problem.seed):
-                found.append(float(problem.loss_on(either, len(window)).detach()))
+                copied = map_tensors(torch.clone, either)  # the model may write into its inputs
+                found.append(float(problem.loss_on(copied, len(window)).detach()))
     except LossError:
         raise
     except Exception:

@@ -182,7 +182,7 @@ class Problem:
         indices = indices if microbatch is None else indices[: max(microbatch, 2)]
         with seeded(*batch.seed), watching(self.model) as seen:
             if self.batch_norm == "batch":
-                loss, samples = self._windows_of(batch)[0], batch.windows.batch_size
+                loss, samples = self._windows_of(batch)[0], len(first)
             else:
                 loss, samples = self._loss_of(batch, indices), len(indices)
         self.centring.settle(seen, lambda output: self.loss.channel(output, batch.data), loss, samples)

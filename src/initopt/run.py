@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import platform
@@ -202,8 +203,13 @@ class Run:
         word = "restored" if harmed else found.word
         return f"{word}: {found.why}", dict.fromkeys(scales, 1.0), scales
 
-    def _training_step_seconds(self) -> float:
-        """Time of one plain gradient of a held-back batch, the second one."""
+    def _training_step_seconds(self) -> float | None:
+        """Time of one plain gradient of a held-back batch, the second one; ``None`` if that does not come to an end."""
+        with contextlib.suppress(Exception):  # a whole batch may not fit where sub-batches do, and it is but a figure
+            return self._timed_gradient()
+        return None
+
+    def _timed_gradient(self) -> float:
         batch = self._problem.prepare(self._stream.held[0], 0)
         whole = Windows((torch.arange(batch.windows.batch_size, device="cpu"),), batch.windows.batch_size)
         batch = replace(batch, windows=whole)

@@ -43,12 +43,17 @@ class Scales:
     @property
     def active(self) -> Tensor:
         """Which tensors move, shape ``(num_scales,)``: not those that are held, or zero, from the start or by scale."""
-        return self._has_direction & ~self.held & (self.values > 0)
+        return self.free & (self.values > 0)
+
+    @property
+    def free(self) -> Tensor:
+        """Which tensors may move, or have moved to zero: not those that are held, or zero from the start."""
+        return self._has_direction & ~self.held
 
     @property
     def at_minimum(self) -> Tensor:
-        """Which of the active tensors have come down to their least scale."""
-        return self.active & (self.values <= self._minimum)
+        """Which tensors have come down to their least scale."""
+        return self.free & (self.values <= self._minimum) & (self.values < 1)
 
     @property
     def zero(self) -> Tensor:

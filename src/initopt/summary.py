@@ -71,9 +71,9 @@ def _next(result: Result) -> str:
             "look for a layer that is dead or a rate that is too high before you train; initopt.lsuv(model, batches) or "
             'scheme="orthogonal" may cure what scales cannot.'
         )
-    if word == "left alone":
+    if word in ("left alone", "not improved"):
         return "train with what you have; another start would have to be shown to be better (initopt.compare)."
-    if word.startswith("not "):
+    if word == "not judged":
         return "have the new weights judged before you train, on batches held back (measure_steps=10)."
     return (
         "train, but look for the learning rate again, as the one of before may no longer fit: try it and a third of it. "

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from initopt.measurement import DEAF, Measurement
+from initopt.measurement import Measurement
 
 __all__ = ["ON_HARM", "TRAINED", "OnHarm", "Verdict", "judge"]
 
@@ -17,9 +17,6 @@ ON_HARM = ("restore", "warn", "raise")
 
 TRAINED = 0.5
 """A loss below this share of the loss with other samples' targets is that of a network that has been trained."""
-
-_LISTENING = 0.01
-"""Share of the centred gradient in the whole one below which a network ignores its input, if its outputs say so, too."""
 
 _RISE = 2.0
 """Factor by which the loss may rise: good starts raise it by up to a third."""
@@ -58,16 +55,17 @@ def judge(before: Measurement, after: Measurement, harm: str | None, gain: Tenso
     if gain is None:
         return Verdict("applied", changes)
     mean = float(gain.mean())
-    error = float(gain.std(correction=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
-    if len(gain) > 1 and not mean > 2 * error:
-        return Verdict("left alone", f"nothing to gain beyond the noise of {len(gain)} batches ({changes})")
+    error = float(gain.std(correction=1)) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    if not mean > 2 * error:
+        noise = f"beyond the noise of {len(gain)} batches" if len(gain) > 1 else "on the one batch that was held back"
+        return Verdict("left alone", f"nothing to gain {noise} ({changes})")
     return Verdict("improved", changes)
 
 
 def _common_harm(before: Measurement, after: Measurement) -> str | None:
-    if _deaf(after):
+    if after.is_deaf:
         spread = f"their spread over the inputs is {after.output_spread:.1g} of their size"
-        if _deaf(before):
+        if before.is_deaf:
             return f"the outputs hardly depend on the inputs, as before: {spread}"
         return f"the outputs no longer depend on the inputs: {spread}, and was {before.output_spread:.2g}"
     if before.loss > 0 and after.loss > _RISE * before.loss:
@@ -75,15 +73,9 @@ def _common_harm(before: Measurement, after: Measurement) -> str | None:
     return None
 
 
-def _deaf(found: Measurement) -> bool:
-    """Whether neither the outputs nor the gradient depend on the inputs."""
-    share = found.centred_grad_norm / found.grad_norm if found.grad_norm > 0 else math.nan
-    return found.output_spread < DEAF and (math.isnan(share) or share < _LISTENING)
-
-
 def _changes(before: Measurement, after: Measurement) -> str:
     norms = f"gradient norm {before.grad_norm:.2g} to {after.grad_norm:.2g}"
-    if _deaf(before) and not _deaf(after):
+    if before.is_deaf and not after.is_deaf:
         spreads = f"{before.output_spread:.1g} to {after.output_spread:.2g} of their size"
         return f"the outputs depend on the inputs now, with a spread of {spreads}, and {norms}"
     centred = not math.isnan(before.centred_grad_cosine) and not math.isnan(after.centred_grad_cosine)

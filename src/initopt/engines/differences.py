@@ -220,9 +220,10 @@ class _Differences(Evaluation):
             with seeded(*part.seed):
                 return [output.value.detach() for output in self._seen(d, part)[1]]
 
-        whole = head(parts[0]) if len(parts) == 1 else None  # of several, only one has its graph at a time
         with _moved(self._parameters, vector, step):
             far = [outputs_of(part) for part in parts]
+        # After the move, which writes to the parameters. Of several parts, only one has its graph at a time.
+        whole = head(parts[0]) if len(parts) == 1 else None
 
         def moves() -> Iterator[tuple[list[Output], list[Tensor], list[Tensor]]]:
             for part, there in zip(parts, far, strict=True):

@@ -48,7 +48,7 @@ class GroupsEngine(Engine):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self._checked = False
+        self._checked: set[bool] = set()  # for whole gradients, for centred ones
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
@@ -60,7 +60,7 @@ class GroupsEngine(Engine):
         if len({len(window) for window in batch.windows.indices}) > 1:
             raise NotCoveredError(f"the sub-batches of split={self.problem.split!r} have different sizes")
         evaluation = _Groups(self.problem, batch) if differentiate else _GramOnly(self.problem, batch)
-        if not self._checked:
+        if self.problem.centres(batch) not in self._checked:
             self._check(evaluation.gram, batch)
         return evaluation
 
@@ -88,7 +88,7 @@ class GroupsEngine(Engine):
                 f"the gradients of sub-batches run together and apart differ by {difference:.1e}: does the model mix "
                 "samples, or draw random numbers?"
             )
-        self._checked = True
+        self._checked.add(self.problem.centres(batch))
 
 
 def _gradient_sqnorm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:

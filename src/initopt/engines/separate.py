@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from initopt.centring import slopes
+from initopt.centring import Means, slopes
 from initopt.engines.base import (
     WHOLE,
     Engine,
@@ -152,11 +152,16 @@ class _Separate(Evaluation):
 
     def _through_means(self, parts: Sequence[Part]) -> Tensor:
         """<dW_k, W_k> through the means that parts were centred by, once these know the derivatives by themselves."""
+        return self._pulled_back(parts, self._operations)
+
+    def _pulled_back(
+        self, parts: Sequence[Part], operations: Callable[[], AbstractContextManager[ScaledOps | _PlainOps]]
+    ) -> Tensor:
         total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64, device="cpu")
         for part in parts:
             if part.means is None:
                 continue
-            with plain_attention(), seeded(*part.seed), self._operations() as ops:
+            with plain_attention(), seeded(*part.seed), operations() as ops:
                 loss, outputs = self._problem.seen(self._batch, part)
                 found = slopes(loss, outputs, create_graph=True)
             back = [part.means.pulled_back(output, slope) for output, slope in zip(outputs, found, strict=True)]
@@ -211,7 +216,21 @@ class _Recompute(_Separate):
         return ops.along_weights(gradients, vector, part.means)
 
 
+class _PlainOps:
+    """Derivatives along weights with no operation replaced."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._parameters = problem.scale_params
+
+    def along_weights(self, gradients: Gradients, vectors: Gradients, means: Means | None = None) -> Tensor:
+        """As :meth:`initopt.engines.scaled_ops.ScaledOps.along_weights`."""
+        return along_weights(gradients, vectors, self._parameters, means=means)
+
+
 class _Plain(_Recompute):
     def _along(self, part: Part, vector: Gradients) -> Tensor:
         _, gradients = self._gradient(part, create_graph=True)
-        return along_weights(gradients, vector, self._problem.scale_params, means=part.means)
+        return _PlainOps(self._problem).along_weights(gradients, vector, part.means)
+
+    def _through_means(self, parts: Sequence[Part]) -> Tensor:
+        return self._pulled_back(parts, lambda: nullcontext(_PlainOps(self._problem)))

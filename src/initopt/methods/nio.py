@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -33,8 +34,8 @@ __all__ = ["NIO"]
 _FAINT, _LIFTED = 1e-3, 0.1
 """Norm of the centred gradient below which the weights are lifted, and to which, in units of the bound."""
 
-_LIFT_STEP, _MOST_LIFT, _LIFT_HALVINGS = 0.2, 2.8, 3
-"""Search for the common scale, in its logarithm: width of a step, the most (a scale of 16), halvings of the last step."""
+_LIFT_STEP, _LIFT_STEPS, _LIFT_HALVINGS = 0.2, 14, 3
+"""Search for the common scale, in its logarithm: width of a step, most steps (to 16 times), halvings of the last one."""
 
 _OVER_BOUND = 2.0
 """How far beyond its bound, or beyond what it was, the gradient norm may be in the end."""
@@ -163,7 +164,7 @@ class _NIORun(ScalesRun):
     def _begin(self, batch: Batch) -> None:
         """Decide which tensors keep their scale, and bring a gradient that is powers of ten too small within reach."""
         if self._method.centre is not None:
-            self._engine.evaluate(batch, differentiate=False)  # it finds out what fits into memory
+            self._engine.evaluate(batch, differentiate=True)  # it finds out what fits into memory
             self._problem.settle(batch, self._engine.microbatch)
             self._hold(batch)
         if self._method.centre is not None and not self._problem.centring.active:
@@ -178,21 +179,22 @@ class _NIORun(ScalesRun):
         """Multiply all scales by the same number, where the centred gradient is too small to have a direction.
 
         In a deep plain network it can be 1e-8 of the bound: below the rounding of single precision, so that its derivatives
-        are noise. The number is the least one that brings its norm to a tenth of the bound.
+        are noise. The number is the least one, to within 3 %, that brings its norm to a tenth of the bound.
         """
         bound = self._method.max_grad_norm
         if not math.isfinite(bound) or self._norm_at(batch, 0.0) >= _FAINT * bound:
             return
-        low, high = 0.0, _LIFT_STEP
-        while self._norm_at(batch, high) < _LIFTED * bound:
-            low, high = high, high + _LIFT_STEP
-            if high > _MOST_LIFT:
-                self._set_factor(0.0)
-                return
+        for count in range(1, _LIFT_STEPS + 1):
+            low, high = (count - 1) * _LIFT_STEP, count * _LIFT_STEP
+            if self._norm_at(batch, high) >= _LIFTED * bound:
+                break
+        else:
+            self._set_factor(0.0)
+            return
         for _ in range(_LIFT_HALVINGS):
             middle = (low + high) / 2
             low, high = (middle, high) if self._norm_at(batch, middle) < _LIFTED * bound else (low, middle)
-        self._set_factor(low)
+        self._set_factor(high if math.isfinite(self._norm_at(batch, high)) else low)
 
     def _norm_at(self, batch: Batch, exponent: float) -> float:
         """The norm of the centred gradient with all scales at exp(exponent); infinite where it is not finite."""
@@ -235,9 +237,9 @@ class _NIORun(ScalesRun):
         return left
 
     def harm(self, before: Measurement, after: Measurement) -> str | None:
-        active, low = int(self._scales.active.sum()), int(self._scales.at_minimum.sum())
-        if active and 2 * low >= active:
-            return f"{low} of {active} scales stand at their minimum of {self._method.min_scale:g}"
+        free, low = int(self._scales.free.sum()), int(self._scales.at_minimum.sum())
+        if free and 2 * low >= free:
+            return f"{low} of {free} scales stand at their minimum of {self._method.min_scale:g}"
         most = max(self._method.max_grad_norm, before.grad_norm)
         if after.grad_norm > _OVER_BOUND * most:
             return f"the gradient norm is {after.grad_norm:.3g}, beyond its bound of {self._method.max_grad_norm:g}"
@@ -253,12 +255,12 @@ class _NIORun(ScalesRun):
         return lower if over else values[0] - values[1]
 
     def state(self) -> dict[str, Tensor]:
-        return super().state() | {"centred": torch.tensor(self._problem.centring.active, device="cpu")}
+        decided = json.dumps(self._problem.centring.state()).encode()
+        return super().state() | {"centring": torch.tensor(list(decided), dtype=torch.uint8, device="cpu")}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
-        if not bool(state["centred"]):
-            self._problem.centring.switch_off("it was not when this run began")
+        self._problem.centring.load_state(json.loads(bytes(state["centring"].tolist())))
 
     def _objective_of(self, gram: Tensor) -> Tensor:
         value: Any = self._objective(gram)

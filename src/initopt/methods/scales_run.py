@@ -52,6 +52,9 @@ class ScalesRun(MethodRun):
         return {"scales": self._scales.values, "held": self._scales.held} | self._optimizer.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, present in ScalesRun.state(self).items():
+            if state[name].dtype != present.dtype or state[name].shape != present.shape:
+                raise ValueError(f"{name} has another type or shape than this run gives it")
         self._scales.values, self._scales.held = state["scales"], state["held"]
         self._scales.apply()
         self._optimizer.load_state(state)
