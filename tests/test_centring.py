@@ -367,7 +367,7 @@ class TestFoundInReview:
             (derivative,) = torch.autograd.grad(public_objective("cosine+lognorm")(gram), gram)
             found.append((gram.detach(), evaluation.scale_derivatives(derivative)))
         assert_close(found[1][0], found[0][0], 1e-11, "gram")
-        assert_close(found[1][1], found[0][1], 0.2, "derivatives")
+        assert_close(found[1][1], found[0][1], 0.5, "derivatives")
 
     @pytest.mark.parametrize("mode", ["subbatch", "batch"])
     def test_the_loss_is_seen_in_both_modes_of_batch_norm(self, mode: Any) -> None:

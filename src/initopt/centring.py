@@ -169,8 +169,8 @@ def bent(
     With the projection P onto centred slopes and the curvature H of the loss in the outputs, the derivative of
     :math:`\langle v, J^\top P p \rangle` is :math:`(\partial_v J)^\top P p + J^\top H P J v`. It is a difference of two
     backward passes: one from :math:`P p`, and, where the weights have moved along v and the outputs by
-    :math:`\Delta \approx J v`, one from :math:`P p + H P \Delta`. This takes the slopes to depend on the weights by the outputs
-    alone; where the loss uses a weight itself, too, what comes of that is left out.
+    :math:`\Delta \approx J v`, one from :math:`P p + H P \Delta`. This takes the slopes to depend on the weights by the
+    outputs alone; where the loss uses a weight itself, too, what comes of that is left out.
 
     Args:
         outputs: before the move, with their graph.
