@@ -341,7 +341,7 @@ def _compares(output: Output, loss: Tensor, samples: int) -> bool:
     rows = output.layout.rows(slope)
     counting = _active(rows).squeeze(-1)  # those of the first sub-batch, where the output is that of all
     rows = rows[counting]
-    a_sample = len(rows) // samples if len(rows) % samples == 0 else 1
+    a_sample = max(len(rows) // samples, 1) if len(rows) % samples == 0 else 1
     half = a_sample * ((len(rows) // a_sample) // 2)
     if half == 0 or not slope.requires_grad:
         return False
