@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -185,7 +185,7 @@ class Problem:
                 loss, samples = self._windows_of(batch)[0], len(first)
             else:
                 loss, samples = self._loss_of(batch, indices), len(indices)
-        self.centring.settle(seen, lambda output: self.loss.channel(output, batch.data), loss, samples)
+        self.centring.settle(seen, self._channel_in(batch), loss, samples)
 
     def centres(self, batch: Batch) -> bool:
         """Whether gradients on a batch are centred."""
@@ -198,9 +198,8 @@ class Problem:
     def seen(self, batch: Batch, part: Part) -> tuple[Tensor, list[Output]]:
         """What a part adds to the mean loss of its sub-batch, uncentred, and the outputs that are to be centred."""
         with watching(self.model) as returned:
-            loss = self._loss_of(batch, part.indices)
-        outputs = self.centring.chosen(returned, lambda output: self.loss.channel(output, batch.data))
-        return loss if part.share == 1 else part.share * loss, outputs
+            loss = self._share_of(batch, part)
+        return loss, self.centring.chosen(returned, self._channel_in(batch))
 
     def centred_by_all(self, batch: Batch, parts: Sequence[Part]) -> list[Part]:
         """Parts whose slopes are centred by the mean over all of them; as they are where nothing is centred."""
@@ -218,12 +217,19 @@ class Problem:
     def part_loss(self, batch: Batch, part: Part) -> Tensor:
         """What a part adds to the mean loss of its sub-batch; its gradient is centred where that is asked for."""
         if not self.centres(batch):
-            loss = self._loss_of(batch, part.indices)
-            return loss if part.share == 1 else part.share * loss
+            return self._share_of(batch, part)
         loss, outputs = self.seen(batch, part)
         for output in outputs:
             self.centring.centre(output, mean=None if part.means is None else part.means.leaves.get(output.name))
         return loss
+
+    def _share_of(self, batch: Batch, part: Part) -> Tensor:
+        loss = self._loss_of(batch, part.indices)
+        return loss if part.share == 1 else part.share * loss
+
+    def _channel_in(self, batch: Batch) -> Callable[[Tensor], int | None]:
+        """Gives the channel dimension of an output for samples of a batch."""
+        return lambda output: self.loss.channel(output, batch.data)
 
     def subbatch_loss(self, batch: Batch, d: int) -> Tensor:
         """Mean loss of sub-batch d, from a forward pass over it alone."""
@@ -266,7 +272,7 @@ class Problem:
         """
         if not self.centres(batch):
             return self._windows_of(batch)
-        single = min(map(len, batch.windows.indices)) < 2
+        single = batch.windows.single
         if single and not apart:
             raise ValueError(ONE_SAMPLE)
         groups = len(batch.windows) if apart and not single else 1
@@ -281,7 +287,7 @@ class Problem:
         """As :meth:`seen`, for the losses of all sub-batches from one forward pass over the whole batch."""
         with watching(self.model) as returned:
             losses = self._windows_of(batch)
-        return losses, self.centring.chosen(returned, lambda output: self.loss.channel(output, batch.data))
+        return losses, self.centring.chosen(returned, self._channel_in(batch))
 
     def _windows_of(self, batch: Batch) -> list[Tensor]:
         data = map_tensors(torch.clone, batch.data)  # the model may write into its inputs

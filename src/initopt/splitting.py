@@ -27,6 +27,11 @@ class Windows:
         return len(self.indices)
 
     @property
+    def single(self) -> bool:
+        """Whether some sub-batch is one sample, which has no mean of its own."""
+        return min(map(len, self.indices)) < 2
+
+    @property
     def small_batch(self) -> float:
         """Effective sub-batch size: 1 over the mean of 1/size, which is how the variance of a mean gradient goes."""
         return len(self) / sum(1 / len(window) for window in self.indices)

@@ -116,7 +116,7 @@ class _Differences(Evaluation):
         self._batch = batch
         self._coupled = self.problem.batch_norm == "batch"
         self._parameters = [p.value for p in self.problem.grad_params]
-        if self.problem.centres(batch) and min(map(len, batch.windows.indices)) < 2:
+        if self.problem.centres(batch) and batch.windows.single:
             raise ValueError(f"{ONE_SAMPLE} (finite differences take no mean over other sub-batches)")
         losses, self._gradients = self._all()
         self.gram = gram_matrix(self._gradients)

@@ -75,7 +75,7 @@ class GroupsEngine(Engine):
         apart = []
         chosen = sorted({round(i * (count - 1) / (_CHECKED - 1)) for i in range(_CHECKED)})
         subbatches = [self.problem.parts(batch, d, None)[0] for d in range(count)]
-        if min(map(len, batch.windows.indices)) < 2:
+        if batch.windows.single:
             subbatches = self.problem.centred_by_all(batch, subbatches)
         for d in chosen:
             with seeded(*batch.seed, d), self.problem.first_derivatives():

@@ -123,7 +123,7 @@ class _Separate(Evaluation):
     def _centred_samples(self) -> list[Part] | None:
         """Sub-batches of one sample each, which are centred by the mean of all; ``None`` for larger ones."""
         problem, batch = self._problem, self._batch
-        if not problem.centres(batch) or min(map(len, batch.windows.indices)) > 1:
+        if not problem.centres(batch) or not batch.windows.single:
             return None
         with plain_attention():
             return problem.centred_by_all(batch, [problem.parts(batch, d, None)[0] for d in range(len(batch.windows))])

@@ -98,7 +98,6 @@ class _NIORun(ScalesRun):
         self._engine = engine
         self._method = method
         self._objective = objectives.get(method.objective, method.norm_weight)
-        self._left: dict[str, list[str]] = {}
 
     def step(self, number: int, batches: Iterator[Any]) -> list[StepRecord]:
         data = next(batches)
