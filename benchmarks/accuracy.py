@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from initopt import objectives
 from initopt.engines import ENGINES
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Problem
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Problem
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from gallery import ENTRIES

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from initopt import objectives
 from initopt.engines import ENGINES, Engine
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Problem
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Problem
 
 __all__ = [
     "OBJECTIVE",

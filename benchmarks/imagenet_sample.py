@@ -33,9 +33,9 @@ from torch import Tensor
 import initopt
 from initopt import functional, presets
 from initopt.data import imagenet
-from initopt.measurement import Measurement
-from initopt.records import StepRecord
-from initopt.result import Result
+from initopt.gram.measurement import Measurement
+from initopt.methods.records import StepRecord
+from initopt.runs.result import Result
 
 __all__ = ["EPOCH", "SETTINGS", "Sample", "imagenet_sample_section", "main", "run_sample"]
 

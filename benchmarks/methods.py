@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from initopt.engines import create_engine
 from initopt.methods import LSUV, NIO, GradInit, MetaInit, Method
-from initopt.modes import measuring
-from initopt.preserve import preserved, put_values
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved, put_values
 
 __all__ = ["METHODS", "main", "methods_section", "run_cases"]
 

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from results import memory_of, ratios
 from tables import case_title, contenders_of
 
-from initopt.reading import read_json
-from initopt.storage import write_file
+from initopt._support.files import write_file
+from initopt._support.reading import read_json
 
 __all__ = ["against_d", "main", "over_networks"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from initopt.objectives import Objective
-from initopt.problem import Batch, Problem
+from initopt.gram.objectives import Objective
+from initopt.model.problem import Batch, Problem
 
 __all__ = ["losses_of_samples", "published_step"]
 

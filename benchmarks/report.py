@@ -22,8 +22,8 @@ from profile_step import products
 from results import RESULTS, ratios
 from tables import case_title, contenders_of, left_out, markdown, memory_table, time_table
 
-from initopt.reading import read_json
-from initopt.storage import write_file
+from initopt._support.files import write_file
+from initopt._support.reading import read_json
 
 __all__ = ["main", "page"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import initopt
-from initopt.reading import read_json
-from initopt.storage import write_file, write_json
+from initopt._support.files import write_file, write_json
+from initopt._support.reading import read_json
 
 __all__ = ["RESULTS", "load", "machine", "memory_of", "processor", "ratios", "save"]
 

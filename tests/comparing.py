@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import initopt
 from initopt.comparison import Comparison, Network, load_comparison
-from initopt.comparison.start import own_start
+from initopt.comparison.running.start import own_start
 from initopt.data import Splits
 
 TIMES = ("initialization_seconds", "initialization_steps", "step_seconds", "seconds")

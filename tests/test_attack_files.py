@@ -30,12 +30,12 @@ from comparing import compare, raising
 from helpers import make_batches, make_model
 
 import initopt
-from initopt import storage
-from initopt.checkpoint import Checkpoint
+from initopt._support import files as storage
+from initopt._support.tensorfile import load_tensors, save_tensors
 from initopt.cli import main
 from initopt.comparison import load_comparison
-from initopt.comparison.report import write_report
-from initopt.tensorfile import load_tensors, save_tensors
+from initopt.comparison.report.report import write_report
+from initopt.runs.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
-from initopt import eager, preserve, randomness
-from initopt.torch_state import TorchState
+from initopt.model import modes as eager
+from initopt.model import preserve, randomness
+from initopt.model.torch_state import TorchState
 from tests.helpers import Batch, make_batches, make_model
 
 

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from initopt import objectives
 from initopt.engines import ENGINES
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Problem
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Problem
 
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():

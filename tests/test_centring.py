@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from truth import INDEX, as_real, classes_of, gradient, gram_of, logits_of, prepared, subbatch_losses, truth, windows
 
 import initopt
+from initopt._support.errors import ZeroGradientError
 from initopt.engines import ENGINES, create_engine
-from initopt.errors import ZeroGradientError
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Batch, Problem
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Batch, Problem
 
 ODD = {"contrastive", "nested_outputs", "one_sample_each"}
 """Entries with tests of their own."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import initopt
-from initopt.checkpoint import Checkpoint
+from initopt.runs.checkpoint import Checkpoint
 from tests.helpers import make_batches, make_model, values, with_the_tests
 
 SCRIPT = """
@@ -195,7 +195,7 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path, monke
         Path(file).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("initopt.tensorfile.save_file", full_disk)
+    monkeypatch.setattr("initopt._support.tensorfile.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         initopt.nio(make_model(), make_batches(), steps=10, measure_steps=0, checkpoint=path)
     assert path.read_bytes() == content

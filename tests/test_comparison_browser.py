@@ -9,9 +9,8 @@ import subprocess
 import pytest
 from synthetic_comparison import ordinary, ugly
 
-from initopt.comparison.document import to_document
-from initopt.comparison.page import to_html
-from initopt.comparison.summary import summarize
+from initopt.comparison.analysis.summary import summarize
+from initopt.comparison.report.report import to_document, to_html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from synthetic_comparison import STEPS_PER_EPOCH, diverged, failed, run, without_accuracy
 
-from initopt.comparison.mean_curve import outcome_curve, train_loss_curve
-from initopt.comparison.outcome import Outcome
-from initopt.comparison.record import CurvePoint
+from initopt.comparison.analysis.outcome import Outcome, outcome_curve, train_loss_curve
+from initopt.comparison.storage.record import CurvePoint
 
 
 def record(*accuracies, status="done", first_epoch=0, subset="test"):

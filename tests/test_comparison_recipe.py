@@ -14,12 +14,12 @@ from torch import nn
 import initopt
 import initopt.zoo
 from initopt.comparison import Initialization, Network, Recipe
-from initopt.comparison.hardware import Hardware
-from initopt.comparison.network import described
-from initopt.comparison.plan import Plan
-from initopt.comparison.recipes import RECIPES
-from initopt.comparison.schedule import lr_factor
+from initopt.comparison.spec.hardware import Hardware
+from initopt.comparison.spec.network import described
+from initopt.comparison.spec.plan import Plan
+from initopt.comparison.spec.schedule import lr_factor
 from initopt.data import Splits
+from initopt.recipes import RECIPES
 
 
 class TestRecipe:

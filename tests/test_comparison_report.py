@@ -9,26 +9,14 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
-from synthetic_comparison import (
-    STARTS,
-    comparison,
-    diverged,
-    failed,
-    ordinary,
-    run,
-    ugly,
-    without_accuracy,
-)
+from synthetic_comparison import STARTS, comparison, diverged, failed, ordinary, run, ugly, without_accuracy
 
-from initopt.comparison import report as report_module
-from initopt.comparison.content import Figure, Strong, Table
-from initopt.comparison.document import to_document
-from initopt.comparison.markdown import to_markdown
-from initopt.comparison.page import to_html
-from initopt.comparison.report import write_report
-from initopt.comparison.style import styles
-from initopt.comparison.summary import summarize
-from initopt.comparison.words import caveats, findings
+from initopt.comparison.analysis.summary import summarize
+from initopt.comparison.report.axes import styles
+from initopt.comparison.report.content import Figure, Strong, Table
+from initopt.comparison.report.findings import caveats, findings
+from initopt.comparison.report.report import report as report_module
+from initopt.comparison.report.report import to_document, to_html, to_markdown, write_report
 
 
 def made(names=("default", "nio"), seeds=5, network="plain", change=lambda record: record, **more):

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 import initopt
 from initopt.comparison import Network, load_comparison
-from initopt.comparison.batches import EpochOrder, start_batches
-from initopt.comparison.judge import Judge, hits
-from initopt.comparison.selection import choose_lr
-from initopt.comparison.start import own_start
+from initopt.comparison.running.batches import EpochOrder, start_batches
+from initopt.comparison.running.evaluation import Judge, hits
+from initopt.comparison.running.execute import choose_lr
+from initopt.comparison.running.start import own_start
 from initopt.data import Splits
-from initopt.losses import as_loss
+from initopt.model.losses import as_loss
 
 
 def points(run, subset):
@@ -80,7 +80,7 @@ class TestPairs:
                     seen.setdefault(self.key, []).append(x.detach().clone())
                 return self.inner(x)
 
-        import initopt.comparison.run as run_module
+        import initopt.comparison.running.run as run_module
 
         def spying(fabric, plan, splits, job, model):
             model.taught, model.key = True, (job.initialization, job.seed)

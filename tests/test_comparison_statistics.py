@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from initopt.comparison.statistics import estimate, holm, intervals, paired_difference
+from initopt.comparison.analysis.statistics import estimate, holm, intervals, paired_difference
 
 
 def by_all_resamples(values):

@@ -6,12 +6,12 @@ import shutil
 import pytest
 from synthetic_comparison import ugly
 
-from initopt.comparison.job import Job
-from initopt.comparison.report import write_report
-from initopt.comparison.store import FORMAT, RECORD, load_comparison, load_runs, write_run
-from initopt.comparison.summary import summarize
-from initopt.comparison.words import caveats
-from initopt.storage import write_json
+from initopt._support.files import write_json
+from initopt.comparison.analysis.summary import summarize
+from initopt.comparison.report.findings import caveats
+from initopt.comparison.report.report import write_report
+from initopt.comparison.storage.job import Job
+from initopt.comparison.storage.store import FORMAT, RECORD, load_comparison, load_runs, write_run
 
 
 def storable():

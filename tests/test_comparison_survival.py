@@ -21,12 +21,12 @@ from comparing import NIO, RECIPE, DeadOnArrival, blobs, compare, noisy_blobs, r
 from helpers import with_the_tests
 
 import initopt
-import initopt.comparison.run as run_module
+import initopt.comparison.running.run as run_module
+from initopt._support.reading import read_json
+from initopt._support.workshop import workshop
 from initopt.comparison import Network, load_comparison
-from initopt.comparison.folder import opened
-from initopt.comparison.store import RECORD
-from initopt.reading import read_json
-from initopt.workshop import workshop
+from initopt.comparison.storage.folder import opened
+from initopt.comparison.storage.store import RECORD
 
 GRID = RECIPE | {"lr": [0.01, 0.1]}
 
@@ -180,7 +180,7 @@ class TestFolder:
             compare(tmp_path)
 
     def test_one_that_cannot_be_written(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("initopt.comparison.folder.os.access", lambda path, mode: False)
+        monkeypatch.setattr("initopt.comparison.storage.folder.os.access", lambda path, mode: False)
         with pytest.raises(PermissionError, match="is not writable; choose another folder"):
             compare(tmp_path / "out")
 
@@ -343,7 +343,7 @@ class TestRetry:
 class TestStorageThatFails:
     def test_a_full_disk(self, tmp_path, monkeypatch):
         """One run cannot be stored; it is reported, the others are done, and the next call does it."""
-        import initopt.comparison.folder as folder_module
+        import initopt.comparison.storage.folder as folder_module
 
         original = folder_module.write_events
 
@@ -384,7 +384,7 @@ class TestStorageThatFails:
         assert len(compare(tmp_path / "out", **arguments).runs) == 4
 
     def test_a_selection_run_that_could_not_be_stored_leaves_the_choice_open(self, tmp_path, monkeypatch):
-        import initopt.comparison.folder as folder_module
+        import initopt.comparison.storage.folder as folder_module
 
         original = folder_module.write_run
 
@@ -469,7 +469,7 @@ class TestWorkers:
         assert {run.seed: run.status for run in found.runs} == {0: "done", 1: "failed", 2: "done"}
 
     def test_none_is_left_after_an_interrupt(self, tmp_path, monkeypatch):
-        from initopt.comparison import workers as workers_module
+        from initopt.comparison.running import workers as workers_module
 
         def interrupted(*arguments):
             raise KeyboardInterrupt

@@ -20,12 +20,12 @@ from comparing import compare
 from helpers import make_batches, make_model
 
 import initopt
-from initopt.checkpoint import Checkpoint
+from initopt._support.reading import read_json
+from initopt._support.tensorfile import load_tensors, save_tensors
 from initopt.comparison import load_comparison
-from initopt.comparison.record import CurvePoint
-from initopt.comparison.report import write_report
-from initopt.reading import read_json
-from initopt.tensorfile import load_tensors, save_tensors
+from initopt.comparison.report.report import write_report
+from initopt.comparison.storage.record import CurvePoint
+from initopt.runs.checkpoint import Checkpoint
 
 Damage = Callable[[Any], Any]
 
@@ -382,7 +382,7 @@ def hostile_curve(path: Path, kind: str) -> None:
 
 
 def test_a_curve_is_read_as_it_was_written(tmp_path: Path) -> None:
-    from initopt.comparison.curve_file import read_curve, write_curve
+    from initopt.comparison.storage.curve_file import read_curve, write_curve
 
     curve = (CurvePoint(0, 0.0, "test", 1.5, None), CurvePoint(3, 0.5, "train", float("inf"), 0.25))
     write_curve(curve, tmp_path / "curve.parquet")

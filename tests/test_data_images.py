@@ -17,11 +17,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import initopt
-from initopt.comparison.batches import EpochOrder, training_batches
-from initopt.data import cifar10, cifar100, image_folder, imagenet
-from initopt.data.augmentation import augmentation
-from initopt.data.selection import Sizes, select, stratified_order
-from initopt.data.views import View
+from initopt.comparison.running.batches import EpochOrder, training_batches
+from initopt.data import cifar10, cifar100, imagenet
+from initopt.data import imagenet as image_folder
+from initopt.data.augmentation import View, augmentation
+from initopt.data.splits import Sizes, select, stratified_order
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -14,9 +14,9 @@ from comparing import Noisy, blobs, noisy_blobs
 from image_files import write_split
 from torch.utils.data import IterableDataset, TensorDataset
 
-from initopt.comparison.batches import EpochOrder, all_batches, start_batches, training_batches
+from initopt.comparison.running.batches import EpochOrder, all_batches, start_batches, training_batches
 from initopt.data import Splits, imagenet
-from initopt.data.pixels import Pixels
+from initopt.data.images import Pixels
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on a machine with one core

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 import initopt
-from initopt.comparison.batches import EpochOrder, start_batches, training_batches
+from initopt.comparison.running.batches import EpochOrder, start_batches, training_batches
 from initopt.data import Splits, digits_splits, placement
 from initopt.data.augmentation import AUGMENTATIONS, augmentation
-from initopt.data.pixels import Pixels
-from initopt.randomness import seeded
+from initopt.data.images import Pixels
+from initopt.model.randomness import seeded
 
 META = torch.device("meta")
 SIDE = 12

@@ -12,10 +12,10 @@ from truth import INDEX, NORM_WEIGHT, PHI, Truth, as_real, gradients, gram_of, p
 
 from initopt import objectives
 from initopt.engines import ENGINES, Evaluation
-from initopt.engines.grouped_ops import NotCoveredError
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Problem
+from initopt.engines.stacked.operations import NotCoveredError
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Problem
 
 GRAM_TOLERANCE: defaultdict[str, float] = defaultdict(lambda: 1e-11)
 DERIVATIVE_TOLERANCE: defaultdict[str, float] = defaultdict(lambda: 1e-9, differences=1e-5)

@@ -13,9 +13,9 @@ from truth import truth
 
 from initopt import functional
 from initopt.engines import ENGINES, create_engine
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Problem
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Problem
 
 SMALL = ["mlp", "batch_norm_2d", "tied_embedding_and_output", "counter_buffer", "noise_in_any_mode"]
 SMALL_CASES = [case for case in engine_cases() if case[0] in SMALL]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import initopt
-from initopt.engines.falling_back import missing_derivative
-from initopt.engines.separate import GraphEngine
+from initopt.engines.auto import missing_derivative
+from initopt.engines.per_subbatch import GraphEngine
 from tests.helpers import make_batches, make_model
 
 

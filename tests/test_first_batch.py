@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import initopt
 from initopt.engines.first_batch import examine
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Problem
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Problem
 from tests.helpers import make_batches, make_model
 
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from truth import PHI, as_real, gradients, gram_of, norms, plain_weight_norm, set_mode
 
 import initopt
-from initopt.parameters import is_bias
+from initopt.model.parameters import is_bias
 
 RUNNABLE = [(name, mode) for name, entry in ENTRIES.items() if entry.double_backward for mode in entry.modes]
 LR, BETAS, EPS, CLIP = 0.05, (0.8, 0.95), 1e-8, 0.3

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
-from initopt.measurement import Measurement
-from initopt.verdict import judge
+from initopt.gram.measurement import Measurement
+from initopt.runs.verdict import judge
 
 
 def digits_like(count: int = 16, size: int = 64, classes: int = 10, seed: int = 0) -> list[tuple[Tensor, Tensor]]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
-from initopt.losses import as_loss
-from initopt.splitting import split_windows
+from initopt.batches.subbatches import split_windows
+from initopt.model.losses import as_loss
 
 MODES = ("subbatch", "batch")
 LOSSES = {

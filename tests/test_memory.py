@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from truth import truth
 
 import initopt
-from initopt.engines import uses
-from initopt.engines.memory import Need, free_memory
-from initopt.modes import measuring
-from initopt.preserve import preserved
+from initopt.engines.auto import Need, free_memory
+from initopt.engines.stacked import contributions as uses
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
 from tests.helpers import Batch, make_batches, make_model
 
 
@@ -123,7 +123,7 @@ def test_running_out_of_memory_halves_the_micro_batch(engine: str) -> None:
 
 
 def test_running_out_of_memory_in_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    from initopt.engines import separate
+    from initopt.engines import per_subbatch as separate
 
     along = separate._Recompute._along
 

@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from initopt.comparison import Recipe
-from initopt.comparison.hardware import Hardware
-from initopt.comparison.mixup import MixedBatches, MixupLoss, mixed
-from initopt.comparison.plan import Plan
+from initopt.comparison.running.mixup import MixedBatches, MixupLoss, mixed
+from initopt.comparison.spec.hardware import Hardware
+from initopt.comparison.spec.plan import Plan
 
 
 def batch(size=16):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
-from initopt.modes import measuring
-from initopt.plain_ops import plain_attention
-from initopt.preserve import preserved
-from initopt.randomness import seeded
-from initopt.state import StateGuard
+from initopt.model.double_backward import plain_attention
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.randomness import seeded
+from initopt.model.state import StateGuard
 
 
 def measure(model: nn.Module, batch: Any, **options: Any) -> Tensor:

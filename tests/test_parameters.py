@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import initopt
-from initopt.parameters import is_bias, trainable_parameters
+from initopt.model.parameters import is_bias, trainable_parameters
 from tests.helpers import make_batches, make_model
 
 

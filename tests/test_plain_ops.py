@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import initopt
-from initopt.plain_ops import plain_attention, plain_kernels, plain_norms
+from initopt.model.double_backward import plain_attention, plain_kernels, plain_norms
 
 
 class OfPlainOperations(nn.Module):

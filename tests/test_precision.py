@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import initopt
 from initopt.engines import ENGINES
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Problem
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Problem
 from tests.helpers import Batch
 
 

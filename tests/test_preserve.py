@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import initopt
-from initopt.interrupts import Terminated, all_or_nothing, terminable
-from initopt.randomness import RandomState
+from initopt._support.interrupts import Terminated, all_or_nothing, terminable
+from initopt.model.randomness import RandomState
 from tests.helpers import Batch, make_batches, make_model, values
 
 

@@ -15,12 +15,12 @@ import yaml
 from image_files import write_split
 
 from initopt.cli import main
-from initopt.cli.comparing import _network
-from initopt.cli.recipe_file import describe_recipe, read_recipe
+from initopt.cli.commands.compare import _network
+from initopt.cli.files import describe_recipe, read_recipe
 from initopt.comparison import load_comparison
-from initopt.comparison.hardware import Hardware
-from initopt.comparison.plan import Plan
-from initopt.comparison.recipes import RECIPES
+from initopt.comparison.spec.hardware import Hardware
+from initopt.comparison.spec.plan import Plan
+from initopt.recipes import RECIPES
 
 CIFAR = re.compile(r"(cifar100?)-(vgg|resnet|densenet|wrn)([0-9-]+)-(bn|nobn)")
 FUNCTIONS = {"vgg": "vgg", "resnet": "cifar_resnet", "densenet": "densenet", "wrn": "wide_resnet"}

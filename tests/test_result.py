@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import initopt
-from initopt.storage import write_folder
+from initopt._support.files import write_folder
 from tests.helpers import make_batches, make_model, values
 
 

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from truth import as_real, cross_entropy, fresh_buffers, plain_weight_norm, set_mode
 
 import initopt
-from initopt.methods import scales_run
-from initopt.randomness import seeded
+from initopt.methods import scales as scales_run
+from initopt.model.randomness import seeded
 
 ETA = 0.05
 SMOOTH_STEP, KINKED_STEP = 1e-3, 1e-6

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from initopt.splitting import SPLITS, split_windows
+from initopt.batches.subbatches import SPLITS, split_windows
 
 
 @st.composite

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import initopt
-from initopt.reach import Reach
-from initopt.state import StateGuard
+from initopt.model.reach import Reach
+from initopt.model.state import StateGuard
 from tests.helpers import Batch, make_batches, make_model, values
 
 

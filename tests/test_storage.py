@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import initopt.workshop as workshop_module
-from initopt import storage
-from initopt.storage import check_replaceable, write_file, write_folder
-from initopt.workshop import clear_leftovers
+import initopt._support.workshop as workshop_module
+from initopt._support import files as storage
+from initopt._support.files import check_replaceable, write_file, write_folder
+from initopt._support.workshop import clear_leftovers
 
 MARKER = "result.json"
 

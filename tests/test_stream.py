@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from initopt.errors import LoaderError
-from initopt.stream import BatchStream, check_batches, length_of
+from initopt._support.errors import LoaderError
+from initopt.batches.stream import BatchStream, check_batches, length_of
 
 
 class Endless:

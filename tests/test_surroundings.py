@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import initopt
+from initopt.batches.nested import map_tensors, take
 from initopt.engines import ENGINES
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.problem import Problem
-from initopt.trees import map_tensors, take
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
+from initopt.model.problem import Problem
 from tests.helpers import Batch, make_batches, make_model, values
 
 exact = pytest.mark.parametrize("engine", ["graph", "recompute", "plain"])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import initopt
-from initopt.trees import batch_size, concatenate, take
+from initopt.batches.nested import batch_size, concatenate, take
 
 a, b, c = torch.ones(5), torch.ones(7), torch.ones(9)
 x, y = torch.randn(8, 4), torch.arange(8)

@@ -18,7 +18,7 @@ from gallery import ENTRIES, SEED, Entry
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from initopt.randomness import seeded
+from initopt.model.randomness import seeded
 
 INDEX = 3
 """Number of the batch, which is part of the seed for what a model draws."""

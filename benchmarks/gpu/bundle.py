@@ -23,7 +23,7 @@ _ABOUT, _WHEELS = "bundle.json", "wheels"
 
 
 class Records(list[dict[str, Any]]):
-    """Records of images, as :class:`initopt.data.hub.Source` has them: dicts of an ``image`` and its ``label``."""
+    """Records of images, as :class:`initopt.data.images.Source` has them: dicts of an ``image`` and its ``label``."""
 
     def select(self, indices: Iterable[int]) -> Records:
         """Some of them."""

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
+from initopt._support.files import write_file
 from initopt.data import Splits
 from initopt.data.augmentation import augmentation
-from initopt.data.hub import Source
-from initopt.data.pixels import Pixels, decoded
-from initopt.identity import fingerprint
-from initopt.randomness import seeded
-from initopt.storage import write_file
+from initopt.data.images import Pixels, Source, decoded
+from initopt.model.randomness import seeded
+from initopt.runs.checkpoint import fingerprint
 from initopt.zoo import cifar_resnet, small_vit, vgg
 
 __all__ = ["NETWORKS", "STARTS", "TINY", "Recipe", "Setting", "decode_once", "time_steps", "train_once"]

@@ -26,7 +26,7 @@ from torch.utils.data import TensorDataset
 import initopt
 from initopt.data import Splits, digits_splits
 from initopt.data.augmentation import augmentation
-from initopt.data.pixels import Pixels
+from initopt.data.images import Pixels
 from initopt.zoo import cifar_resnet, small_vit
 
 __all__ = ["CHECKS", "correctness_plan", "correctness_table", "run_check"]

@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from truth import PHI, as_real, gradients, gram_of, plain_weight_norm, set_mode
 
 from initopt import objectives
+from initopt.batches.nested import map_tensors
 from initopt.engines import ENGINES
-from initopt.modes import measuring
-from initopt.preserve import preserved
-from initopt.trees import map_tensors
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
 
 __all__ = ["ALLOWED", "check_gallery", "verdict"]
 

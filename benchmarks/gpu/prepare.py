@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
 from bundle import Files, write_files
 
-from initopt.data.hub import Source, open_source
-from initopt.data.selection import Sizes, select, stratified_order
+from initopt.data.images import Source, open_source
+from initopt.data.splits import Sizes, select, stratified_order
 
 __all__ = ["MISSING", "MOST", "main"]
 

@@ -22,10 +22,10 @@ from timing import time_once
 from torch import Tensor
 
 import initopt
-from initopt.data.loading import seeded_batches
+from initopt.batches.subbatches import split_windows
+from initopt.data.augmentation import View
+from initopt.data.loader import seeded_batches
 from initopt.data.pictures import Pictures
-from initopt.data.views import View
-from initopt.splitting import split_windows
 
 __all__ = ["noise_floor", "resnet50_plan", "resnet50_table", "run_nio"]
 

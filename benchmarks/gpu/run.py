@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _stored(out: Path, names: Sequence[str]) -> dict[str, Any]:
     """The results that there are, by part."""
-    from initopt.storage import read_json
+    from initopt._support.files import read_json
 
     return {name: read_json(out / f"{name}.json")["cases"] for name in names if (out / f"{name}.json").is_file()}
 

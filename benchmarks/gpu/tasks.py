@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from initopt.orphans import end_with_parent
+from initopt._support.processes import end_with_parent
 
 __all__ = ["Plan", "Result", "Task", "Tell", "run_tasks"]
 

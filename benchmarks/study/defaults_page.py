@@ -13,7 +13,7 @@ from pages import fill, spread, table
 from starts import STARTS
 from study import RESULTS
 
-from initopt.storage import write_file
+from initopt._support.files import write_file
 
 __all__ = ["main", "page"]
 

@@ -15,7 +15,7 @@ from pages import fill, spread, table
 from rates_picture import LINES, draw, networks_of
 from study import RESULTS, WIDE
 
-from initopt.storage import write_file
+from initopt._support.files import write_file
 
 __all__ = ["main"]
 

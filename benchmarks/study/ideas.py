@@ -14,10 +14,10 @@ from train import loss_of
 
 from initopt import functional
 from initopt.engines.invariance import scale_invariant
-from initopt.objectives import get
-from initopt.plain_ops import plain_attention
-from initopt.problem import Problem
-from initopt.rescale import Kind, ScaleAdam
+from initopt.gram.objectives import get
+from initopt.methods.scale_optimizer import Kind, ScaleAdam
+from initopt.model.double_backward import plain_attention
+from initopt.model.problem import Problem
 
 __all__ = ["Idea", "nio_with"]
 

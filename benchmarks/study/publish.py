@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from initopt._support.files import plain, write_file
 from initopt.comparison import RunRecord, load_comparison
-from initopt.comparison.report import write_report
-from initopt.storage import plain, write_file
+from initopt.comparison.report.report import write_report
 
 __all__ = ["main"]
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from networks import NETWORKS, TWO_DECADES
 from numpy import array
 
-from initopt.storage import write_file
+from initopt._support.files import write_file
 
 __all__ = ["LINES", "draw", "networks_of"]
 

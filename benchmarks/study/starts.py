@@ -8,7 +8,7 @@ from typing import Any
 from ideas import Idea
 from torch import nn
 
-from initopt.parameters import is_bias
+from initopt.model.parameters import is_bias
 
 __all__ = ["STARTS", "Start"]
 

@@ -29,7 +29,7 @@ from torch import nn
 from train import judge, loss_of, train
 
 import initopt
-from initopt.preserve import preserved
+from initopt.model.preserve import preserved
 from initopt.schemes import apply_
 
 __all__ = ["RESULTS", "WIDE", "main"]

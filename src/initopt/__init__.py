@@ -6,10 +6,9 @@ Measure how good a network's starting point is on its own data, and improve it b
 from importlib import import_module
 from typing import Any
 
-from initopt import functional, objectives, presets, schemes
-from initopt._version import __version__
-from initopt.compare import compare
-from initopt.errors import (
+from initopt import schemes
+from initopt._api import gradinit, lsuv, metainit, nio, optimize
+from initopt._support.errors import (
     HarmError,
     LoaderError,
     LossError,
@@ -18,14 +17,14 @@ from initopt.errors import (
     TrainedModelError,
     ZeroGradientError,
 )
-from initopt.gradinit import gradinit
-from initopt.lsuv import lsuv
-from initopt.measure import measure
-from initopt.measurement import Measurement
-from initopt.metainit import metainit
-from initopt.optimize import nio, optimize
-from initopt.records import LayerRecord, StepRecord
-from initopt.result import Result
+from initopt._version import __version__
+from initopt.comparison.comparing import compare
+from initopt.gram import functional, objectives
+from initopt.gram.measurement import Measurement
+from initopt.methods import presets
+from initopt.methods.records import LayerRecord, StepRecord
+from initopt.runs.measuring import measure
+from initopt.runs.result import Result
 
 __all__ = [
     "HarmError",

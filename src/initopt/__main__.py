@@ -1,6 +1,6 @@
 """``python -m initopt``: the command line."""
 
-from initopt.current_folder import leave_current_folder
+from initopt._support.current_folder import leave_current_folder
 
 if __name__ == "__main__":
     leave_current_folder()

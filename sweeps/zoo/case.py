@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from initopt.losses import LossFunction
+from initopt.model.losses import LossFunction
 
 __all__ = ["BATCH_SIZE", "NUM_CLASSES", "Case", "image_batch"]
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import initopt
 from initopt.engines import create_engine
-from initopt.modes import measuring
-from initopt.preserve import preserved
+from initopt.model.modes import measuring
+from initopt.model.preserve import preserved
 from sweeps.zoo.case import Case
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -154,7 +154,7 @@ def _compare(case: Case, model: nn.Module, batch: Any, finding: Finding) -> None
     double = copy.deepcopy(model).double()
     if hasattr(double, "set_experts_implementation"):
         double.set_experts_implementation("eager")  # the other one has no double precision
-    double_batch = initopt.trees.map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
+    double_batch = initopt.batches.nested.map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
     with _double_precision():
         entry = Entry(
             case.name,
@@ -185,7 +185,7 @@ def _compare(case: Case, model: nn.Module, batch: Any, finding: Finding) -> None
         for moved in _ROUNDINGS:
             if not _beyond(finding):
                 break
-            near = initopt.trees.map_tensors(lambda t, by=1 + moved: t * by if t.is_floating_point() else t, batch)
+            near = initopt.batches.nested.map_tensors(lambda t, by=1 + moved: t * by if t.is_floating_point() else t, batch)
             gram, derivatives = _truth(entry, copy.deepcopy(model), near)
             found = _gram_error(gram, true_gram), _derivative_error(derivatives, true_derivatives)
             for key, error in zip(("plain_single_gram", "plain_single_derivatives"), found, strict=True):

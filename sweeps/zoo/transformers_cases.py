@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from initopt.losses import LossFunction
+from initopt.model.losses import LossFunction
 from sweeps.zoo.case import BATCH_SIZE, NUM_CLASSES, Case
 
 __all__ = ["CASES"]

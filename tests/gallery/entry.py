@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from initopt.losses import LossFunction
-from initopt.problem import Problem
+from initopt.model.losses import LossFunction
+from initopt.model.problem import Problem
 
 SEED = 5
 """Base of the seeds for what a model draws."""

@@ -11,13 +11,12 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from initopt.checks import check_integer
-from initopt.cli.command import Request
-from initopt.cli.device import find_device
+from initopt._support.checks import check_integer
+from initopt.cli.commands.base import Request
 from initopt.data import SOURCES
-from initopt.losses import LossFunction
+from initopt.model.losses import LossFunction
 
-__all__ = ["CHOICES", "add_common_options", "make_problem"]
+__all__ = ["CHOICES", "add_common_options", "find_device", "make_problem"]
 
 CHOICES = {
     "model": "class of your network, or a function that returns it, by import path, as in my_net.Net; the current folder "
@@ -84,3 +83,25 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` and so on, or ``"auto"``: CUDA where it is available.
+
+    Raises:
+        ValueError: if there is no such device; the message says what there is.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    available = ["cpu", *(["cuda"] if count else []), *(f"cuda:{number}" for number in range(count))]
+    if name not in available:
+        built = "" if torch.version.cuda else "; this PyTorch was built without CUDA"
+        raise ValueError(
+            f"--device {name} is not available; available: {', '.join(available)}{built}. "
+            "Try --device auto, which takes CUDA where there is one"
+        )
+    return torch.device(name)

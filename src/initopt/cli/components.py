@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from initopt.current_folder import hidden_by
+from initopt._support.current_folder import hidden_by
 from initopt.data import SOURCES, Splits, digits
 from initopt.zoo.library_models import LIBRARIES, check_library_model, library_model
 

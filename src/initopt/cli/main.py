@@ -13,16 +13,15 @@ from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 import initopt
-from initopt.cli.command import Command
-from initopt.cli.comparing import COMPARE
-from initopt.cli.demonstrating import DEMO
+from initopt._support.interrupts import terminable
+from initopt.cli.arguments import parse, reworded
+from initopt.cli.commands.base import Command
+from initopt.cli.commands.compare import COMPARE
+from initopt.cli.commands.demo import DEMO
+from initopt.cli.commands.measure import MEASURE
+from initopt.cli.commands.report import REPORT
+from initopt.cli.commands.run import RUN
 from initopt.cli.failures import FAILED, debugging, exit_status, explained
-from initopt.cli.measuring import MEASURE
-from initopt.cli.parse import parse
-from initopt.cli.reporting import REPORT
-from initopt.cli.running import RUN
-from initopt.cli.wording import reworded
-from initopt.interrupts import terminable
 
 __all__ = ["main"]
 

@@ -2,8 +2,7 @@
 
 from initopt.data.cifar import cifar10, cifar100
 from initopt.data.digits import digits, digits_tensors
-from initopt.data.image_folder import image_folder
-from initopt.data.imagenet import imagenet
+from initopt.data.imagenet import image_folder, imagenet
 from initopt.data.sources import SOURCES
 from initopt.data.splits import Splits, digits_splits
 from initopt.data.text import text

@@ -6,10 +6,8 @@ import os
 from collections.abc import Sequence
 
 from initopt.data.augmentation import AUGMENTATIONS, Augment, augmentation, chosen_names
-from initopt.data.hub import open_source
-from initopt.data.pixels import Pixels, decoded
-from initopt.data.selection import Sizes, select
-from initopt.data.splits import Splits
+from initopt.data.images import Pixels, decoded, open_source
+from initopt.data.splits import Sizes, Splits, select
 
 __all__ = ["cifar10", "cifar100"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from initopt.checks import check_integer
+from initopt._support.checks import check_integer
 
 __all__ = ["SUBSETS", "Subset", "digits", "digits_tensors"]
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from initopt.data.decode import decode
-from initopt.data.hub import Source
+from initopt._support.checks import check_integer
+from initopt.data.augmentation import CHANGES, Augment, View, chosen_names
+from initopt.data.images import Source, decode
+from initopt.data.splits import Sizes, Splits, select, test_split
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PictureStream", "Pictures", "Show", "read"]
+__all__ = ["PictureStream", "Pictures", "Show", "picture_splits", "read", "streamed_splits", "views"]
 
 _BUFFER, _SEED = 1000, 20221006
 
@@ -96,3 +98,76 @@ def read(source: Source, begin: int, count: int, show: Show) -> Pictures:
 def _mixed(records: Any, seed: int) -> Any:
     # One file at a time: threads that read several would give an order of their own, and take five seconds to end.
     return records.shuffle(seed=seed, buffer_size=_BUFFER, max_buffer_input_shards=1)
+
+
+def views(image_size: int, augment: Augment) -> dict[str, View]:
+    """What is shown of an image in each part.
+
+    Raises:
+        ValueError: if an augmentation is unknown, or the size is no positive integer.
+    """
+    size = check_integer("image_size", image_size, 1)
+    plain = View(size)
+    changes = chosen_names(augment, usual=CHANGES, known=CHANGES)
+    return {"train": View(size, changes) if changes else plain, "validation": plain, "test": plain}
+
+
+def picture_splits(sources: Mapping[str, Source], sizes: Sizes, shown: Mapping[str, View], name: str) -> Splits:
+    """The parts of a data set that is stored in whole.
+
+    Args:
+        sources: its splits.
+        sizes: of the parts.
+        shown: what is shown of an image in each part.
+        name: of the data set, for messages.
+
+    Raises:
+        ValueError: if there are too few images.
+    """
+    chosen = select({split: source.labels() for split, source in sources.items()}, sizes, name)
+    made: dict[str, Dataset[object]] = {}
+    for part, (split, indices) in chosen.items():
+        source = sources[split]
+        made[part] = Pictures(source.records.select(indices), _Names(source.name, indices.tolist()), shown[part])
+    return Splits(made["train"], made.get("validation"), made["test"], sources["train"].classes)
+
+
+class _Names:
+    def __init__(self, source: str, indices: list[int]) -> None:
+        self._source, self._indices = source, indices
+
+    def __call__(self, index: int) -> str:
+        return f"{self._source}: image {self._indices[index]}"
+
+
+def streamed_splits(sources: Mapping[str, Source], sizes: Sizes, shown: Mapping[str, View]) -> Splits:
+    """The parts of a data set that is read as it is needed.
+
+    A part with a given size is read into memory, undecoded; one without is a stream, if it has a split of its own. Those
+    that have none are the first images of the training split.
+
+    Args:
+        sources: its splits, streams.
+        sizes: of the parts.
+        shown: what is shown of an image in each part.
+
+    Raises:
+        ValueError: if there are too few images.
+    """
+    test = test_split(sources) or "train"
+    origins = {
+        "validation": "validation" if "validation" in sources and test != "validation" else "train",
+        "test": test,
+        "train": "train",
+    }
+    made: dict[str, Dataset[object]] = {}
+    taken = 0
+    for part, origin in origins.items():
+        size, source = getattr(sizes, part), sources[origin]
+        begin = taken if origin == "train" else 0
+        if size:
+            made[part] = read(source, begin, size, shown[part])
+            taken = begin + size if origin == "train" else taken
+        elif size is None and (part == "train" or origin != "train"):
+            made[part] = PictureStream(source, shown[part], begin)
+    return Splits(made["train"], made.get("validation"), made.get("test"), sources["train"].classes)

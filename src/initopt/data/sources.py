@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from initopt.data.cifar import cifar10, cifar100
-from initopt.data.image_folder import image_folder
-from initopt.data.imagenet import imagenet
+from initopt.data.imagenet import image_folder, imagenet
 from initopt.data.splits import Splits, digits_splits
 from initopt.data.text import text
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from initopt.checks import check_integer
-from initopt.data.selection import Sizes
-from initopt.data.splits import Splits
+from initopt._support.checks import check_integer
+from initopt.data.splits import Sizes, Splits
 
 __all__ = ["text"]
 

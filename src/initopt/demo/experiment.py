@@ -13,7 +13,7 @@ from initopt.demo.recipe import BATCH_SIZE, MEASURED_BATCHES, create_model, crea
 from initopt.demo.spread import Spread
 from initopt.demo.starts import STARTS, Start, xavier_
 from initopt.demo.training import Curve, train
-from initopt.result import Result
+from initopt.runs.result import Result
 
 __all__ = ["Experiment", "SeedRun", "run_seed"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from initopt._support.files import check_replaceable, write_folder, write_json
 from initopt.demo.experiment import Experiment
 from initopt.demo.picture import save_picture
 from initopt.demo.record import to_record
-from initopt.storage import check_replaceable, write_folder, write_json
 
 __all__ = ["check_folder", "save_experiment"]
 

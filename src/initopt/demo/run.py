@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from initopt.checks import check_integer
+from initopt._support.checks import check_integer
+from initopt._support.processes import processor_threads
 from initopt.demo.experiment import Experiment, run_seed
 from initopt.demo.folder import check_folder, save_experiment
 from initopt.demo.report import introduce, report
 from initopt.demo.starts import STARTS
-from initopt.threads import processor_threads
 
 __all__ = ["run_demo"]
 

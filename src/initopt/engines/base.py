@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from initopt.errors import NonFiniteError, ZeroGradientError
-from initopt.parameters import NamedParameter
-from initopt.problem import Batch, Problem, as_real
-from initopt.where import warn
+from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
+from initopt.model.parameters import NamedParameter
+from initopt.model.problem import Batch, Problem, as_real
 
 __all__ = [
     "BLOCK",

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from initopt._support.errors import LossError, warn
 from initopt.engines.invariance import fits_memory, in_low_precision, in_precision
-from initopt.errors import LossError
-from initopt.parameters import NamedParameter
-from initopt.plain_ops import plain_attention
-from initopt.problem import Batch, Part, Problem, as_real, inner_product
-from initopt.randomness import seeded
-from initopt.where import warn
+from initopt.model.double_backward import plain_attention
+from initopt.model.parameters import NamedParameter
+from initopt.model.problem import Batch, Part, Problem, as_real, inner_product
+from initopt.model.randomness import seeded
 
 __all__ = ["examine"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from initopt.engines.base import Gradients, added
-from initopt.plain_ops import plain_attention
-from initopt.problem import Batch, Part, Problem, as_real
-from initopt.randomness import seeded
+from initopt.model.double_backward import plain_attention
+from initopt.model.problem import Batch, Part, Problem, as_real
+from initopt.model.randomness import seeded
 
 __all__ = ["gradient_norm", "subbatch_gradients"]
 

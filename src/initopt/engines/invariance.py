@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from initopt.batches.nested import map_tensors
+from initopt.engines.auto import free_memory
 from initopt.engines.gradients import subbatch_gradients
-from initopt.engines.memory import free_memory
-from initopt.plain_ops import uses_autocast
-from initopt.problem import Batch, Problem, as_real, inner_product
-from initopt.trees import map_tensors
+from initopt.model.double_backward import uses_autocast
+from initopt.model.problem import Batch, Problem, as_real, inner_product
 
 __all__ = ["ALIGNED", "fits_memory", "in_low_precision", "in_precision", "scale_invariant"]
 

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from initopt.problem import Batch, Part, Problem
-from initopt.randomness import seeded
-from initopt.where import warn
+from initopt._support.errors import warn
+from initopt.model.problem import Batch, Part, Problem
+from initopt.model.randomness import seeded
 
 __all__ = ["Microbatches", "is_out_of_memory"]
 

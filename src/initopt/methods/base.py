@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from initopt.checks import check_integer, plain_numbers
+from initopt._support.checks import check_integer, plain_numbers
 from initopt.engines import Engine
-from initopt.engines.choose import check_engine
-from initopt.measurement import Measurement
-from initopt.parameters import ParameterFilter
-from initopt.preserve import Originals
-from initopt.problem import BatchNorm, Problem, Split, check_memory, check_splitting
-from initopt.records import Record, steps_taken
+from initopt.engines.auto import check_engine
+from initopt.gram.measurement import Measurement
+from initopt.methods.records import Record, steps_taken
+from initopt.model.parameters import ParameterFilter
+from initopt.model.preserve import Originals
+from initopt.model.problem import BatchNorm, Problem, Split, check_memory, check_splitting
 from initopt.schemes import check_scheme
 
 __all__ = ["Method", "MethodRun"]

@@ -12,21 +12,21 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from initopt.checks import check_choice, check_flag, check_number
+from initopt._support.checks import check_choice, check_flag, check_number
+from initopt._support.errors import NonFiniteError
+from initopt.batches.nested import concatenate
 from initopt.engines import Engine
+from initopt.engines.autograd.scale_derivatives import without_hooks
 from initopt.engines.base import Gradients
-from initopt.engines.contraction import without_hooks
-from initopt.errors import NonFiniteError
+from initopt.methods._whole_batch import LossGradient, check_gradients, loss_of, sum_over, whole_batch
 from initopt.methods.base import Method, MethodRun
-from initopt.methods.scales_run import ScalesRun
-from initopt.methods.whole_batch import LossGradient, check_gradients, loss_of, sum_over, whole_batch
-from initopt.parameters import ParameterFilter
-from initopt.plain_ops import plain_attention
-from initopt.preserve import Originals
-from initopt.problem import Problem, as_real, inner_product
-from initopt.records import Record, StepRecord, steps_taken
-from initopt.rescale import check_rescaling
-from initopt.trees import concatenate
+from initopt.methods.records import Record, StepRecord, steps_taken
+from initopt.methods.scale_optimizer import check_rescaling
+from initopt.methods.scales import ScalesRun
+from initopt.model.double_backward import plain_attention
+from initopt.model.parameters import ParameterFilter
+from initopt.model.preserve import Originals
+from initopt.model.problem import Problem, as_real, inner_product
 
 __all__ = ["GradInit", "InnerOptimizer"]
 

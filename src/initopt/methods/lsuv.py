@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from initopt.checks import check_integer, check_number
+from initopt._support.checks import check_integer, check_number
+from initopt._support.errors import NonFiniteError, warn
 from initopt.engines import Engine
-from initopt.errors import NonFiniteError
+from initopt.methods._whole_batch import loss_of, whole_batch
 from initopt.methods.base import Method, MethodRun
-from initopt.methods.whole_batch import loss_of, whole_batch
-from initopt.parameters import NamedParameter, ParameterFilter
-from initopt.preserve import Originals
-from initopt.problem import Problem
-from initopt.records import LayerRecord, Record
-from initopt.scales import Scales
+from initopt.methods.records import LayerRecord, Record
+from initopt.methods.scales import Scales
+from initopt.model.parameters import NamedParameter, ParameterFilter
+from initopt.model.preserve import Originals
+from initopt.model.problem import Problem
 from initopt.schemes.matrices import is_embedding, matrices_of
-from initopt.where import warn
 
 __all__ = ["LSUV"]
 

@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from initopt.checks import check_choice, check_number
+from initopt._support.checks import check_choice, check_number
+from initopt._support.errors import LossError, NonFiniteError
+from initopt.batches.nested import map_tensors, named_tensors
 from initopt.engines import Engine
+from initopt.engines.autograd.scale_derivatives import along_weights, without_hooks
 from initopt.engines.base import Gradients
-from initopt.engines.contraction import along_weights, without_hooks
-from initopt.errors import LossError, NonFiniteError
+from initopt.methods._whole_batch import check_gradients, explain_missing, loss_of, sum_over, whole_batch
 from initopt.methods.base import Method, MethodRun
-from initopt.methods.scales_run import ScalesRun
-from initopt.methods.whole_batch import check_gradients, explain_missing, loss_of, sum_over, whole_batch
-from initopt.parameters import ParameterFilter
-from initopt.plain_ops import plain_attention, plain_embedding, plain_norms
-from initopt.preserve import Originals
-from initopt.problem import Problem, as_real
-from initopt.randomness import seeded
-from initopt.records import Record, StepRecord
-from initopt.rescale import check_rescaling
-from initopt.trees import map_tensors, named_tensors
+from initopt.methods.records import Record, StepRecord
+from initopt.methods.scale_optimizer import check_rescaling
+from initopt.methods.scales import ScalesRun
+from initopt.model.double_backward import plain_attention, plain_embedding, plain_norms
+from initopt.model.parameters import ParameterFilter
+from initopt.model.preserve import Originals
+from initopt.model.problem import Problem, as_real
+from initopt.model.randomness import seeded
 
 __all__ = ["Inputs", "MetaInit", "Norms", "gradient_quotient"]
 

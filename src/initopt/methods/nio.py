@@ -12,22 +12,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from initopt import functional, objectives
-from initopt.centring import Centre, check_centre
-from initopt.checks import check_number
+from initopt._support.checks import check_number
+from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines import Engine, Evaluation
 from initopt.engines.gradients import gradient_norm
 from initopt.engines.invariance import scale_invariant
-from initopt.errors import NonFiniteError, ZeroGradientError
-from initopt.measurement import Measurement
+from initopt.gram import functional, objectives
+from initopt.gram.measurement import Measurement
 from initopt.methods.base import Method, MethodRun
-from initopt.methods.scales_run import ScalesRun
-from initopt.parameters import ParameterFilter
-from initopt.preserve import Originals
-from initopt.problem import Batch, BatchNorm, Problem, Split
-from initopt.records import StepRecord
-from initopt.rescale import Kind, check_rescaling
-from initopt.where import warn
+from initopt.methods.records import StepRecord
+from initopt.methods.scale_optimizer import Kind, check_rescaling
+from initopt.methods.scales import ScalesRun
+from initopt.model.centring import Centre, check_centre
+from initopt.model.parameters import ParameterFilter
+from initopt.model.preserve import Originals
+from initopt.model.problem import Batch, BatchNorm, Problem, Split
 
 __all__ = ["NIO"]
 

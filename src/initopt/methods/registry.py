@@ -6,13 +6,13 @@ from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from initopt._support.checks import did_you_mean
+from initopt._support.errors import warn
 from initopt.methods.base import Method
 from initopt.methods.gradinit import GradInit
 from initopt.methods.lsuv import LSUV
 from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
-from initopt.suggestions import did_you_mean
-from initopt.where import warn
 
 __all__ = ["GROUP", "METHODS", "create_method", "find_method", "method_names"]
 

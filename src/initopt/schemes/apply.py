@@ -8,17 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from initopt.checks import check_integer, check_number
-from initopt.losses import LossFunction, as_loss
-from initopt.modes import measuring
-from initopt.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
-from initopt.preserve import Kept, preserving, put_values
-from initopt.randomness import seeded
+from initopt._support.checks import check_integer, check_number
+from initopt.batches.nested import batch_size, map_tensors, to_device
+from initopt.model.losses import LossFunction, as_loss
+from initopt.model.modes import measuring
+from initopt.model.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
+from initopt.model.preserve import Kept, preserving, put_values
+from initopt.model.randomness import seeded
+from initopt.model.state import StateGuard
 from initopt.schemes.draws import Draw, Mode, check_scheme, make_draw
 from initopt.schemes.matrices import Matrices, biases_of, is_embedding, matrices_of
 from initopt.schemes.nonlinearities import Follower, Watch, gain_of
-from initopt.state import StateGuard
-from initopt.trees import batch_size, map_tensors, to_device
 
 __all__ = ["Applied", "Gain", "apply_"]
 

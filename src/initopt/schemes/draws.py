@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from initopt.checks import check_choice, check_number
+from initopt._support.checks import check_choice, check_number
 
 __all__ = ["NAMES", "Draw", "Mode", "check_scheme", "make_draw"]
 

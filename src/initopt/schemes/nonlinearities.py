@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from initopt.checks import check_choice
-from initopt.trees import named_tensors
+from initopt._support.checks import check_choice
+from initopt.batches.nested import named_tensors
 
 __all__ = ["NONLINEARITIES", "Follower", "Watch", "gain_of"]
 

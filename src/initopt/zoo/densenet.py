@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from initopt.checks import check_integer
+from initopt._support.checks import check_integer
 from initopt.zoo.convolution import Norm, check_norm, convolution, norm_layer
 
 __all__ = ["densenet"]

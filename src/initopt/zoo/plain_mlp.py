@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from initopt.checks import check_integer
+from initopt._support.checks import check_integer
 
 __all__ = ["plain_mlp"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from initopt.checks import check_integer
+from initopt._support.checks import check_integer
 from initopt.zoo.transformer_block import TransformerBlock, check_heads
 
 __all__ = ["small_gpt"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from initopt.checks import check_integer
+from initopt._support.checks import check_integer
 from initopt.zoo.convolution import Norm, check_norm, convolution, norm_layer
 
 __all__ = ["vgg"]

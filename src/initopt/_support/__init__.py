@@ -1,0 +1,1 @@
+"""What every room needs and no room is about: checks, errors, files, processes, progress."""

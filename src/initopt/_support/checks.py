@@ -1,0 +1,116 @@
+"""Refuse bad numbers before any work, in one form of words."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any, ParamSpec, SupportsIndex, TypeVar
+
+__all__ = ["check_choice", "check_flag", "check_integer", "check_number", "did_you_mean", "plain_numbers", "suggesting"]
+
+
+def plain_numbers(value: Any) -> Any:
+    """Numbers of NumPy and the like as Python's own, also in a pair; everything else as it is.
+
+    >>> import numpy as np
+    >>> plain_numbers((np.int64(3), np.float32(0.5), "x"))
+    (3, 0.5, 'x')
+    """
+    if type(value) in (list, tuple):
+        return type(value)(plain_numbers(item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return operator.index(value) if isinstance(value, SupportsIndex) else float(value)
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise a ValueError unless ``value`` is one of the known names."""
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"unknown {name} {value!r}; known are {', '.join(map(repr, names))}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a ValueError unless ``value`` is ``True`` or ``False``."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False; got {value!r}")
+
+
+def check_integer(name: str, value: Any, minimum: int) -> int:
+    """The value as an ``int``; a ValueError unless it is an integer of at least ``minimum``."""
+    number = plain_numbers(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
+        raise ValueError(f"{name} must be an integer of {minimum} or more; got {value!r}")
+    return number
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float = math.inf,
+    maximum: float | None = None,
+    finite: bool = False,
+) -> None:
+    """Raise a ValueError unless ``value`` is a number in the given range (``above`` and ``below`` are exclusive)."""
+    bounds = [f"above {above:g}"] if above is not None else []
+    bounds += [f"{minimum:g} or more"] if minimum is not None else []
+    bounds += [f"below {below:g}"] if below != math.inf else []
+    bounds += [f"{maximum:g} or less"] if maximum is not None else []
+    value = plain_numbers(value)
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    fits = fits and (above is None or value > above) and (minimum is None or value >= minimum)
+    fits = fits and (below == math.inf or value < below) and (maximum is None or value <= maximum)
+    endless = finite and fits and math.isinf(value)
+    if not fits or endless:
+        kind = "finite number" if endless else "number"
+        raise ValueError(f"{name} must be a {' '.join([kind, ' and '.join(bounds)]).strip()}; got {value!r}")
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the nearest of those that there are, or all of them.
+
+    >>> did_you_mean("step", ["steps", "seed"])
+    "; did you mean 'steps'?"
+    >>> did_you_mean("colour", ["steps", "seed"])
+    '; it has steps, seed'
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
+
+
+def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Have a function refuse keyword arguments that it does not have with the name of one that it has.
+
+    Raises:
+        TypeError: as Python does, and with the same beginning.
+
+    >>> @suggesting
+    ... def scale(steps=3): ...
+    >>> scale(step=1)
+    Traceback (most recent call last):
+    TypeError: scale() got an unexpected keyword argument 'step'; did you mean 'steps'?
+    """
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        for name in kwargs:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
+        return function(*args, **kwargs)
+
+    return checked

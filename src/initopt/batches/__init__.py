@@ -1,0 +1,1 @@
+"""Batches: nests of tensors, streams of them, and how one is split."""

@@ -1,0 +1,197 @@
+"""``initopt compare``."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+import initopt
+from initopt.cli.arguments import reworded
+from initopt.cli.commands.base import Command, Request, table
+from initopt.cli.components import Component, find_component
+from initopt.cli.failures import FAILED
+from initopt.cli.files import path_and_arguments
+from initopt.comparison import Comparison, Network, Recipe, RunRecord
+from initopt.comparison.report.formatting import counted
+from initopt.comparison.storage.job import Job
+from initopt.data import SOURCES
+from initopt.recipes import RECIPES
+
+__all__ = ["COMPARE"]
+
+_OWN_OPTIONS = {"models", "loss", "initializations", "recipe", "out"}
+
+
+def _add_options(parser: ArgumentParser, method: str) -> None:
+    group = parser.add_argument_group("what to compare")
+    group.add_argument(
+        "--models",
+        type=dict[str, str | dict],  # type: ignore[type-arg]  # of Any, jsonargparse would make instances
+        help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, a name in "
+        "initopt.zoo, or timm:NAME, torchvision:NAME, transformers:CLASS; in a file also {class_path: PATH, init_args: "
+        "{ARG: VALUE}, recipe: {FIELD: VALUE}}",
+    )
+    group.add_argument(
+        "--loss", type=str | dict | None, help="a criterion class or a function of (model, batch), as for initopt run"
+    )
+    group.add_argument(
+        "--initializations",
+        type=list[str | dict],  # type: ignore[type-arg]
+        metavar="LIST",
+        help="names, such as default,xavier_normal,nio; in a file also {name: NAME, scheme: NAME, method: NAME, "
+        "options: {OPTION: VALUE}, recipe: {FIELD: VALUE}}",
+    )
+    parser.add_class_arguments(Recipe, "recipe", instantiate=False, fail_untyped=False)
+    group = parser.add_argument_group("where and how")
+    group.add_argument(
+        "--out",
+        type=Path | None,
+        metavar="DIR",
+        help="folder for runs and report; one of the same comparison is gone on with",
+    )
+    group.add_function_arguments(
+        initopt.compare,
+        as_group=False,
+        skip={"models", "data", "initializations", "recipe", "loss_fn", "progress", "out"},
+        fail_untyped=False,
+    )
+
+
+def _run(request: Request) -> None:
+    options = dict(request.options)
+    out = options["out"]
+    if out is None:
+        raise ValueError("--out DIR is missing: the folder for runs and report")
+    for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations default,nio")):
+        if not options[name]:
+            raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe (see --list_recipes)")
+    _refuse_overridden(request)
+    found = initopt.compare(
+        {name: _network(name, value) for name, value in options["models"].items()},
+        _data(request),
+        options["initializations"],
+        loss_fn=_loss(options["loss"]),
+        recipe=_plain(options["recipe"]),
+        out=out,
+        progress=request.progress,
+        **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
+    )
+    _show(found)
+    if options["report"]:
+        print(f"\nReport: {Path(out).expanduser() / 'report' / 'report.html'}")
+    sys.stdout.flush()  # what follows is on standard error
+    failed = [run for run in [*found.selection, *found.runs] if run.status == "failed"]
+    for reason in _reasons(failed, Path(out).expanduser()):
+        print(reason, file=sys.stderr)
+    if found.problems or failed:
+        sys.exit(FAILED)
+
+
+def _reasons(failed: Sequence[RunRecord], folder: Path) -> Iterator[str]:
+    """Every error once, with how many runs it ended and where there is more of it."""
+    by_error: dict[str, list[RunRecord]] = {}
+    for run in failed:
+        by_error.setdefault((run.error or "no reason was stored").strip().splitlines()[0], []).append(run)
+    for error, runs in by_error.items():
+        yield f"{counted(len(runs), 'run')} failed: {error} (in full in {Job.of(runs[0]).place(folder) / 'run.json'})"
+
+
+def _refuse_overridden(request: Request) -> None:
+    """Refuse a field of the recipe on the command line that every network has of its own."""
+    models: dict[str, Any] = request.options["models"]
+    own = [set((value.get("recipe") or {}) if isinstance(value, Mapping) else {}) for value in models.values()]
+    for field in sorted(set.intersection(*own)):
+        if any(name.split(".")[:2] == ["recipe", field] for name in request.given):
+            raise ValueError(
+                f"--recipe.{field} has no effect, since every network here has its own, models.NAME.recipe.{field}; write "
+                "the options into a file by --print_config, and change them there"
+            )
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else dict(vars(value))
+
+
+def _network(name: str, value: Any) -> Network:
+    """A network, as a file or the command line has it."""
+    own = dict(value) if isinstance(value, Mapping) else {"class_path": value}
+    recipe = own.pop("recipe", None) or {}
+    try:
+        component, arguments = _component("models", own)
+        component.check(arguments)
+    except ArgumentError as error:
+        raise ValueError(f"--models.{name}: {reworded(str(error))}") from None
+    return Network(partial(component.target, **arguments), recipe)
+
+
+def _data(request: Request) -> Any:
+    component = request.components.get("data")
+    if component is None or component.path == "digits":
+        return "digits"
+    component.check(request.arguments["data"])
+    return partial(component.target, **request.arguments["data"])
+
+
+def _loss(value: Any) -> Any:
+    if value is None:
+        return None
+    component, arguments = _component("loss", value)
+    return component.make(arguments)
+
+
+def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
+    """What is at an import path, and its arguments, checked against its signature."""
+    path, given = path_and_arguments(value, option)
+    component = find_component(option, path)
+    parser = ArgumentParser(exit_on_error=False)
+    component.add_arguments(parser, given)
+    made = parser.instantiate(parser.parse_object({option: given} if given else {}))
+    return component, dict(vars(made[option])) if option in made else {}
+
+
+def _show(found: Comparison) -> None:
+    from initopt.comparison.analysis.summary import summarize
+    from initopt.comparison.report.tables import network_tables
+
+    for network in summarize(found).networks:
+        results = network_tables(network)[0]
+        print(f"\n{network.name}: {results.title.lower()}")
+        print(table(results.columns, results.rows))
+
+
+COMPARE = Command(
+    name="compare",
+    summary="train networks from several initializations, and report which is best",
+    usage="initopt compare --recipe NAME|FILE --out DIR [options]\n"
+    "       initopt compare --models.NAME PATH ... --initializations LIST\n"
+    "                       --out DIR [options]",
+    description="""\
+Train networks from several initializations by one recipe, seed by seed with the
+same data in the same order, and write a report.
+
+A learning rate is one number, or a list of which each initialization gets the
+one that does best on the validation split. Every run is stored as soon as it is
+done; the same command again goes on where the last one was ended.""",
+    examples="""\
+examples:
+  initopt compare --recipe digits --out comparison --workers 2
+  initopt compare --models.mine my_net.Net --initializations default,nio
+                  --recipe.epochs 5 --recipe.lr [0.01,0.1] --out comparison
+  initopt compare --recipe digits --print_config > mine.yaml
+  initopt compare --list_recipes
+  initopt compare --recipe cifar10-vgg19-nobn --scale small --out comparison""",
+    choices={
+        "data": f"{', '.join(SOURCES)} (default: digits); or a class or function by import path whose result has the data "
+        "sets train, validation and test. Its arguments are --data.ARG VALUE"
+    },
+    add_options=_add_options,
+    run=_run,
+    as_batches=False,
+    recipes=RECIPES,
+)

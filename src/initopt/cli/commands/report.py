@@ -1,0 +1,40 @@
+"""``initopt report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from initopt.cli.commands.base import Command, Request
+
+__all__ = ["REPORT"]
+
+
+def _add_options(parser: ArgumentParser, method: str) -> None:
+    group = parser.add_argument_group("what to report on")
+    group.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="the folder of a comparison, finished or not")
+
+
+def _run(request: Request) -> None:
+    from initopt.comparison.report.report import write_report
+
+    if request.options["folder"] is None:
+        raise ValueError("DIR is missing: the folder that initopt compare --out wrote")
+    print(f"Report: {write_report(request.options['folder'].expanduser())}")
+
+
+REPORT = Command(
+    name="report",
+    summary="write the report of a comparison again, from its stored runs",
+    usage="initopt report DIR",
+    description="""\
+Write the report of a comparison again, from its stored runs: one HTML page that
+needs nothing beside it, and the same in Markdown.""",
+    examples="""\
+example:
+  initopt report comparison""",
+    choices={},
+    add_options=_add_options,
+    run=_run,
+)

@@ -1,0 +1,250 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from initopt.comparison.analysis.outcome import Outcome
+from initopt.comparison.analysis.statistics import Paired, estimate
+from initopt.comparison.analysis.summary import SIGNIFICANT, Entry, NetworkSummary, Summary, over_runs
+from initopt.comparison.report.content import Strong, Table
+from initopt.comparison.report.formatting import (
+    NOTHING,
+    difference,
+    epoch_name,
+    interval,
+    mean_and_spread,
+    number,
+    outcome_name,
+    p_value,
+    score,
+    unit,
+)
+
+__all__ = ["cost_table", "differences_table", "gradients_table", "network_tables", "overview_table", "selection_table"]
+
+
+def overview_table(summary: Summary) -> Table | None:
+    """The differences in the end on all networks; ``None`` without anything to compare."""
+    names = [name for name in summary.comparison.initializations if name != summary.reference]
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        entries = [(network, _entry(network, name)) for network in summary.networks]
+        rows.append([name, *(_clear(entry, _mean_difference(network, entry)) for network, entry in entries)])
+    return Table(
+        f"Difference to {summary.reference} in the end",
+        ["initialization", *(f"{network.name}{_in_unit(network.outcome)}" for network in summary.networks)],
+        rows,
+        "Mean over seeds. Bold: clear, by the corrected test and by the interval; all others could be chance. For losses, "
+        "less is better.",
+        keyed=True,
+    )
+
+
+def network_tables(network: NetworkSummary) -> list[Table]:
+    """Results, differences, and steps to the targets; those that have something in them."""
+    tables = [_results(network), differences_table(network), _targets(network)]
+    return [table for table in tables if table is not None]
+
+
+def _results(network: NetworkSummary) -> Table:
+    outcome, first = network.outcome, network.first_epoch
+    columns = ["initialization", "learning rate", "runs", *([f"after {epoch_name(first)}"] if first else []), "in the end"]
+    rows = []
+    for entry in network.entries:
+        end = estimate(list(entry.final.values()))
+        ranged = (
+            [score(min(entry.final.values()), outcome), score(max(entry.final.values()), outcome)] if end.count > 1 else []
+        )
+        rows.append(
+            [
+                entry.name,
+                ", ".join(number(lr) for lr in entry.lrs) or NOTHING,
+                f"{len(entry.final)} of {len(entry.runs) + len(entry.missing)}",
+                *([mean_and_spread(estimate(list(entry.first.values())), outcome)] if first else []),
+                mean_and_spread(end, outcome),
+                " to ".join(ranged) or NOTHING,
+                _share(entry, "diverged"),
+                _share(entry, "failed"),
+            ]
+        )
+    note = "Mean ± standard deviation over seeds, and the least and the largest."
+    if any(entry.having("diverged") for entry in network.entries):
+        note += f" A run that diverged counts as an untrained network ({score(outcome.untrained, outcome)})."
+    return Table(outcome_name(outcome).capitalize(), [*columns, "range", "diverged", "failed"], rows, note, keyed=True)
+
+
+def differences_table(network: NetworkSummary) -> Table | None:
+    """Paired differences with intervals and tests; ``None`` without anything to compare."""
+    if not network.others:
+        return None
+    first = network.first_epoch
+    early = [f"after {epoch_name(first)}", "p, corrected"] if first else []
+    rows = [
+        [
+            entry.name,
+            str(len(entry.final_difference.differences) if entry.final_difference else 0),
+            *(_tested(entry.first_difference, network.outcome)[::2] if first else []),
+            *_tested(entry.final_difference, network.outcome),
+        ]
+        for entry in network.others
+    ]
+    better = "more" if network.outcome.higher_is_better else "less"
+    return Table(
+        f"Difference to {network.reference}, seed by seed",
+        ["initialization", "pairs", *early, "in the end", "p", "p, corrected"],
+        rows,
+        f"{outcome_name(network.outcome).capitalize()} minus that of {network.reference}{_in_unit(network.outcome)}; "
+        f"{better} is better. In brackets: 95 % bootstrap interval. p: paired t-test; corrected after Holm for all "
+        f"comparisons of this report. Bold: below {SIGNIFICANT:g}.",
+        keyed=True,
+    )
+
+
+def _tested(paired: Paired | None, outcome: Outcome) -> list[str]:
+    """Difference, p and corrected p."""
+    if paired is None or not paired.differences:
+        return [NOTHING] * 3
+    corrected = p_value(paired.p_holm)
+    clear = paired.p_holm is not None and paired.p_holm < SIGNIFICANT
+    return [interval(paired.estimate, outcome), p_value(paired.p), Strong(corrected) if clear else corrected]
+
+
+def _targets(network: NetworkSummary) -> Table | None:
+    if not network.targets:
+        return None
+    outcome = network.outcome
+    rows = []
+    for entry in network.entries:
+        cost = over_runs(run.initialization_steps for run in entry.runs.values())
+        rows.append(
+            [entry.name, *(_steps(steps) for steps in entry.steps_to), number(cost.mean) if cost.count else NOTHING]
+        )
+    kind = "the accuracy" if outcome.higher_is_better else "the way down from the untrained loss to the loss"
+    return Table(
+        f"Training steps to a given {outcome_name(outcome)}",
+        [
+            "initialization",
+            *(f"{100 * target.share:g} % of it: {score(target.value, outcome)}" for target in network.targets),
+            "initialization's own cost",
+        ],
+        rows,
+        f"It is {kind} that {network.targets_of} has in the end, on average. Median over the runs, as "
+        "closely as they were looked at; in parentheses, how many reached it, where not all did. A dash: less than half "
+        "did. The cost, in training steps, comes on top.",
+        keyed=True,
+    )
+
+
+def _steps(steps: dict[int, float]) -> str:
+    """The median, where the runs that never got there count as infinitely late."""
+    if not steps:
+        return NOTHING
+    middle = median(steps.values())
+    reached = sum(math.isfinite(step) for step in steps.values())
+    text = number(middle, 4) if math.isfinite(middle) else NOTHING
+    return text if reached == len(steps) else f"{text} ({reached} of {len(steps)})"
+
+
+def cost_table(network: NetworkSummary) -> Table:
+    """What the initializations cost."""
+    rows = []
+    for entry in network.entries:
+        runs = entry.having("done") + entry.having("diverged")
+        seconds = over_runs(run.initialization_seconds for run in runs)
+        steps = over_runs(run.initialization_steps for run in runs)
+        step = over_runs(None if run.step_seconds is None else 1000 * run.step_seconds for run in runs)
+        share = over_runs(
+            None if run.initialization_steps is None else run.initialization_steps / run.steps
+            for run in entry.having("done")
+            if run.steps
+        )
+        rows.append(
+            [
+                entry.name,
+                mean_and_spread(seconds),
+                mean_and_spread(steps),
+                f"{number(100 * share.mean, 2)} %" if share.count else NOTHING,
+                mean_and_spread(step),
+            ]
+        )
+    return Table(
+        "Cost of the initialization",
+        ["initialization", "seconds", "in training steps", "of the training", "a training step, ms"],
+        rows,
+        "Mean ± standard deviation over seeds. A training step is the median of the same run's own; runs that ran at the "
+        "same time on one machine slow each other down.",
+        keyed=True,
+    )
+
+
+def gradients_table(network: NetworkSummary) -> Table | None:
+    """GradCosine and gradient norm before and after; ``None`` if nothing was measured."""
+    rows = []
+    for entry in network.entries:
+        cells = [entry.measured(when, figure) for figure in ("grad_cosine", "grad_norm") for when in ("before", "after")]
+        if any(cell.count for cell in cells):
+            rows.append([entry.name, *(mean_and_spread(cell) for cell in cells)])
+    if not rows:
+        return None
+    return Table(
+        "Gradients before training",
+        ["initialization", "GradCosine, own start", "GradCosine, trained from", "gradient norm, own start", "trained from"],
+        rows,
+        "Mean ± standard deviation over seeds, on the same held-back batches: of the network's own start, and of the start "
+        "that was trained from.",
+        keyed=True,
+    )
+
+
+def selection_table(network: NetworkSummary) -> Table | None:
+    """What every learning rate gave on the validation split; ``None`` if nothing was selected."""
+    grid = sorted({lr for entry in network.entries for lr in entry.selection})
+    if not grid:
+        return None
+    rows = [[entry.name, *(_selected(entry, lr, network.selected_by) for lr in grid)] for entry in network.entries]
+    seeds = sorted({seed for entry in network.entries for cell in entry.selection.values() for seed in cell.values})
+    return Table(
+        "How the learning rates were chosen",
+        ["initialization", *(number(lr) for lr in grid)],
+        rows,
+        f"{outcome_name(network.selected_by).capitalize()} in the end by learning rate, mean ± standard deviation over "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds)) or 'that all failed'}; in bold, what the "
+        "final runs use. The test data play no part in it.",
+        keyed=True,
+    )
+
+
+def _selected(entry: Entry, lr: float, outcome: Outcome) -> str:
+    cell = entry.selection.get(lr)
+    if cell is None:
+        return NOTHING
+    text = mean_and_spread(estimate(list(cell.values.values())), outcome)
+    troubles = [f"{count} {name}" for count, name in ((cell.diverged, "diverged"), (cell.failed, "failed")) if count]
+    text += f" ({', '.join(troubles)})" if troubles else ""
+    return Strong(text) if lr in entry.lrs else text
+
+
+def _entry(network: NetworkSummary, name: str) -> Entry:
+    return next(entry for entry in network.entries if entry.name == name)
+
+
+def _mean_difference(network: NetworkSummary, entry: Entry) -> str:
+    paired = entry.final_difference
+    return NOTHING if paired is None else difference(paired.estimate.mean, network.outcome)
+
+
+def _clear(entry: Entry, text: str) -> str:
+    return Strong(text) if entry.verdict else text
+
+
+def _share(entry: Entry, status: str) -> str:
+    count = len(entry.having(status))
+    return f"{count} of {len(entry.runs)}" if count else "0"
+
+
+def _in_unit(outcome: Outcome) -> str:
+    return f", in{unit(outcome)}" if unit(outcome) else ""

@@ -1,0 +1,134 @@
+"""The start of a run: the model's own, and what an initialization makes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import initopt
+from initopt.comparison.running.batches import start_batches
+from initopt.comparison.running.mixup import MixedBatches
+from initopt.comparison.spec.initialization import Initialization, apply_scheme
+from initopt.comparison.spec.network import Network
+from initopt.comparison.spec.recipe import Recipe
+from initopt.gram.measurement import STATISTICS
+from initopt.model.losses import LossFunction
+from initopt.model.randomness import seeded
+
+__all__ = ["Start", "own_start", "prepare_start"]
+
+_WEIGHTS, _SCHEME = 0, 1  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start to train from.
+
+    Attributes:
+        state: all parameters and buffers.
+        seconds: what the initialization cost.
+        scales: of a method that learns some.
+        before: the figures of the model's own start.
+        after: of the start that is trained from, on the same batches.
+    """
+
+    state: dict[str, Tensor]
+    seconds: float
+    scales: dict[str, float] | None
+    before: dict[str, float] | None
+    after: dict[str, float] | None
+
+
+def own_start(network: Network, seed: int) -> nn.Module:
+    """The model with its own start, which follows from the seed."""
+    with seeded(seed, _WEIGHTS):
+        return network.make()
+
+
+def prepare_start(
+    model: nn.Module,
+    initialization: Initialization,
+    dataset: Any,
+    recipe: Recipe,
+    loss_fn: LossFunction | None,
+    seed: int,
+    *,
+    measured: bool,
+    loaders: int = 0,
+) -> Start:
+    """Turn a model's own start into the one that is trained from, in place.
+
+    Args:
+        model: with its own start, on the device where it will be trained.
+        initialization: what to do.
+        dataset: the training set.
+        recipe: says how many batches are held back; the initialization does not see them.
+        loss_fn: what the initialization minimizes or differentiates.
+        seed: of the batches, and of what the initialization draws.
+        measured: whether to measure on the batches held back.
+        loaders: how many other processes make the batches.
+    """
+    held, others = _batches(dataset, recipe, seed, initialization.batch_size, loaders)
+    held = held if measured else []
+    before = _measured(model, held, loss_fn, seed)
+    _wait(model)
+    begun = time.perf_counter()
+    scales = None
+    if initialization.scheme is not None:
+        with seeded(seed, _SCHEME):
+            apply_scheme(model, initialization.scheme, seed, initialization.scheme_options)
+    if initialization.method is not None:
+        result = initopt.optimize(
+            model,
+            others,
+            loss_fn,
+            method=initialization.create_method(),
+            measure_steps=0,
+            seed=seed,
+            progress=False,
+            allow_trained=True,  # what is compared is somebody's start
+        )
+        scales = result.scales or None
+    _wait(model)
+    seconds = time.perf_counter() - begun
+    untouched = initialization.scheme is None and initialization.method is None
+    return Start(
+        state={name: value.detach().clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)},
+        seconds=seconds,
+        scales=scales,
+        before=before,
+        after=before if untouched else _measured(model, held, loss_fn, seed),
+    )
+
+
+def _batches(
+    dataset: Any, recipe: Recipe, seed: int, others_size: int | None, loaders: int
+) -> tuple[list[Any], Iterable[Any]]:
+    """The batches held back, and the others, as training sees them."""
+    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed, others_size, loaders)
+    if not recipe.mixup:
+        return held, others
+    return list(MixedBatches(held, recipe.mixup, seed, 0)), MixedBatches(others, recipe.mixup, seed, 1)
+
+
+def _measured(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | None, seed: int) -> dict[str, float] | None:
+    """The figures of a start; ``None`` where there are none, since its gradients are not finite, or all zero."""
+    if not held:
+        return None
+    try:
+        found = initopt.measure(model, held, loss_fn, seed=seed, progress=False)
+    except (initopt.NonFiniteError, initopt.ZeroGradientError):
+        return None
+    return {name: getattr(found, name) for name in STATISTICS} | {f"{name}_sem": found.sem[name] for name in STATISTICS}
+
+
+def _wait(model: nn.Module) -> None:
+    """Until the device has done what it was told, so that a clock shows it."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""What is to be compared, checked before any work."""

@@ -1,0 +1,172 @@
+"""How every run of a comparison is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import torch
+
+from initopt._support.checks import check_integer, check_number, did_you_mean, plain_numbers
+from initopt.comparison.spec.schedule import SCHEDULES, Schedule
+from initopt.comparison.storage.curve_file import MOST_POINTS
+
+__all__ = ["OPTIMIZERS", "Recipe"]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+"""Every optimizer by name."""
+
+Optimizer = Literal["sgd", "adam", "adamw"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained from its start.
+
+    Checked when it is made. A network or an initialization may change single fields of it.
+
+    Args:
+        optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
+        optimizer_options: further arguments of the class in ``torch.optim``, such as ``{"momentum": 0.9}``.
+        lr: peak learning rate; or several, of which the one that does best on the validation split is taken, for each
+            network and initialization by itself.
+        schedule: of the learning rate after the warm-up: ``"constant"``, ``"cosine"`` or ``"linear"``, down to zero.
+        warmup_steps: steps in which the learning rate rises linearly; none, by default.
+        clip_grad_norm: bound on the norm of the gradient; none, by default.
+        epochs: passes over the training set.
+        batch_size: samples of a step, over all devices; what is left over at the end of a pass waits for the next.
+        precision: as Lightning Fabric has it: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"``,
+            ``"bf16-true"`` or ``"16-true"``. Initializations work in the precision that the model is made in.
+        label_smoothing: of the cross-entropy in training, in [0, 1); only without a loss of one's own.
+        mixup: alpha of the Beta distribution that samples are mixed by in training, 0.2 say; 0 does not mix. Only without a
+            loss of one's own, and with a label a sample.
+        looks_per_epoch: how often a run is looked at on the test split (or the validation split).
+        measure_batches: how many batches of the training set are kept away from the initialization, to measure
+            GradCosine and gradient norm on, before and after it; 0 measures nothing.
+
+    Raises:
+        ValueError: for a value that cannot work; the message says what is allowed.
+
+    >>> Recipe(lr=[0.1, 0.01]).lrs
+    (0.01, 0.1)
+    """
+
+    optimizer: Optimizer = "sgd"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    lr: float | Sequence[float] = 0.01
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    clip_grad_norm: float | None = None
+    epochs: int = 10
+    batch_size: int = 64
+    precision: Precision = "32-true"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    looks_per_epoch: int = 1
+    measure_batches: int = 8
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            object.__setattr__(self, option.name, plain_numbers(getattr(self, option.name)))
+        _check_name("optimizer", self.optimizer, tuple(OPTIMIZERS))
+        _check_name("schedule", self.schedule, SCHEDULES)
+        _check_name("precision", self.precision, get_args(Precision))
+        self._check_lr()
+        for name, minimum in (("epochs", 1), ("batch_size", 1), ("looks_per_epoch", 1)):
+            check_integer(name, getattr(self, name), minimum)
+        if 2 * self.epochs * self.looks_per_epoch >= MOST_POINTS:
+            raise ValueError(
+                f"{self.epochs} epochs with looks_per_epoch={self.looks_per_epoch} make a curve of more than "
+                f"{MOST_POINTS:,} points, which is the most; look less often"
+            )
+        check_integer("warmup_steps", self.warmup_steps, 0)
+        check_integer("measure_batches", self.measure_batches, 0)
+        check_number("label_smoothing", self.label_smoothing, minimum=0, below=1)
+        check_number("mixup", self.mixup, minimum=0, finite=True)
+        if self.clip_grad_norm is not None:
+            check_number("clip_grad_norm", self.clip_grad_norm, above=0, finite=True)
+        self._check_optimizer()
+
+    def _check_lr(self) -> None:
+        several = isinstance(self.lr, (list, tuple))
+        values: Sequence[Any] = self.lr if isinstance(self.lr, (list, tuple)) else (self.lr,)
+        if not values:
+            raise ValueError("lr is an empty list; give a number or a list of numbers")
+        for value in values:
+            check_number("lr", value, above=0, finite=True)
+        if len(set(values)) < len(values):
+            raise ValueError(f"lr has a value twice: {list(values)}")
+        floats = sorted(map(float, values))
+        object.__setattr__(self, "lr", floats if several else floats[0])
+
+    def _check_optimizer(self) -> None:
+        kind = OPTIMIZERS[self.optimizer]
+        known = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr")]
+        if not isinstance(self.optimizer_options, Mapping):
+            raise ValueError(
+                f"optimizer_options must be a dict, such as {{'momentum': 0.9}}; got {self.optimizer_options!r}"
+            )
+        for name in self.optimizer_options:
+            if name not in known:
+                hint = "; the learning rate is the recipe's lr" if name == "lr" else ""
+                raise ValueError(
+                    f"optimizer_options: {self.optimizer!r} has no option {name!r}; it has {', '.join(known)}{hint}"
+                )
+        try:
+            self.create_optimizer([torch.nn.Parameter(torch.zeros(1))], self.lrs[0])
+        except (TypeError, ValueError) as error:
+            given = dict(self.optimizer_options)
+            raise ValueError(f"optimizer_options: {self.optimizer!r} refuses {given}: {error}") from None
+
+    @property
+    def lrs(self) -> tuple[float, ...]:
+        """All learning rates, from the least."""
+        return tuple(self.lr) if isinstance(self.lr, list) else (float(self.lr),)  # type: ignore[arg-type]
+
+    def create_optimizer(self, parameters: Any, lr: float) -> torch.optim.Optimizer:
+        """The optimizer of some parameters."""
+        kind: Any = OPTIMIZERS[self.optimizer]
+        made: torch.optim.Optimizer = kind(parameters, lr=lr, **_with_pairs(self.optimizer_options))
+        return made
+
+    def changed(self, changes: Mapping[str, Any], whose: str = "recipe") -> Recipe:
+        """The same recipe with some fields changed.
+
+        Args:
+            changes: new values by field.
+            whose: what the message of an error says they are.
+
+        Raises:
+            ValueError: if there is no such field, or a value cannot work.
+
+        >>> Recipe(epochs=5).changed({"warmup_steps": 10}).epochs
+        5
+        """
+        if not isinstance(changes, Mapping):
+            raise ValueError(f"{whose} must be a dict of fields of the recipe, such as {{'epochs': 5}}; got {changes!r}")
+        known = [option.name for option in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ValueError(f"{whose} has no field {name!r}{did_you_mean(str(name), known)}")
+        try:
+            return dataclasses.replace(self, **changes)
+        except ValueError as error:
+            raise ValueError(f"{whose}: {error}") from None
+
+
+def _check_name(option: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}; got {value!r}")
+
+
+def _with_pairs(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists, which are what YAML has, as tuples, which are what Adam's betas must be."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

@@ -1,0 +1,177 @@
+"""The folder of a comparison: whose it is, and the runs that are put into it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from initopt._support.errors import MismatchError
+from initopt._support.files import plain, remove_folder, write_file, write_folder, write_json
+from initopt._support.workshop import clear_leftovers, clear_leftovers_in
+from initopt.comparison.storage.events import write_events
+from initopt.comparison.storage.job import Job
+from initopt.comparison.storage.record import RunRecord
+from initopt.comparison.storage.store import FORMAT, RECORD, load_run, read_record, refuse_link, stored_runs, write_run
+
+__all__ = ["is_stored", "opened", "remove_failed", "store_run"]
+
+_LOCK = ".lock"
+_RUN = re.compile(r"seed=\d+")
+
+
+@contextmanager
+def opened(folder: Path, specification: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[None]:
+    """Have a folder to oneself while the block lasts.
+
+    A new one gets the specification; one that is there must be of the same comparison.
+
+    Args:
+        folder: of the comparison.
+        specification: all that results depend on.
+        versions: that the comparison is begun with.
+
+    Raises:
+        FileExistsError: if something else is there.
+        MismatchError: if it is of another comparison; the message says in what they differ.
+        BlockingIOError: if another process is at work in it.
+        PermissionError: if it cannot be written to.
+    """
+    import filelock
+
+    _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} is not writable; choose another folder")
+    if (folder / _LOCK).is_symlink() or ((folder / _LOCK).exists() and not (folder / _LOCK).is_file()):
+        raise FileExistsError(f"{folder / _LOCK} is not the file that initopt writes; remove it, or choose another folder")
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise BlockingIOError(
+            f"another process is at work in {folder}; wait until it is done, or choose another folder"
+        ) from None
+    try:
+        if (folder / RECORD).exists():
+            _refuse_another(folder, specification)
+        else:
+            record = {"format": FORMAT} | dict(specification) | {"versions": dict(versions)}
+            write_file(folder / RECORD, lambda temporary: write_json(temporary, record))
+        _remove_leftovers(folder)
+        yield
+        _remove_leftovers(folder)  # also of what a worker of a killed comparison was still at when this one began
+    finally:
+        lock.release()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if not folder.exists() or (folder / RECORD).exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; choose another folder")
+    clear_leftovers(folder.resolve() / RECORD)
+    foreign = [item.name for item in folder.iterdir() if item.name != _LOCK]
+    if foreign:
+        raise FileExistsError(
+            f"{folder} holds files, but no comparison ({', '.join(sorted(foreign)[:5])}); choose another folder"
+        )
+
+
+def _refuse_another(folder: Path, specification: Mapping[str, Any]) -> None:
+    was = {name: value for name, value in read_record(folder).items() if name not in ("format", "versions")}
+    lines = list(_differences(was, plain(specification), ""))
+    if lines:
+        more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+        raise MismatchError(
+            f"{folder} holds another comparison, which this one cannot go on with:\n  "
+            + "\n  ".join(lines[:20])
+            + f"{more}\nGive it a folder of its own, or the recipe of that one."
+        )
+
+
+def _differences(was: Any, now: Any, path: str) -> Iterator[str]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in {**was, **now}:
+            where = f"{path}.{name}" if path else name
+            if name not in now:
+                yield f"{where} is gone; it was {_short(was[name])}"
+            elif name not in was:
+                yield f"{where} is new: {_short(now[name])}"
+            else:
+                yield from _differences(was[name], now[name], where)
+        if [name for name in was if name in now] != [name for name in now if name in was]:
+            yield f"{path} are in another order: they were {', '.join(was)}, and are {', '.join(now)}"
+    elif was != now:
+        yield f"{path} was {_short(was)} and is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What was being written when a process was killed, in the places where this comparison writes and nowhere else."""
+    clear_leftovers(folder / RECORD)
+    clear_leftovers(folder / "report")
+    places = [folder / "runs"]
+    for _ in range(3):
+        places = [below for place in places if not place.is_symlink() for below in _folders_in(place)]
+    for place in places:
+        clear_leftovers_in(place, _RUN)
+
+
+def _folders_in(place: Path) -> list[Path]:
+    try:
+        return [item for item in place.iterdir() if item.is_dir() and not item.is_symlink()]
+    except OSError:
+        return []
+
+
+def is_stored(folder: Path, job: Job) -> bool:
+    """Whether the result of a job is there.
+
+    Raises:
+        OSError: if that cannot be found out.
+        ValueError: if something is there, but no whole run.
+    """
+    place = job.place(folder)
+    for above in (*reversed(place.parents[: len(job.steps)]), place):
+        refuse_link(above)
+    try:
+        os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    found = Job.of(load_run(place))
+    if found != job:
+        raise ValueError(f"{place} holds the run {found}, which does not belong there; remove the folder to run {job}")
+    return True
+
+
+def remove_failed(folder: Path) -> None:
+    """Remove all runs that failed, so that they are done again.
+
+    Raises:
+        FileExistsError: if the folder of one holds files of others; the message names them.
+    """
+    for place, run in stored_runs(folder, []):
+        if run.status == "failed":
+            remove_folder(place, "run.json")
+
+
+def store_run(folder: Path, record: RunRecord) -> None:
+    """Put the result of a run in place, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left then.
+    """
+
+    def write(into: Path) -> None:
+        write_run(record, into)
+        write_events(record, into)
+
+    write_folder(Job.of(record).place(folder), write, "run.json")

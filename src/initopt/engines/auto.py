@@ -1,0 +1,364 @@
+"""The engine of a name, or the best one for a problem."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
+from initopt.engines.base import Engine, Evaluation
+from initopt.engines.finite_differences import DifferencesEngine
+from initopt.engines.microbatches import is_out_of_memory
+from initopt.engines.per_subbatch import GraphEngine, PlainEngine, RecomputeEngine
+from initopt.engines.stacked.engine import GroupsEngine
+from initopt.engines.whole_batch import CoupledEngine
+from initopt.model.double_backward import plain_attention
+from initopt.model.problem import Batch, Problem
+from initopt.model.randomness import seeded
+
+__all__ = [
+    "ENGINES",
+    "FallingBackEngine",
+    "Need",
+    "check_engine",
+    "create_engine",
+    "estimate",
+    "free_memory",
+    "missing_derivative",
+]
+
+_ALL: tuple[type[Engine], ...] = (
+    GraphEngine,
+    RecomputeEngine,
+    GroupsEngine,
+    CoupledEngine,
+    PlainEngine,
+    DifferencesEngine,
+)
+
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in _ALL}
+"""Every engine by name."""
+
+_CHOICES = ("auto", "exact", *ENGINES)
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        ValueError: the message lists the known names.
+    """
+    if engine not in _CHOICES:
+        raise ValueError(f"unknown engine {engine!r}; known are {', '.join(map(repr, _CHOICES))}")
+
+
+def create_engine(engine: str, problem: Problem) -> Engine:
+    """Make an engine.
+
+    Args:
+        engine: a key of :data:`ENGINES`; ``"exact"`` for the cheapest exact one that can work on the problem; ``"auto"``
+            for the same, which goes over to ``"differences"`` with a warning if an operation has no second derivative.
+        problem: what it is to work on.
+
+    Raises:
+        ValueError: if the name is unknown or the named engine cannot work on the problem; the message says why.
+    """
+    check_engine(engine)
+    if engine in ENGINES:
+        reason = ENGINES[engine].refusal(problem)
+        if reason is not None:
+            raise ValueError(f'engine {engine!r} cannot be used here: {reason}; engine="auto" chooses one that can')
+        return ENGINES[engine](problem)
+    return FallingBackEngine(problem, allow_differences=engine == "auto")
+
+
+_MISSING = (
+    re.compile(r"derivative for '?(?P<operator>[\w:.]+)'? is not implemented"),
+    re.compile(r"(?P<operator>torch\.compile) with aot_autograd does not currently support double backward"),
+    re.compile(r"[Dd]ouble backwards? (?:on|for|of|through) (?P<operator>[\w:]+) (?:is )?not (?:supported|implemented)"),
+    re.compile(r"[Dd]ouble backwards? is not supported for (?P<operator>[\w ]+?)(?: due|\.|$)"),
+    re.compile(r"differentiate twice a function that was marked with (?P<operator>@once_differentiable)"),
+    re.compile(r"(?P<operator>[\w:]+) does not support (?:double|higher.order) back"),
+)
+
+
+_COMPILED = re.compile(r"backward function was compiled with non-empty donated buffers")
+"""What torch says of a compiled part of a model, whose backward pass can be taken only once."""
+
+
+def missing_derivative(error: BaseException) -> str | None:
+    """The operator that has no second derivative, if that is what an error says.
+
+    >>> missing_derivative(NotImplementedError("the derivative for '_embedding_bag_backward' is not implemented."))
+    '_embedding_bag_backward'
+    """
+    if _COMPILED.search(str(error)):
+        return "torch.compile"
+    for pattern in _MISSING:
+        match = pattern.search(str(error))
+        if match:
+            return match["operator"]
+    return None
+
+
+_MANY = 8
+"""Sub-batches from which on it is cheaper to run them together even with batch norm, which then costs copies: apart, each
+costs its overhead (docs/benchmarks.md)."""
+
+
+class FallingBackEngine(Engine):
+    """Starts with the cheapest exact engine that fits into memory, and goes over, for good, to one that can do with less.
+
+    - From ``groups``, for models without batch norm or 8 sub-batches or more, to ``graph`` on a model beyond it; both are
+      exact.
+    - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
+      if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.auto`).
+    - The same when memory runs out all the same, with a warning, and when each pass writes into what the last one saved.
+    - From an exact engine to ``differences`` when an operation has no second derivative, or one that is not to be trusted,
+      with a warning.
+
+    Args:
+        problem: what to work on.
+        allow_differences: whether inexact derivatives will do.
+    """
+
+    def __init__(self, problem: Problem, allow_differences: bool) -> None:
+        super().__init__(problem)
+        self._allow_differences = allow_differences
+        self._budgeted = False
+        if problem.microbatch is not None:
+            refusal = RecomputeEngine.refusal(problem)
+            if refusal is not None:
+                raise ValueError(f"microbatch={problem.microbatch} cannot be used here: {refusal}")
+            self._engine: Engine = RecomputeEngine(problem)
+            self.reason = f"exact, and runs {problem.microbatch} samples at a time"
+        elif problem.batch_norm == "batch":
+            self._engine = CoupledEngine(problem)
+            self.reason = 'exact with batch_norm="batch"'
+        else:
+            together = not problem.normalizes or problem.num_subbatches >= _MANY
+            self._engine = GroupsEngine(problem) if together else GraphEngine(problem)
+            self.reason = f"exact, and the cheapest for {problem.num_subbatches} sub-batches"
+            self.reason += " with batch norm" if problem.normalizes else " without batch norm"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self._engine.name
+
+    @classmethod
+    def refusal(cls, problem: Problem) -> str | None:
+        return None
+
+    def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
+        try:
+            if differentiate and not self._budgeted:
+                self._keep_to_budget(batch)
+            return _FallingBack(self, self._engine.evaluate(batch, differentiate), batch)
+        except Exception as error:
+            self._fall_back(error)
+        # Not within the `except`: the error holds on to what the engine had in memory.
+        return self.evaluate(batch, differentiate)
+
+    @property
+    def microbatch(self) -> int | None:
+        return self._engine.microbatch
+
+    def distrust(self, why: str) -> None:
+        if not self._allow_differences or DifferencesEngine.refusal(self.problem) is not None:
+            super().distrust(why)
+            return
+        self._engine, self.reason = DifferencesEngine(self.problem), why
+        warn(f"initopt: {why}. Derivatives are taken by finite differences from here on (engine {self.name!r})")
+
+    def state(self) -> dict[str, Any]:
+        return {"engine": self._engine.name, "reason": self.reason, "inner": self._engine.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        engines = (CoupledEngine, GroupsEngine, GraphEngine, RecomputeEngine, DifferencesEngine)
+        self._budgeted = True
+        self._engine = next(engine for engine in engines if engine.name == state["engine"])(self.problem)
+        self._engine.load_state(state["inner"])
+        self.reason = state["reason"]
+
+    def _keep_to_budget(self, batch: Batch) -> None:
+        """Go over to an engine that takes less memory if this one is going to take too much."""
+        self._budgeted = True
+        given = self.problem.memory_budget
+        budget = free_memory(self.problem.device) if given is None else given
+        if budget is None or not isinstance(self._engine, (GraphEngine, GroupsEngine)):
+            return
+        need = estimate(self.problem, batch)
+        if need.keeping_graphs <= budget:
+            return
+        self.reason = f"the graphs of all sub-batches, some {_size(need.keeping_graphs)}, exceed {_size(budget)}"
+        problem = self.problem
+        if need.recomputing > budget and not problem.normalizes:
+            problem = replace(problem, microbatch=need.microbatch(budget))
+            self.reason += f", and one graph does, too, so {problem.microbatch} samples are run at a time"
+        self._engine = RecomputeEngine(problem)
+
+    def _fall_back(self, error: Exception, second: bool = False) -> None:
+        """Go over to the next engine, or raise the error again.
+
+        Args:
+            error: what has happened.
+            second: whether in a second derivative. An error there, first derivatives being in order, is about one that is
+                missing, whatever its words.
+        """
+        numerical = isinstance(error, (NonFiniteError, ZeroGradientError))
+        if isinstance(self._engine, GroupsEngine) and not numerical and not is_out_of_memory(error):
+            # Whatever it was that the model cannot do with all sub-batches at once: if it is the model's own fault, it
+            # will fail again.
+            self._engine = GraphEngine(self.problem)
+            self.reason = f"engine 'groups' cannot be used here: {str(error).partition(chr(10))[0]}"
+            return
+        if isinstance(self._engine, GraphEngine) and "modified by an inplace operation" in str(error):
+            # What one pass saved, the next one has written over: with one graph at a time, as in training, none can. Should
+            # the model write over what its own pass has saved, it will fail again.
+            self._engine = RecomputeEngine(self.problem)
+            self.reason = "the model or the loss writes in each pass into what the one before has saved"
+            return
+        operator = missing_derivative(error)
+        if operator is None and second and isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            operator = f"the model (it says: {str(error).partition(chr(10))[0]})"
+        if operator is not None and not isinstance(self._engine, DifferencesEngine):
+            if not self._allow_differences:
+                error.add_note(f'({operator} has no second derivative; engine="auto" or "differences" does without)')
+                raise error
+            refusal = DifferencesEngine.refusal(self.problem)
+            if refusal is not None:
+                error.add_note(f"({operator} has no second derivative, and engine 'differences' cannot help: {refusal})")
+                raise error
+            self._engine = DifferencesEngine(self.problem)
+            self.reason = f"{operator} has no second derivative"
+            message = f"{operator} has no second derivative, so derivatives are taken by finite differences from here on"
+        elif is_out_of_memory(error) and isinstance(self._engine, (GraphEngine, GroupsEngine)):
+            self._engine = RecomputeEngine(self.problem)
+            self.reason = "the graphs of all sub-batches did not fit into memory"
+            message = f"{self.reason}, so they are recomputed from here on"
+        else:
+            if "incompatible with .grad()" in str(error):
+                error.add_note("(reentrant activation checkpointing; use torch.utils.checkpoint(..., use_reentrant=False))")
+            raise error
+        warn(f"initopt: {message} (engine {self.name!r})")
+
+
+def _size(number: float) -> str:
+    """Bytes in words.
+
+    >>> _size(3.21e8)
+    '321 MB'
+    """
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+class _FallingBack(Evaluation):
+    def __init__(self, engine: FallingBackEngine, inner: Evaluation, batch: Batch) -> None:
+        self._engine = engine
+        self._inner = inner
+        self._batch = batch
+        self.gram = inner.gram
+
+    def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
+        try:
+            return self._inner.scale_derivatives(gram_derivative)
+        except Exception as error:
+            del self._inner  # and its graphs
+            self._engine._fall_back(error, second=True)
+        return self._engine.evaluate(self._batch, differentiate=True).scale_derivatives(gram_derivative)
+
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        return self._inner.derivatives_along(weights)
+
+
+_GRAPHS = 3.5
+"""Peak of an engine that keeps all graphs, in what a forward pass over the same samples saves: 2.1 to 3.5 in
+docs/benchmarks.md."""
+
+_ONE_GRAPH = 4.0
+"""The same for the graph of one sub-batch and its double backward, at their most."""
+
+
+class Need:
+    """Bytes that engines need beside model and batch, by estimate.
+
+    Args:
+        saved: bytes that the forward pass over one sub-batch saves for its backward pass.
+        parameters: bytes of a gradient.
+        count: D, the number of sub-batches.
+        samples: samples in a sub-batch.
+    """
+
+    def __init__(self, saved: int, parameters: int, count: int, samples: int) -> None:
+        self._saved, self._count, self._samples = saved, count, samples
+        self._gradients = 2 * count * parameters  # g_d and v_d
+
+    @property
+    def keeping_graphs(self) -> float:
+        """Of the engines ``graph`` and ``groups``."""
+        return self._gradients + _GRAPHS * self._count * self._saved
+
+    @property
+    def recomputing(self) -> float:
+        """Of the engine ``recompute`` with whole sub-batches."""
+        return self._gradients + _ONE_GRAPH * self._saved
+
+    def microbatch(self, budget: float) -> int:
+        """Samples that ``recompute`` may run at a time, one at least."""
+        share = (budget - self._gradients) / (_ONE_GRAPH * self._saved) if self._saved else 1.0
+        return max(1, min(self._samples, int(share * self._samples)))
+
+
+def estimate(problem: Problem, batch: Batch) -> Need:
+    """What a step on a batch needs, from a forward pass over its first sub-batch."""
+    seen: dict[int, int] = {}
+    # A parameter that a layer saves takes nothing more.
+    own = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with plain_attention(), seeded(*batch.seed, 0), hooks:
+        loss = problem.subbatch_loss(batch, 0)
+    del loss  # alive so far, so that no two tensors had one place
+    parameters = sum(p.value.numel() * p.value.element_size() for p in problem.grad_params)
+    return Need(sum(seen.values()), parameters, len(batch.windows), len(batch.windows.indices[0]))
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes that can still be allocated on a device; ``None`` where that cannot be told."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + reserved)
+    if device.type != "cpu":
+        return None
+    found = [free for free in (_system_memory(), _container_memory()) if free is not None]
+    return min(found) if found else None
+
+
+def _system_memory() -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024.0 * kilobytes[0] if kilobytes else None
+
+
+def _container_memory() -> float | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (
+            folder.joinpath(name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current")
+        )
+    except OSError:
+        return None
+    return None if limit == "max" else float(limit) - float(used)

@@ -1,0 +1,1 @@
+"""Operations whose weights are scaled, and derivatives along the scales."""

@@ -1,0 +1,1 @@
+"""Functions of K, the Gram matrix of the gradients of sub-batches, and what a measurement says of it."""

@@ -1,0 +1,99 @@
+"""The records of a run: one per step, or, for methods that go from layer to layer, one per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from initopt._support.reading import of_form
+
+__all__ = ["LayerRecord", "Record", "StepRecord", "history_from", "steps_taken"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of a method, as it was before the step's own update.
+
+    A method leaves at ``None`` what it does not compute.
+
+    Attributes:
+        step: number of the step, from 0.
+        grad_cosine: GradCosine of the step's batch; methods that do not split batches have none.
+        grad_norm: norm of the gradient that the method looks at: with sub-batches, the mean of theirs.
+        grad_variance: population variance of the sub-batch gradients.
+        objective: value of the method's objective, also in a step that enforced the constraint instead, unless it takes
+            work of its own.
+        constrained: whether the gradient norm exceeded its bound, so that the step lowered it.
+        seconds: wall-clock time of the step, without loading the batch.
+        centred_grad_norm: mean norm of the centred gradients of the sub-batches, in a step on these. Then ``grad_cosine``,
+            ``grad_variance`` and ``objective`` are theirs, too, while ``grad_norm`` is that of the whole gradient of one
+            sub-batch.
+    """
+
+    step: int
+    grad_cosine: float | None
+    grad_norm: float | None
+    grad_variance: float | None
+    objective: float | None
+    constrained: bool
+    seconds: float
+    centred_grad_norm: float | None = None
+
+    def summary(self) -> str:
+        """The figures for a progress bar."""
+        shown = (
+            ("GradCosine", self.grad_cosine, "+.3f"),
+            ("objective", self.objective if self.grad_cosine is None else None, ".4g"),
+            ("gradient norm", self.grad_norm, ".3g"),
+        )
+        return "  ".join(f"{name} {value:{form}}" for name, value, form in shown if value is not None)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What a method that goes from layer to layer did with one of them.
+
+    Attributes:
+        step: number of the pass over the network, from 0.
+        layer: name of the layer, in the order in which the layers run.
+        variance_before: variance of the layer's output when it was its turn, those before it being done.
+        variance_after: the same with its new weight.
+        iterations: how often its weight was rescaled.
+        seconds: wall-clock time spent on it.
+    """
+
+    step: int
+    layer: str
+    variance_before: float
+    variance_after: float
+    iterations: int
+    seconds: float
+
+    def summary(self) -> str:
+        """The figures for a progress bar."""
+        return f"{self.layer}: variance {self.variance_before:.3g} to {self.variance_after:.3g}"
+
+
+Record = StepRecord | LayerRecord
+
+
+def history_from(found: Any) -> list[Record]:
+    """The records of a run, from what JSON has of them.
+
+    Raises:
+        ValueError: if they are none, or not one step after the other; the message says where.
+    """
+    records: list[Record] = []
+    for number, values in enumerate(of_form(list[dict[str, Any]], found, "history")):
+        kind: type[Record] = LayerRecord if "layer" in values else StepRecord
+        record = of_form(kind, values, f"history[{number}]")
+        if record.step - steps_taken(records) not in ((0, -1) if records else (0,)):
+            raise ValueError(f"history[{number}] is step {record.step}, after {steps_taken(records)} steps")
+        records.append(record)
+    return records
+
+
+def steps_taken(history: Sequence[Record]) -> int:
+    """How many steps a history is of."""
+    return history[-1].step + 1 if history else 0

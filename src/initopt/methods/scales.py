@@ -1,0 +1,138 @@
+"""One positive scalar per parameter tensor: W = alpha * W(0)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from initopt.methods.base import MethodRun
+from initopt.methods.scale_optimizer import Kind, ScaleAdam
+from initopt.model.parameters import NamedParameter
+from initopt.model.preserve import Originals
+from initopt.model.problem import Problem
+
+__all__ = ["Scales", "ScalesRun"]
+
+
+class Scales:
+    """The scales of a model's parameter tensors.
+
+    Weights are always computed from the original values, so that no rounding error builds up over the steps.
+
+    Args:
+        parameters: the tensors to scale.
+        originals: their values at scale 1.
+        min_scale: least scale of a tensor.
+        min_bias_scale: least scale of a tensor that is a bias by its name.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[NamedParameter],
+        originals: Mapping[nn.Parameter, Tensor],
+        min_scale: float,
+        min_bias_scale: float,
+    ) -> None:
+        self._parameters = parameters
+        self._originals = originals
+        self.values = torch.ones(len(parameters), dtype=torch.float64, device="cpu")
+        self.held = torch.zeros(len(parameters), dtype=torch.bool, device="cpu")
+        """Which tensors are to keep their scale, whatever they are told."""
+        minima = [min_bias_scale if p.is_bias else min_scale for p in parameters]
+        self._minimum = torch.tensor(minima, dtype=torch.float64, device="cpu")
+        self._has_direction = torch.tensor([bool(originals[p.value].any()) for p in parameters], device="cpu")
+
+    @property
+    def active(self) -> Tensor:
+        """Which tensors move, shape ``(num_scales,)``: not those that are held, or zero, from the start or by scale."""
+        return self.free & (self.values > 0)
+
+    @property
+    def free(self) -> Tensor:
+        """Which tensors may move, or have moved to zero: not those that are held, or zero from the start."""
+        return self._has_direction & ~self.held
+
+    @property
+    def at_minimum(self) -> Tensor:
+        """Which tensors have come down to their least scale."""
+        return self.free & (self.values <= self._minimum) & (self.values < 1)
+
+    @property
+    def zero(self) -> Tensor:
+        """Which tensors are zero from the start."""
+        return ~self._has_direction
+
+    def move(self, values: Tensor) -> None:
+        """Set the scales of the active tensors, no lower than their minimum, and the weights with them.
+
+        Args:
+            values: new scales, float64, shape ``(num_scales,)``; those of inactive tensors are ignored.
+        """
+        self.values = torch.where(self.active, torch.maximum(values, self._minimum), self.values)
+        self.apply()
+
+    def multiply(self, weight: nn.Parameter, factor: float) -> None:
+        """Set the scale of one tensor to a multiple of what it is, and the tensor with it."""
+        (index,) = (k for k, parameter in enumerate(self._parameters) if parameter.value is weight)
+        self.values[index] *= factor
+        with torch.no_grad():
+            weight.copy_(self._originals[weight] * float(self.values[index]))
+        torch.clear_autocast_cache()  # which does not notice, and may be on within a forward pass, whatever was set before
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Write alpha * W(0) into the model."""
+        for parameter, scale in zip(self._parameters, self.values.tolist(), strict=True):
+            parameter.value.copy_(self._originals[parameter.value] * scale)
+
+    def named(self) -> dict[str, float]:
+        """The scale of every tensor by parameter name, in the order of the model."""
+        return {p.name: scale for p, scale in zip(self._parameters, self.values.tolist(), strict=True)}
+
+
+class _Rescaling(Protocol):
+    """The options of the scale optimizer, checked by :func:`initopt.methods.scale_optimizer.check_rescaling`."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def scale_grad_clip(self) -> float: ...
+    @property
+    def min_scale(self) -> float: ...
+    @property
+    def min_bias_scale(self) -> float: ...
+
+
+class ScalesRun(MethodRun):
+    """Scales and their optimizer at work on one model."""
+
+    def __init__(self, options: _Rescaling, problem: Problem, originals: Originals) -> None:
+        self._problem = problem
+        self._scales = Scales(problem.scale_params, originals, options.min_scale, options.min_bias_scale)
+        count = len(problem.scale_params)
+        self._optimizer = ScaleAdam(count, options.lr, options.betas, options.eps, options.scale_grad_clip)
+
+    def descend(self, along_weights: Tensor, kind: Kind = "objective") -> None:
+        """Move scales and weights against <dW_k, W_k>, float64, shape ``(num_scales,)``."""
+        self._scales.move(self._optimizer.step(self._scales.values, along_weights, kind))
+
+    def scales(self) -> dict[str, float]:
+        return self._scales.named()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"scales": self._scales.values, "held": self._scales.held} | self._optimizer.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, present in ScalesRun.state(self).items():
+            if state[name].dtype != present.dtype or state[name].shape != present.shape:
+                raise ValueError(f"{name} has another type or shape than this run gives it")
+        self._scales.values, self._scales.held = state["scales"], state["held"]
+        self._scales.apply()
+        self._optimizer.load_state(state)

@@ -1,0 +1,213 @@
+"""Everything a user's model and process had before, back again afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from initopt._support.interrupts import all_or_nothing
+from initopt.model.modes import Eager, ModeGuard, StructureGuard
+from initopt.model.randomness import OwnGenerator, RandomState
+from initopt.model.reach import Reach
+from initopt.model.state import StateGuard
+from initopt.model.torch_state import TorchState
+
+__all__ = ["Kept", "Originals", "inner_work", "preserved", "preserving", "put_values", "unwritten"]
+
+Originals = dict[nn.Parameter, Tensor]
+"""Trainable parameters with a copy of their values."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What work on a preserved model is given.
+
+    Attributes:
+        originals: the values of the trainable parameters as they were; none where no work is to change them.
+        state: the guard of everything else.
+    """
+
+    originals: Originals
+    state: StateGuard
+
+
+def preserving(model: nn.Module, work: Callable[[Kept], _T], loss_fn: Any = None, batches: Any = None) -> _T:
+    """Do some work, and keep a model's state: all of it if it fails, all but the parameter values if it succeeds.
+
+    Afterwards, training modes, buffers, frozen parameters, attributes, gradients, ``requires_grad`` flags and the random
+    state (torch, NumPy, Python, and generators of the user's own) are as before. If the work ends by an exception, Ctrl-C
+    included, the parameter values are, too. One that comes when the work is already done still makes it fail, so that
+    changed weights never come without their result.
+
+    Args:
+        model: the model.
+        work: is given what was kept.
+        loss_fn: the user's loss, which may have state as well.
+        batches: the user's batches, for the generators that shuffle them.
+
+    Raises:
+        RuntimeError: at once, if there is work on the model already: by another thread, or in a callback of which this is.
+    """
+    keeping = _Keeping(model, loss_fn, batches, weights=True)
+    return all_or_nothing(keeping.begin, lambda: work(keeping.kept), keeping.settle)
+
+
+def unwritten(model: nn.Module, work: Callable[[Kept], _T], loss_fn: Any = None, batches: Any = None) -> _T:
+    """As :func:`preserving`, for work that leaves the parameter values alone, too, and may be done in a callback.
+
+    There is no copy of them, which would be the memory of a gradient; only parameters that the model itself writes to in
+    its first run (an embedding with ``max_norm`` does) are copied, and put back.
+    """
+    keeping = _Keeping(model, loss_fn, batches, weights=False)
+    return all_or_nothing(keeping.begin, lambda: work(keeping.kept), keeping.settle)
+
+
+@contextmanager
+def preserved(model: nn.Module, loss_fn: Any = None) -> Iterator[Kept]:
+    """:func:`preserving` for a block, which signals can break into at its very end."""
+    keeping = _Keeping(model, loss_fn, None, weights=True)
+    succeeded = False
+    try:
+        keeping.begin()
+        yield keeping.kept
+        succeeded = True
+    finally:
+        keeping.settle(succeeded)
+
+
+def put_values(values: Mapping[nn.Parameter, Tensor]) -> None:
+    """Copy values into parameters: into all that take them, also after one has failed to."""
+    with torch.no_grad(), ExitStack() as stack:
+        for parameter, value in values.items():
+            stack.callback(parameter.copy_, value)
+
+
+def _restore(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter its own values again, and its shape and type, should ``data`` have become another tensor."""
+    with torch.no_grad():
+        if (parameter.shape, parameter.dtype, parameter.device) == (value.shape, value.dtype, value.device):
+            parameter.copy_(value)
+        else:
+            parameter.data = value
+
+
+class _Keeping:
+    """Everything as it was before some work, and the way back to it."""
+
+    kept: Kept
+
+    def __init__(self, model: nn.Module, loss_fn: Any, batches: Any, weights: bool) -> None:
+        self._model, self._loss_fn, self._batches, self._weights = model, loss_fn, batches, weights
+        self._stack = ExitStack()
+        self._torch = TorchState.now()
+        self._structure: StructureGuard | None = None
+
+    def begin(self) -> None:
+        """Note everything."""
+        model = self._model
+        # A callback of its own for each, so that none is left out should another fail.
+        put_back = self._stack.callback
+        self._stack.enter_context(_Work(model, changing=self._weights))
+        self._structure = StructureGuard(model)
+        self._stack.enter_context(Eager())
+        self._stack.enter_context(torch.inference_mode(False))
+        self._stack.enter_context(torch.enable_grad())
+        self._stack.enter_context(_fresh_casts())
+        put_back(RandomState.now().put_back)
+        for generator in Reach.of(self._batches).generators:
+            put_back(OwnGenerator(generator).put_back)
+        for parameter in model.parameters():
+            put_back(_put_back_flags, parameter, parameter.grad, parameter.requires_grad)
+            parameter.grad = None  # so that nobody adds to the user's own
+        put_back(ModeGuard(model).put_back)
+        state = StateGuard(model, self._loss_fn, trainable=not self._weights)
+        put_back(state.put_back)
+        copied = [p for p in model.parameters() if p.requires_grad and self._weights]
+        self.kept = Kept({p: p.detach().clone() for p in copied}, state)
+
+    def settle(self, succeeded: bool) -> None:
+        """Put everything back; if the work has not succeeded, also what the user or it may have changed for good."""
+        with ExitStack() as stack:
+            if not succeeded and hasattr(self, "kept"):
+                for parameter, value in self.kept.originals.items():
+                    stack.callback(_restore, parameter, value)
+            stack.callback(self._stack.close)
+            if not succeeded and self._structure is not None:
+                stack.callback(self._structure.put_back)
+                stack.callback(self._torch.put_back)  # first of all: modes may be on that act on all that follows
+
+
+def _put_back_flags(parameter: nn.Parameter, gradient: Tensor | None, requires_grad: bool) -> None:
+    parameter.grad = gradient
+    if parameter.requires_grad != requires_grad:
+        parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _fresh_casts() -> Iterator[None]:
+    """Autocast without its cache of cast weights, which does not notice that weights are written to."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+        torch.clear_autocast_cache()
+
+
+_AT_WORK: list[_Work] = []
+_LOCK = threading.Lock()
+_INNER = threading.local()
+
+
+@contextmanager
+def inner_work() -> Iterator[None]:
+    """A block in which a run may itself call what changes the weights of its model."""
+    before = getattr(_INNER, "allowed", False)
+    _INNER.allowed = True
+    try:
+        yield
+    finally:
+        _INNER.allowed = before
+
+
+class _Work:
+    """A block of work on a model, in which others are kept from it."""
+
+    def __init__(self, model: nn.Module, changing: bool) -> None:
+        self._parts = {id(part) for part in (*model.modules(), *model.parameters())}
+        self._name = type(model).__name__
+        self._changing = changing
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> None:
+        with _LOCK:
+            for other in _AT_WORK:
+                if not self._parts & other._parts:
+                    continue
+                if other._thread != self._thread:
+                    raise RuntimeError(
+                        f"the {self._name}, or a part of it, is being measured or optimized in another thread, which sets "
+                        "its training modes and weights; wait until that is done, or give each thread a copy of its own "
+                        "(copy.deepcopy)"
+                    )
+                if self._changing and other._changing and not getattr(_INNER, "allowed", False):
+                    raise RuntimeError(
+                        f"the {self._name} is being optimized, and this call, out of a callback or the loss, would "
+                        "change its weights under way; call it when that is done (measure works in a callback)"
+                    )
+            _AT_WORK.append(self)
+
+    def __exit__(self, *error: object) -> None:
+        with _LOCK:
+            if self in _AT_WORK:
+                _AT_WORK.remove(self)

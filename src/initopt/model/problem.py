@@ -1,0 +1,367 @@
+"""What an engine works on: a model, its loss, the parameters that count, and how a batch is split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from initopt._support.checks import check_integer, check_number
+from initopt.batches.first_look import refuse_dtype
+from initopt.batches.nested import batch_size, map_tensors, take, to_device
+from initopt.batches.subbatches import SPLITS, Windows, split_windows
+from initopt.model.centring import Centring, Means, Output, slopes, watching
+from initopt.model.double_backward import plain_kernels
+from initopt.model.losses import Loss, LossFunction, as_loss
+from initopt.model.modes import has_batch_statistics, ran_in_evaluation_mode
+from initopt.model.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
+from initopt.model.randomness import seeded
+from initopt.model.state import StateGuard
+
+__all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Part", "Problem", "Split", "check_memory", "check_splitting"]
+
+IN_EVALUATION_MODE = "(initopt runs the model in evaluation mode; train_mode=True runs it as training does)"
+"""A note for errors of a model that its user has in training mode, which may be all that it works in."""
+
+BatchNorm = Literal["subbatch", "batch"]
+BATCH_NORMS = ("subbatch", "batch")
+Split = Literal["cyclic", "published"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the model's device, with its sub-batches and the seed for what the model draws.
+
+    Attributes:
+        data: a nest of tensors that share their first dimension.
+        windows: the sub-batches.
+        seed: for what the model draws.
+        centred: whether gradients on it are centred, where the problem's centring is active.
+    """
+
+    data: Any
+    windows: Windows
+    seed: tuple[int, ...]
+    centred: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of a sub-batch that are run at a time.
+
+    Attributes:
+        indices: of the samples in the batch.
+        share: of the sub-batch.
+        seed: for what the model draws.
+        means: what slopes are centred by, if not by their own mean.
+    """
+
+    indices: Tensor
+    share: float
+    seed: tuple[int, ...]
+    means: Means | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model with everything that defines the Gram matrix of a batch.
+
+    Attributes:
+        model: the model, in measuring mode while an engine works.
+        loss: mean loss of sub-batches.
+        grad_params: the parameters whose gradients make up the Gram matrix.
+        scale_params: the parameters with respect to whose scales derivatives are taken.
+        num_subbatches: D.
+        overlap: overlap ratio of the sub-batches, in [0, 1).
+        split: rule of splitting.
+        batch_norm: whose statistics normalize, the sub-batch's or the whole batch's.
+        seed: base of the seeds for what the model draws.
+        microbatch: most samples to run at a time, if not whole sub-batches.
+        memory_budget: bytes that an engine which is chosen by itself may take; those that are free, by default.
+        normalizes: whether batch norms couple the samples of a sub-batch.
+        state: what the model and the loss keep from one pass for the next, put back before every forward pass.
+        centring: which outputs have their slopes centred, on batches that ask for it.
+    """
+
+    model: nn.Module
+    loss: Loss
+    grad_params: Sequence[NamedParameter]
+    scale_params: Sequence[NamedParameter]
+    num_subbatches: int
+    overlap: float
+    split: Split
+    batch_norm: BatchNorm
+    seed: int
+    microbatch: int | None
+    memory_budget: float | None
+    normalizes: bool
+    state: StateGuard = field(repr=False)
+    centring: Centring = field(default_factory=Centring, repr=False)
+
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        loss_fn: LossFunction | None,
+        *,
+        num_subbatches: int,
+        overlap: float,
+        split: Split,
+        batch_norm: BatchNorm,
+        grad_params: ParameterFilter | None,
+        scale_params: ParameterFilter | None,
+        seed: int,
+        microbatch: int | None = None,
+        memory_budget: float | None = None,
+        state: StateGuard | None = None,
+    ) -> Problem:
+        """Check everything that can be checked before any work; ``state`` is one of the model by default."""
+        check_splitting(num_subbatches, overlap, split, batch_norm)
+        check_memory(microbatch, memory_budget)
+        parameters = trainable_parameters(model)
+        _refuse_unsupported(parameters)
+        return cls(
+            model=model,
+            loss=as_loss(loss_fn),
+            grad_params=select(parameters, grad_params, "grad_params"),
+            scale_params=select(parameters, scale_params, "scale_params"),
+            num_subbatches=num_subbatches,
+            overlap=overlap,
+            split=split,
+            batch_norm=batch_norm,
+            seed=seed,
+            microbatch=microbatch,
+            memory_budget=memory_budget,
+            normalizes=has_batch_statistics(model),
+            state=StateGuard(model, loss_fn) if state is None else state,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs: the device of its first parameter."""
+        return next(self.model.parameters()).device
+
+    def prepare(self, data: Any, index: int) -> Batch:
+        """Split a batch and move it to the model's device.
+
+        Args:
+            data: a nest of tensors that share their first dimension.
+            index: number of the batch; the same number means the same random draws inside the model.
+        """
+        if index == 0:
+            self.loss.look_at(data)
+        windows = split_windows(batch_size(data), self.num_subbatches, self.overlap, self.split)
+        return Batch(to_device(data, self.device), windows, (self.seed, index))
+
+    def parts(self, batch: Batch, d: int, microbatch: int | None) -> list[Part]:
+        """Sub-batch d in parts of ``microbatch`` samples or fewer, as equal as can be."""
+        window = batch.windows.indices[d]
+        count = 1 if microbatch is None else -(-len(window) // microbatch)
+        seeds = [(*batch.seed, d)] if count == 1 else [(*batch.seed, d, i) for i in range(count)]
+        pieces = window.tensor_split(count)
+        return [Part(piece, len(piece) / len(window), seed) for piece, seed in zip(pieces, seeds, strict=True)]
+
+    def settle(self, batch: Batch, microbatch: int | None = None) -> None:
+        """Decide on a batch, the first one, which outputs are centred. Does nothing if that is decided.
+
+        Args:
+            batch: the batch.
+            microbatch: most samples to run at a time, or two, since one shows nothing of whether the loss compares samples.
+        """
+        if self.centring.settled:
+            return
+        first = batch.windows.indices[0]
+        if self.batch_norm == "batch" and len(first) < 2:
+            self.centring.switch_off('a sub-batch of one sample has no mean slope of its own, with batch_norm="batch"')
+            return
+        indices = first if len(first) > 1 else torch.arange(min(2, batch.windows.batch_size), device="cpu")
+        indices = indices if microbatch is None else indices[: max(microbatch, 2)]
+        with seeded(*batch.seed), watching(self.model) as seen:
+            if self.batch_norm == "batch":
+                loss, samples = self._windows_of(batch)[0], len(first)
+            else:
+                loss, samples = self._loss_of(batch, indices), len(indices)
+        self.centring.settle(seen, self._channel_in(batch), loss, samples)
+
+    def centres(self, batch: Batch) -> bool:
+        """Whether gradients on a batch are centred."""
+        return batch.centred and self.centring.active
+
+    def first_derivatives(self) -> AbstractContextManager[None]:
+        """The block in which losses are computed and first derivatives taken, centred where that is asked for."""
+        return self.centring.first_derivatives()
+
+    def seen(self, batch: Batch, part: Part) -> tuple[Tensor, list[Output]]:
+        """What a part adds to the mean loss of its sub-batch, uncentred, and the outputs that are to be centred."""
+        with watching(self.model) as returned:
+            loss = self._share_of(batch, part)
+        return loss, self.centring.chosen(returned, self._channel_in(batch))
+
+    def centred_by_all(self, batch: Batch, parts: Sequence[Part]) -> list[Part]:
+        """Parts whose slopes are centred by the mean over all of them; as they are where nothing is centred."""
+        if not self.centres(batch):
+            return list(parts)
+        means = Means.over(self._slopes(batch, part) for part in parts)
+        return [replace(part, means=means) for part in parts]
+
+    def _slopes(self, batch: Batch, part: Part) -> tuple[list[Output], list[Tensor], list[Tensor]]:
+        with seeded(*part.seed):
+            loss, outputs = self.seen(batch, part)
+            found = slopes(loss, outputs)
+            return outputs, found, found
+
+    def part_loss(self, batch: Batch, part: Part) -> Tensor:
+        """What a part adds to the mean loss of its sub-batch; its gradient is centred where that is asked for."""
+        if not self.centres(batch):
+            return self._share_of(batch, part)
+        loss, outputs = self.seen(batch, part)
+        for output in outputs:
+            self.centring.centre(output, mean=None if part.means is None else part.means.leaves.get(output.name))
+        return loss
+
+    def _share_of(self, batch: Batch, part: Part) -> Tensor:
+        loss = self._loss_of(batch, part.indices)
+        return loss if part.share == 1 else part.share * loss
+
+    def _channel_in(self, batch: Batch) -> Callable[[Tensor], int | None]:
+        """Gives the channel dimension of an output for samples of a batch."""
+        return lambda output: self.loss.channel(output, batch.data)
+
+    def subbatch_loss(self, batch: Batch, d: int) -> Tensor:
+        """Mean loss of sub-batch d, from a forward pass over it alone."""
+        return self.part_loss(batch, self.parts(batch, d, None)[0])
+
+    def _loss_of(self, batch: Batch, window: Tensor) -> Tensor:
+        return self.loss_on(take(batch.data, window, batch.windows.batch_size), len(window))
+
+    def loss_on(self, data: Any, samples: int) -> Tensor:
+        """Mean loss of some samples, uncentred."""
+        with self._running(data, samples):
+            return self.loss(self.model, data, samples)
+
+    @contextmanager
+    def _running(self, data: Any, samples: int) -> Iterator[None]:
+        """A block in which the model runs once, with what its user may not know of it in the notes of an error."""
+        try:
+            with self.state.running(), plain_kernels():
+                yield
+        except Exception as error:
+            if "Expected more than 1 value per channel" in str(error):
+                error.add_note(
+                    f"(a batch norm cannot normalize a sub-batch of {samples} by its own statistics: use fewer "
+                    'sub-batches, larger batches, or batch_norm="batch")'
+                )
+            if isinstance(error, RuntimeError):
+                refuse_dtype(error, self.model, data)
+            if ran_in_evaluation_mode(self.model) and not isinstance(error, torch.OutOfMemoryError):
+                error.add_note(IN_EVALUATION_MODE)
+            raise
+
+    def window_losses(self, batch: Batch, apart: bool = False) -> list[Tensor]:
+        """Mean losses of all sub-batches, from one forward pass over the whole batch.
+
+        Args:
+            batch: the batch.
+            apart: whether the sub-batches lie side by side, each of the same size, and the gradient of the sum of their
+                losses is taken; each is centred by itself all the same, and single samples by the mean of all. Otherwise
+                the gradient of one loss at a time is taken, in which the slopes of other sub-batches are zero.
+        """
+        if not self.centres(batch):
+            return self._windows_of(batch)
+        single = batch.windows.single
+        if single and not apart:
+            raise ValueError(ONE_SAMPLE)
+        groups = len(batch.windows) if apart and not single else 1
+        losses, outputs = self.seen_windows(batch)
+        for output in outputs:
+            if apart and len(output.value) % batch.windows.batch_size:
+                raise ValueError(f"{output.name} does not have the samples along its first dimension")
+            self.centring.centre(output, groups)
+        return losses
+
+    def seen_windows(self, batch: Batch) -> tuple[list[Tensor], list[Output]]:
+        """As :meth:`seen`, for the losses of all sub-batches from one forward pass over the whole batch."""
+        with watching(self.model) as returned:
+            losses = self._windows_of(batch)
+        return losses, self.centring.chosen(returned, self._channel_in(batch))
+
+    def _windows_of(self, batch: Batch) -> list[Tensor]:
+        data = map_tensors(torch.clone, batch.data)  # the model may write into its inputs
+        with self._running(data, batch.windows.batch_size):
+            return self.loss.windows(self.model, data, batch.windows.indices, batch.windows.batch_size)
+
+
+ONE_SAMPLE = (
+    "a sub-batch of one sample has no mean slope of its own to be centred by; use num_subbatches of half the batch size or "
+    "fewer, or centre=None"
+)
+
+
+def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm: str) -> None:
+    """Refuse impossible ways to split a batch.
+
+    Raises:
+        ValueError: the message says what was given and what is allowed.
+    """
+    if isinstance(num_subbatches, bool) or not isinstance(num_subbatches, int) or num_subbatches < 2:
+        raise ValueError(
+            f"num_subbatches must be an integer of 2 or more, since GradCosine compares pairs; got {num_subbatches!r}"
+        )
+    check_number("overlap", overlap)
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap is the share by which sub-batches overlap and must be in [0, 1); got {overlap!r}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known are {', '.join(map(repr, SPLITS))}")
+    if batch_norm not in BATCH_NORMS:
+        raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORMS))}")
+
+
+def check_memory(microbatch: int | None, memory_budget: float | None) -> None:
+    """Refuse what is no number of samples, or of bytes, with a ValueError."""
+    if microbatch is not None:
+        check_integer("microbatch", microbatch, 1)
+    if memory_budget is not None:
+        check_number("memory_budget", memory_budget, above=0)
+
+
+def _refuse_unsupported(parameters: Sequence[NamedParameter]) -> None:
+    """Refuse models whose gradients or weights are not what they seem."""
+    places: dict[tuple[int, torch.Size], str] = {}
+    for parameter in parameters:
+        value = parameter.value
+        if hasattr(value, "device_mesh"):
+            raise TypeError(
+                f"parameter {parameter.name!r} is sharded over devices (DTensor), which autograd.grad does not gather; run "
+                "initopt before the model is sharded"
+            )
+        if value.numel() == 0:
+            continue
+        other = places.setdefault((value.data_ptr(), value.shape), parameter.name)
+        if other != parameter.name:
+            raise ValueError(
+                f"parameters {other!r} and {parameter.name!r} are different tensors over the same memory, so each would "
+                "scale the other; tie them by assigning the same nn.Parameter to both"
+            )
+
+
+def inner_product(left: Tensor, right: Tensor) -> Tensor:
+    """Real inner product of two tensors of one shape."""
+    left, right = as_real(left), as_real(right)
+    if left.dtype == right.dtype and left.dtype in _DOT and left.is_contiguous() and right.is_contiguous():
+        return torch.dot(left.view(-1), right.view(-1))  # no product in memory
+    wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)  # 256 squared is inf in half
+    return (left.to(wide) * right.to(wide)).sum()
+
+
+_DOT = (torch.float32, torch.float64)
+"""Precisions that a dot product can accumulate in."""
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A dense real tensor: a complex one counts as its real and imaginary parts; ``nn.Embedding`` has sparse gradients."""
+    dense = tensor.to_dense()
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense

@@ -1,0 +1,5 @@
+"""Comparisons that come with the package, as files for ``initopt compare --recipe``."""
+
+from initopt.recipes.files import RECIPES
+
+__all__ = ["RECIPES"]

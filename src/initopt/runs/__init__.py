@@ -1,0 +1,1 @@
+"""A run of a method from the first batch to its result, and measurements."""

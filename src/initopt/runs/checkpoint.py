@@ -1,0 +1,324 @@
+"""Whether two runs are the same run, so that one can go on where the other was killed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from initopt._support.errors import MismatchError
+from initopt._support.files import plain, unplain, write_file
+from initopt._support.reading import bounded_json, of_form
+from initopt._support.tensorfile import load_tensors, save_tensors
+from initopt.batches.nested import named_tensors
+from initopt.methods import Method
+from initopt.methods.records import Record, history_from
+from initopt.model.losses import LossFunction
+from initopt.model.parameters import trainable_parameters
+from initopt.model.problem import Problem
+from initopt.model.randomness import RandomState
+
+__all__ = ["Checkpoint", "differences", "fingerprint", "going_on_from", "identify", "kind", "loader_generators"]
+
+_FREE = {"steps", "scale_params", "grad_params", "microbatch", "memory_budget"}
+"""Options that may change: a run can be made longer, and take another amount of memory; of the filters, what they select
+counts, and not their name."""
+
+
+def identify(
+    method: Method, loss_fn: LossFunction | None, problem: Problem, others: Mapping[str, Any], generators: Iterable[str]
+) -> dict[str, Any]:
+    """All that the steps depend on but for the batches and the weights, as JSON has it.
+
+    Args:
+        method: with its options.
+        loss_fn: as the user gave it; it counts by its name.
+        problem: with the selected parameters.
+        others: further options that have to be the same.
+        generators: names of the generators that the loader has.
+    """
+    options = {field.name: getattr(method, field.name) for field in fields(method) if field.name not in _FREE}
+    identity = {
+        "method": method.name,
+        "options": options | dict(others),
+        "loss_fn": _named(loss_fn),
+        "generators": sorted(generators),
+        "parameters": {p.name: kind(p.value) for p in trainable_parameters(problem.model)},
+        "scale_params": [p.name for p in problem.scale_params],
+        "grad_params": [p.name for p in problem.grad_params],
+        "fixed": {name: fingerprint(value) for name, value in _fixed(problem.model).items()},
+    }
+    found: dict[str, Any] = plain(identity)
+    return found
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what two runs differ, a line each; none if they are the same."""
+    lines = _changes("{}", {"method": was["method"]}, {"method": now["method"]})
+    lines += _changes("{}", was["options"], now["options"])
+    lines += _changes("{}", {"loss_fn": was["loss_fn"]}, {"loss_fn": now["loss_fn"]})
+    lines += _changes("generators of the {}", {"loader": was["generators"]}, {"loader": now["generators"]})
+    lines += _changes("parameter {!r}", was["parameters"], now["parameters"], absent="absent", show=str)
+    both = was["parameters"].keys() & now["parameters"].keys()
+    for name in ("scale_params", "grad_params"):
+        lines += [f"{name} selected {p!r} and does no longer" for p in was[name] if p in both and p not in now[name]]
+        lines += [f"{name} selects {p!r} and did not before" for p in now[name] if p in both and p not in was[name]]
+    fixed = {**was["fixed"], **now["fixed"]}
+    lines += [
+        f"{name!r}, a buffer or frozen parameter, has other values"
+        for name in fixed
+        if was["fixed"].get(name) != now["fixed"].get(name)
+    ]
+    return lines
+
+
+def _changes(title: str, was: Mapping[str, Any], now: Mapping[str, Any], absent: Any = None, show: Any = repr) -> list[str]:
+    return [
+        f"{title.format(name)} was {show(was.get(name, absent))} and is {show(now.get(name, absent))}"
+        for name in {**was, **now}
+        if was.get(name, absent) != now.get(name, absent)
+    ]
+
+
+def fingerprint(tree: Any) -> str:
+    """A hash of the names, shapes, dtypes and values of all tensors of a nest."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in named_tensors(tree):
+        found.update(f"{name} {kind(tensor)};".encode())
+        if not tensor.is_meta:
+            found.update(_values(tensor))
+    return found.hexdigest()
+
+
+def _values(tensor: Tensor) -> Any:
+    """The bytes of a tensor; none of one of another kind (quantized, say), which counts by its shape."""
+    try:
+        dense = tensor.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
+        return dense.reshape(-1).view(torch.uint8).numpy()
+    except (RuntimeError, TypeError):
+        return b""
+
+
+def _fixed(model: nn.Module) -> dict[str, Tensor]:
+    frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+    return frozen | dict(model.named_buffers())
+
+
+def kind(tensor: Tensor) -> str:
+    """The dtype and shape of a tensor.
+
+    >>> kind(torch.zeros(2, 3))
+    'float32 [2, 3]'
+    """
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _named(loss_fn: LossFunction | None) -> Any:
+    function: Any = loss_fn
+    while isinstance(function, functools.partial):
+        function = function.func
+    return plain(function)
+
+
+_FORMAT = "initopt checkpoint 2"
+
+
+_WORDS = 624
+"""Of the state of a Mersenne twister."""
+
+
+class _Identity(TypedDict):
+    """What :func:`initopt.runs.checkpoint.differences` looks at."""
+
+    method: str
+    options: dict[str, Any]
+    loss_fn: Any
+    generators: list[str]
+    parameters: dict[str, str]
+    scale_params: list[str]
+    grad_params: list[str]
+    fixed: dict[str, str]
+
+
+class _Engine(TypedDict, total=False):
+    """What the engines keep."""
+
+    engine: str
+    reason: str
+    inner: dict[str, Any]
+    microbatch: int | None
+    relative_step: float | None
+    error_estimate: float | None
+    batches: int
+
+
+class _Stored(TypedDict):
+    """A checkpoint, but for its tensors."""
+
+    identity: _Identity
+    first_batch: str
+    seed: int
+    seconds: float
+    history: list[Any]
+    engine: _Engine
+    random: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on.
+
+    Attributes:
+        identity: what makes it this run and no other, see :func:`initopt.runs.checkpoint.identify`.
+        first_batch: fingerprint of the first batch.
+        seed: base of the seeds for what the model draws.
+        seconds: wall-clock time so far.
+        history: the records of the steps that are done.
+        start: the original weights by parameter name.
+        state: the method's state.
+        engine: the engine's state.
+        randomness: the random state when the run began, from which the loader is played again.
+        generators: the states of the loader's own generators at that time.
+    """
+
+    identity: dict[str, Any]
+    first_batch: str
+    seed: int
+    seconds: float
+    history: list[Record]
+    start: dict[str, Tensor]
+    state: dict[str, Tensor]
+    engine: dict[str, Any]
+    randomness: RandomState
+    generators: dict[str, Tensor]
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written; one that was there before is still there.
+        """
+        random_tensors, random_values = self.randomness.to_plain()
+        groups = {"start": self.start, "state": self.state, "random": random_tensors, "generator": self.generators}
+        tensors = {f"{group}/{name}": value for group, members in groups.items() for name, value in members.items()}
+        record = {
+            "format": _FORMAT,
+            "identity": self.identity,
+            "first_batch": self.first_batch,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "history": self.history,
+            "engine": self.engine,
+            "random": random_values,
+        }
+        # Python's JSON writes a float with all its digits, so nothing of the history is lost.
+        metadata = {"initopt": json.dumps(plain(record), allow_nan=False)}
+        write_file(path, lambda temporary: save_tensors(tensors, temporary, metadata))
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read the file.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if it is not a checkpoint of this format, or damaged; the message names it.
+        """
+        tensors, metadata = load_tensors(path)
+        try:
+            record = bounded_json(metadata.get("initopt", "{}"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged, or not a checkpoint ({error})") from None
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise ValueError(f"{path} is no {_FORMAT!r} file; choose another path for checkpoint=, or remove it")
+        with going_on_from(path):
+            groups: dict[str, dict[str, Tensor]] = {"start": {}, "state": {}, "random": {}, "generator": {}}
+            for name, value in tensors.items():
+                group, _, rest = name.partition("/")
+                groups[group][rest] = value
+            stored = of_form(_Stored, record)
+            found = cls(
+                identity=record["identity"],
+                first_batch=stored["first_batch"],
+                seed=stored["seed"],
+                seconds=stored["seconds"],
+                history=history_from(stored["history"]),
+                start=groups["start"],
+                state=groups["state"],
+                engine=unplain(record["engine"]),
+                randomness=RandomState.from_plain(groups["random"], stored["random"]),
+                generators=groups["generator"],
+            )
+            found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raise an exception of some kind unless the parts fit each other, and generators take their states."""
+        if {name: kind(value) for name, value in self.start.items()} != self.identity["parameters"]:
+            raise ValueError("the weights at the start are not those of the parameters")
+        if self.generators.keys() != set(self.identity["generators"]):
+            raise ValueError("it has not one state for each of the loader's generators")
+        if self.seed < 0:
+            raise ValueError(f"the seed is {self.seed}")
+        for state in (*self.randomness.torch_cuda, *self.generators.values()):
+            if state.dtype != torch.uint8 or state.ndim != 1:
+                raise ValueError(f"the state of a generator is {kind(state)}")
+        torch.Generator().set_state(self.randomness.torch_cpu)
+        random.Random().setstate(self.randomness.python)
+        np.random.RandomState().set_state(self.randomness.numpy)
+        if not 0 <= self.randomness.numpy["state"]["pos"] <= _WORDS:  # which NumPy does not look at, and reads beyond
+            raise ValueError("the state of NumPy's generator is at no word of its own")
+
+    def refuse_unless_same(self, identity: dict[str, Any]) -> None:
+        """Raise a MismatchError that says what differs, unless a run of this identity can go on from here."""
+        lines = differences(self.identity, identity)
+        if lines:
+            raise _another_run(lines)
+
+    def refuse_unless_first(self, first_batch: str) -> None:
+        """Raise a MismatchError unless this is the fingerprint of the first batch."""
+        if first_batch != self.first_batch:
+            raise _another_run(["the first batch is another one"])
+
+
+@contextmanager
+def going_on_from(path: Path) -> Iterator[None]:
+    """Put what a damaged checkpoint leads to, within the block, into words.
+
+    Raises:
+        ValueError: in place of whatever is raised; the message names the file.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        raise ValueError(f"{path} is damaged, so that no run can go on from it ({why}); remove it to start anew") from None
+
+
+def _another_run(lines: list[str]) -> MismatchError:
+    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+    return MismatchError(
+        "the checkpoint belongs to another run; remove it to start anew, or choose another path:\n  "
+        + "\n  ".join(lines[:10])
+        + more
+    )
+
+
+def loader_generators(batches: Any) -> dict[str, torch.Generator]:
+    """The random generators that a DataLoader and its samplers own, by where they are."""
+    owners = {
+        "loader": batches,
+        "sampler": getattr(batches, "sampler", None),
+        "batch_sampler": getattr(getattr(batches, "batch_sampler", None), "sampler", None),
+    }
+    found = {name: getattr(owner, "generator", None) for name, owner in owners.items()}
+    return {name: generator for name, generator in found.items() if isinstance(generator, torch.Generator)}

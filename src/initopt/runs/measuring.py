@@ -1,0 +1,203 @@
+"""The entry point that measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initopt._support.checks import check_integer, plain_numbers, suggesting
+from initopt._support.errors import LoaderError, ZeroGradientError, located, warn
+from initopt._support.progress import Progress, reporter
+from initopt.batches.stream import BatchStream, check_batches, length_of
+from initopt.engines import Engine, create_engine
+from initopt.engines.auto import check_engine
+from initopt.engines.first_batch import examine
+from initopt.gram import functional
+from initopt.gram.measurement import NOT_ASKED_FOR, Measurement
+from initopt.model.centring import Centre, check_centre
+from initopt.model.losses import LossFunction, as_loss
+from initopt.model.modes import measuring
+from initopt.model.outputs import Outputs, look
+from initopt.model.parameters import ParameterFilter, trainable_parameters
+from initopt.model.preserve import Kept, unwritten
+from initopt.model.problem import Batch, BatchNorm, Problem, Split
+from initopt.model.randomness import derive_seed
+
+__all__ = ["measure", "measure_batches"]
+
+
+@suggesting
+def measure(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: LossFunction | None = None,
+    *,
+    steps: int | None = None,
+    num_subbatches: int = 4,
+    overlap: float = 0.0,
+    split: Split = "cyclic",
+    batch_norm: BatchNorm = "subbatch",
+    grad_params: ParameterFilter | None = None,
+    engine: str = "auto",
+    train_mode: bool = False,
+    microbatch: int | None = None,
+    memory_budget: float | None = None,
+    centre: Centre | None = "output",
+    seed: int | None = None,
+    progress: Progress = None,
+) -> Measurement:
+    r"""Measure how well the gradients of different samples agree, without changing the model.
+
+    Each batch is split into D sub-batches; GradCosine is the mean cosine similarity of their gradients (arXiv 2210.05956,
+    section 3). With ``num_subbatches`` equal to the batch size it is the sample-wise GradCosine of the paper.
+
+    Args:
+        model: the model; afterwards it is as it was, also after an exception.
+        batches: an iterable of batches. A batch is a nest of tensors that share their first dimension, the samples.
+        loss_fn: ``None`` (cross-entropy of an (inputs, targets) batch, or the ``.loss`` that the model returns for a dict
+            batch), a criterion module, called as ``criterion(model(inputs), targets)``, or a function of
+            ``(model, batch)`` that returns a scalar mean or one loss per sample.
+        steps: how many batches to measure; all of them, once, if not given. Fewer batches than this are cycled, with a
+            warning, since then the standard errors are too small.
+        num_subbatches: D, 2 to the batch size.
+        overlap: share by which neighbouring sub-batches overlap, in [0, 1). Shared samples raise GradCosine.
+        split: ``"cyclic"``, equal windows, or ``"published"``, those of the published code
+            (:func:`initopt.batches.subbatches.split_windows`).
+        batch_norm: ``"subbatch"`` normalizes each sub-batch with its own statistics; ``"batch"`` with those of the whole
+            batch, as the published code does. Running statistics are neither used nor changed.
+        grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
+            gradient; all that train, by default.
+        engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
+        train_mode: run the model wholly in training mode, dropout included. By default, everything that only adds noise
+            is off. What the model draws at random is the same each time it sees the same sub-batch, in either case.
+        microbatch: most samples of a sub-batch to run at a time, whose gradients are accumulated: for sub-batches that do
+            not fit into memory. Whole sub-batches by default. Where memory runs out, it is halved, with a warning. Needs a
+            loss that is a mean over samples, and no batch norm on the statistics of the sub-batch.
+        memory_budget: bytes that ``engine="auto"`` may take beside the model and the batch; by default, what is free.
+        centre: ``"output"`` measures centred gradients, too, which leave out what a bias of the model's outputs would take
+            care of, and so show whether samples agree on more than that (:mod:`initopt.model.centring`). ``None`` does not,
+            for half the cost.
+        seed: base of the seeds for what the model itself draws; follows from torch's random state if not given.
+        progress: whether to show a progress bar; by default, if standard error is a terminal.
+
+    Returns:
+        Means over the batches with standard errors, and the Gram matrices.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work; the message says what is allowed.
+        NonFiniteError: if a loss or gradient is not finite.
+        ZeroGradientError: if all gradients of a batch are zero.
+
+    >>> import torch, initopt
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    >>> batches = [(torch.randn(32, 8), torch.randint(3, (32,))) for _ in range(10)]
+    >>> found = initopt.measure(model, batches)
+    >>> -1 <= found.grad_cosine <= 1 and found.num_batches == 10
+    True
+    """
+    if steps is not None:
+        steps = check_integer("steps", steps, 1)
+    num_subbatches, overlap = plain_numbers(num_subbatches), plain_numbers(overlap)
+    microbatch, memory_budget = plain_numbers(microbatch), plain_numbers(memory_budget)
+    check_engine(engine)
+    check_centre(centre)
+    check_batches(batches)
+    trainable_parameters(model)
+    seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    as_loss(loss_fn)
+    total = length_of(batches) if steps is None else steps
+    stream = BatchStream(batches, steps) if steps is not None else None
+
+    def work(kept: Kept) -> Measurement:
+        problem = Problem.create(
+            model,
+            loss_fn,
+            num_subbatches=num_subbatches,
+            overlap=overlap,
+            split=split,
+            batch_norm=batch_norm,
+            grad_params=grad_params,
+            scale_params=None,
+            seed=seed,
+            microbatch=microbatch,
+            memory_budget=memory_budget,
+            state=kept.state,
+        )
+        chosen = create_engine(engine, problem)
+        with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
+            taken = batches if stream is None else stream
+            return measure_batches(chosen, taken, report, first=True, centred=centre is not None)
+
+    found = unwritten(model, work, loss_fn, batches)
+    if stream is not None and stream.cycled:
+        warn(
+            f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
+            "are too small"
+        )
+    return found
+
+
+def measure_batches(
+    engine: Engine, batches: Iterable[Any], report: Any = None, first: bool = False, *, centred: bool = True
+) -> Measurement:
+    """Measure every batch with an engine, its model being in measuring mode.
+
+    Args:
+        engine: the engine.
+        batches: as the user gave them.
+        report: is called with each Gram matrix.
+        first: whether the model is run here for the first time, so that the first batch is looked at more closely.
+        centred: whether to measure centred gradients, too.
+
+    Raises:
+        LoaderError: if there is no batch.
+    """
+    problem = engine.problem
+    grams, small, big = [], [], []
+    centred_grams: list[Tensor] = []
+    outputs: list[Outputs] = []
+    for index, data in enumerate(batches):
+        with located(f"batch {index} of the measurement"):
+            batch = problem.prepare(data, index)
+            if first and index == 0:
+                examine(problem, data, second=False)
+            grams.append(engine.evaluate(batch, differentiate=False).gram)
+            problem.settle(batch, engine.microbatch)
+            outputs.append(look(problem, batch, engine.microbatch))
+            if centred and problem.centring.active:
+                centred_grams.append(_centred_gram(engine, replace(batch, centred=True)))
+        small.append(batch.windows.small_batch)
+        big.append(batch.windows.big_batch)
+        if report is not None:
+            report(_figures(grams[-1]))
+    if not grams:
+        raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
+    return Measurement.from_grams(
+        grams,
+        small,
+        big,
+        engine.name,
+        centred=centred_grams,
+        losses=[found.loss for found in outputs],
+        spreads=[found.spread for found in outputs if not math.isnan(found.spread)],
+        uncentred=problem.centring.off if centred else NOT_ASKED_FOR,
+    )
+
+
+def _centred_gram(engine: Engine, batch: Batch) -> Tensor:
+    """The Gram matrix of centred gradients; zero in a network that ignores its input."""
+    try:
+        return engine.evaluate(batch, differentiate=False).gram
+    except ZeroGradientError:
+        return torch.zeros(len(batch.windows), len(batch.windows), dtype=torch.float64, device="cpu")
+
+
+def _figures(gram: Tensor) -> str:
+    cosine, norm = float(functional.grad_cosine(gram)), float(functional.grad_norm(gram))
+    return f"GradCosine {cosine:+.3f}  gradient norm {norm:.3g}"

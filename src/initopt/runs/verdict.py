@@ -1,0 +1,156 @@
+"""Whether a method has done the network good, from measurements before and after."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from initopt.gram.measurement import TITLES, Measurement
+from initopt.methods.records import steps_taken
+
+if TYPE_CHECKING:
+    from initopt.runs.result import Result
+
+__all__ = ["ON_HARM", "TRAINED", "OnHarm", "Verdict", "judge", "summary"]
+
+OnHarm = Literal["restore", "warn", "raise"]
+ON_HARM = ("restore", "warn", "raise")
+
+TRAINED = 0.5
+"""A loss below this share of the loss with other samples' targets is that of a network that has been trained."""
+
+_RISE = 2.0
+"""Factor by which the loss may rise: good starts raise it by up to a third."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a network.
+
+    Attributes:
+        word: ``"improved"``, ``"applied"`` (by a method that minimizes nothing, so that nothing says whether it is better),
+            ``"left alone"`` or ``"harmed"``.
+        why: the reason, as a sentence without its full stop.
+    """
+
+    word: Literal["improved", "applied", "left alone", "harmed"]
+    why: str
+
+
+def judge(before: Measurement, after: Measurement, harm: str | None, gain: Tensor | None, anything: bool) -> Verdict:
+    """Judge new weights by what both weights show on the same batches.
+
+    Args:
+        before: with the old weights.
+        after: with the new ones.
+        harm: why they are worse by the standard of the method, if they are.
+        gain: by how much the method's objective has come down, on each batch.
+        anything: whether a scale has changed.
+    """
+    if not anything:
+        return Verdict("left alone", "nothing to scale")
+    why = _common_harm(before, after) or harm
+    if why is not None:
+        return Verdict("harmed", why)
+    changes = _changes(before, after)
+    if gain is None:
+        return Verdict("applied", changes)
+    mean = float(gain.mean())
+    error = float(gain.std(correction=1)) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    if not mean > 2 * error:
+        noise = f"beyond the noise of {len(gain)} batches" if len(gain) > 1 else "on the one batch that was held back"
+        return Verdict("left alone", f"nothing to gain {noise} ({changes})")
+    return Verdict("improved", changes)
+
+
+def _common_harm(before: Measurement, after: Measurement) -> str | None:
+    if after.is_deaf:
+        spread = f"their spread over the inputs is {after.output_spread:.1g} of their size"
+        if before.is_deaf:
+            return f"the outputs hardly depend on the inputs, as before: {spread}"
+        return f"the outputs no longer depend on the inputs: {spread}, and was {before.output_spread:.2g}"
+    if before.loss > 0 and after.loss > _RISE * before.loss:
+        return f"the loss rises from {before.loss:.3g} to {after.loss:.3g}, by more than a factor of {_RISE:g}"
+    return None
+
+
+def _changes(before: Measurement, after: Measurement) -> str:
+    norms = f"gradient norm {before.grad_norm:.2g} to {after.grad_norm:.2g}"
+    if before.is_deaf and not after.is_deaf:
+        spreads = f"{before.output_spread:.1g} to {after.output_spread:.2g} of their size"
+        return f"the outputs depend on the inputs now, with a spread of {spreads}, and {norms}"
+    centred = not math.isnan(before.centred_grad_cosine) and not math.isnan(after.centred_grad_cosine)
+    cosine = ("centred_grad_cosine", "centred GradCosine") if centred else ("grad_cosine", "GradCosine")
+    name, title = cosine
+    return f"{title} {getattr(before, name):.2f} to {getattr(after, name):.2f} and {norms}"
+
+
+_MOVED = 5
+"""Scales that are shown."""
+
+
+def summary(result: Result) -> str:
+    """Verdict, figures before and after, what moved and what did not, the cost, and what to do next."""
+    blocks = [f"{result.method}: {result.verdict}"]
+    if result.before is not None and result.after is not None:
+        blocks.append(_table(result.before, result.after))
+    blocks.append("\n".join(_scales(result)))
+    blocks.append(f"Next: {_next(result)}")
+    return "\n\n".join(blocks)
+
+
+def _table(before: Measurement, after: Measurement) -> str:
+    names = [name for name in before.measured() if name in after.sem]
+    lines = [f"{'':24}{'before':>19}{'after':>19}"]
+    lines += [f"{TITLES[name]:24}{_figure(before, name):>19}{_figure(after, name):>19}" for name in names]
+    lines.append(f"(means and standard errors over {before.num_batches} held-back batches)")
+    return "\n".join(lines)
+
+
+def _figure(found: Measurement, name: str) -> str:
+    return f"{getattr(found, name):.3g} +- {found.sem[name]:.1g}"
+
+
+def _scales(result: Result) -> list[str]:
+    scales = result.scales if result.tried_scales is None else result.tried_scales
+    moved = sorted((n for n, s in scales.items() if s != 1 and s > 0), key=lambda n: -abs(math.log(scales[n])))
+    lines = []
+    if moved:
+        what = "moved most" if result.tried_scales is None else "tried, and given up"
+        shown = ", ".join(f"{name} x {scales[name]:.3g}" for name in moved[:_MOVED])
+        lines.append(f"{what + ':':14}{shown}{_more(len(moved) - _MOVED)}")
+    for why, names in result.left_alone.items():
+        lines.append(f"{'left alone:':14}{_count(len(names), 'tensor')}, {why}: {names[0]}{_more(len(names) - 1)}")
+    steps = steps_taken(result.history)
+    cost = f"{'cost:':14}{_count(steps, 'step')} and the measurements in {result.seconds:.1f} s"
+    if result.training_step_seconds:
+        cost += f", as long as {result.seconds / result.training_step_seconds:.0f} training steps"
+    return [*lines, f"{cost} (engine {result.engine!r})"]
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
+
+
+def _count(count: int, word: str) -> str:
+    return f"{count} {word}{'s' if count != 1 else ''}"
+
+
+def _next(result: Result) -> str:
+    word = result.verdict.partition(":")[0]
+    if word in ("restored", "harmed"):
+        return (
+            "look for a layer that is dead or a rate that is too high before you train; initopt.lsuv(model, batches) or "
+            'scheme="orthogonal" may cure what scales cannot.'
+        )
+    if word in ("left alone", "not improved"):
+        return "train with what you have; another start would have to be shown to be better (initopt.compare)."
+    if word == "not judged":
+        return "have the new weights judged before you train, on batches held back (measure_steps=10)."
+    return (
+        "train, but look for the learning rate again, as the one of before may no longer fit: try it and a third of it. "
+        "initopt.compare shows what the new start is worth."
+    )

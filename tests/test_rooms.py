@@ -1,0 +1,111 @@
+"""The order of the rooms, and that each uses only what is below it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import initopt
+
+SRC = Path(initopt.__file__).parent
+
+ROOMS = (
+    "_version",
+    "_support",
+    "gram",
+    "batches",
+    "model",
+    "engines.base",
+    "engines.autograd",
+    "engines.stacked",
+    "engines",
+    "schemes",
+    "methods",
+    "runs",
+    "_api",
+    "zoo",
+    "data",
+    "recipes",
+    "comparison.storage",
+    "comparison.spec",
+    "comparison.analysis",
+    "comparison.running",
+    "comparison.report",
+    "comparison",
+    "demo",
+    "cli",
+    "__main__",
+)
+"""From the ground floor up. A file is in the room with the longest name that its own name begins with."""
+
+LONGEST = 450
+"""Lines of a file."""
+
+MODULES = {
+    ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(SRC.rglob("*.py"))
+    if path != SRC / "__init__.py"
+}
+
+
+def room_of(module: str) -> str:
+    rooms = [room for room in ROOMS if f"{module}.".startswith(f"{room}.")]
+    assert rooms, f"{module} is in none of the rooms"
+    return max(rooms, key=len)
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules of the package that a module imports, also within its functions, but for those of types alone."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "initopt":
+            above = (node.module or "").partition(".")[2]
+            for alias in node.names:
+                full = f"{above}.{alias.name}".lstrip(".")
+                yield full if full in MODULES else above
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("initopt.") for alias in node.names if alias.name.startswith("initopt."))
+
+
+def in_package(module: str) -> bool:
+    """Whether a module is the ``__init__`` of a room, which gathers what the room offers."""
+    return MODULES[module].name == "__init__.py"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_uses_only_the_rooms_below_it(module: str) -> None:
+    own = ROOMS.index(room_of(module))
+    above = {name for name in imports(module) if name and ROOMS.index(room_of(name)) > own}
+    if in_package(module):
+        above = {name for name in above if not name.startswith(f"{module}.")}
+    assert not above, f"{module} imports {sorted(above)} from above it"
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    graph = {name: {used for used in imports(name) if used != name} for name in MODULES if not in_package(name)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_is_short_enough_to_be_read(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+def test_the_entrance_hall_is_empty() -> None:
+    allowed = {"__init__.py", "__main__.py", "_version.py", "_api.py", "testing.py", "py.typed"}
+    assert {path.name for path in SRC.iterdir() if path.is_file()} <= allowed
+
+
+def test_no_module_hides_behind_a_public_function() -> None:
+    functions = {name for name in initopt.__all__ if callable(getattr(initopt, name))}
+    assert not functions & set(MODULES)
+    code = "import sys, initopt; assert all(f'initopt.{n}' not in sys.modules for n in %r)" % sorted(functions)  # noqa: UP031
+    subprocess.run([sys.executable, "-c", code], check=True)
