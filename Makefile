@@ -19,11 +19,11 @@ test-slow: $(VENV)/.installed-dev
 
 # Kills, interrupts and fuzzed files by the hundred (docs/reliability.md).
 test-attack: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s tests/test_attack_*.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s tests/system/test_attack_*.py
 
 # In an environment of its own, of 5.5 GB: torchvision, which timm needs, goes with the CUDA builds of torch.
 test-zoo: $(ZOO)/.installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/test_library_models.py -k TestReal
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/zoo/test_library_models.py -k TestReal
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m sweeps.zoo
 
 # Goes on where it was stopped.

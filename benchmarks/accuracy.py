@@ -30,8 +30,8 @@ from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
 from initopt.model.problem import Problem
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from gallery import ENTRIES
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.gallery import ENTRIES
 
 __all__ = ["accuracy_table", "main", "measure"]
 

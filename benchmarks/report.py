@@ -152,8 +152,9 @@ MEASURING = """\
 ## Sample-wise measurements of large networks
 
 `initopt.measure` with D = B = 64: the gradients of all pairs of samples are compared, and none of them is ever formed whole
-(a block of rows of one weight's gradients at a time; see [uses.py](../src/initopt/engines/uses.py)). One batch, with the
-check of the first one; in parentheses, in units of the training step
+(a block of rows of one weight's gradients at a time; see
+[contributions.py](../src/initopt/engines/stacked/contributions.py)). One batch, with the check of the first one; in
+parentheses, in units of the training step
 ([measuring.json](../benchmarks/results/measuring.json))."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -31,5 +32,6 @@ def values(model: nn.Module) -> dict[str, Tensor]:
 
 
 def with_the_tests() -> dict[str, str]:
-    """The environment of a process that can import the tests, too, from the repository's root."""
-    return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [".", os.environ.get("PYTHONPATH")])))
+    """The environment of a process that can import the tests, too."""
+    root = str(Path(__file__).parents[1])
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))

@@ -14,11 +14,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from gallery import ENTRIES, SEED, Entry
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from initopt.model.randomness import seeded
+from tests.gallery import ENTRIES, SEED, Entry
 
 INDEX = 3
 """Number of the batch, which is part of the seed for what a model draws."""

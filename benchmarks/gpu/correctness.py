@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gallery import ENTRIES
 from gallery_check import check_gallery, verdict
 from tables import markdown
 from tasks import Plan, Result, Task, Tell
@@ -28,6 +27,7 @@ from initopt.data import Splits, digits_splits
 from initopt.data.augmentation import augmentation
 from initopt.data.images import Pixels
 from initopt.zoo import cifar_resnet, small_vit
+from tests.gallery import ENTRIES
 
 __all__ = ["CHECKS", "correctness_plan", "correctness_table", "run_check"]
 

@@ -10,19 +10,19 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import truth
 from accuracy import as_single, relative_error, single_tensors
-from gallery import ENTRIES, Entry
 from tasks import Result, Tell
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from truth import PHI, as_real, gradients, gram_of, plain_weight_norm, set_mode
 
 from initopt import objectives
 from initopt.batches.nested import map_tensors
 from initopt.engines import ENGINES
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
+from tests import truth
+from tests.gallery import ENTRIES, Entry
+from tests.truth import PHI, as_real, gradients, gram_of, plain_weight_norm, set_mode
 
 __all__ = ["ALLOWED", "check_gallery", "verdict"]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(1, str(Path(__file__).parents[2] / "src"))
-sys.path.insert(1, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(1, str(Path(__file__).parents[2]))
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from bundle import Bundle, make_wheels_importable

@@ -22,10 +22,10 @@ from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
 from sweeps.zoo.case import Case
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import truth
-from gallery.entry import Entry
+from tests import truth
+from tests.gallery.entry import Entry
 
 __all__ = ["LEEWAY", "TOLERANCES", "Finding", "examine"]
 

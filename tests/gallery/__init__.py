@@ -1,7 +1,7 @@
 """Odd little architectures on which every engine is held against plain autograd."""
 
-from gallery import flow, layers, linear, losses, norms, sharing, state
-from gallery.entry import SEED, Entry
+from tests.gallery import flow, layers, linear, losses, norms, sharing, state
+from tests.gallery.entry import SEED, Entry
 
 __all__ = ["ENTRIES", "SEED", "Entry"]
 

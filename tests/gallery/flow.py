@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gallery.batches import SIZE, regression, vectors
-from gallery.entry import Entry
+from tests.gallery.batches import SIZE, regression, vectors
+from tests.gallery.entry import Entry
 
 
 def mlp(activation: nn.Module) -> nn.Module:

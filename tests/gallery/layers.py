@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gallery.batches import images, sequences, signals, text, tokens, vectors
-from gallery.entry import Entry
+from tests.gallery.batches import images, sequences, signals, text, tokens, vectors
+from tests.gallery.entry import Entry
 
 
 def pooled_convolutions() -> nn.Module:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gallery.batches import SIZE, regression, text, vectors
-from gallery.entry import Entry
+from tests.gallery.batches import SIZE, regression, text, vectors
+from tests.gallery.entry import Entry
 
 
 def mlp(outputs: int = 4) -> nn.Module:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
-from gallery.batches import images, signals, vectors
-from gallery.entry import Entry
+from tests.gallery.batches import images, signals, vectors
+from tests.gallery.entry import Entry
 
 
 def perturbed(model: nn.Module) -> nn.Module:

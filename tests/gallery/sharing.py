@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gallery.batches import text, vectors
-from gallery.entry import Entry
+from tests.gallery.batches import text, vectors
+from tests.gallery.entry import Entry
 
 
 class TiedEmbedding(nn.Module):

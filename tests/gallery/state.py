@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gallery.batches import vectors
-from gallery.entry import Entry
+from tests.gallery.batches import vectors
+from tests.gallery.entry import Entry
 
 
 class BufferInForward(nn.Module):

@@ -1,0 +1,262 @@
+"""What a comparison is told to do, and what is refused before any work."""
+
+import functools
+import itertools
+import math
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import initopt
+import initopt.zoo
+from initopt.comparison import Initialization, Network, Recipe
+from initopt.comparison.spec.hardware import Hardware
+from initopt.comparison.spec.network import described
+from initopt.comparison.spec.plan import Plan
+from initopt.comparison.spec.schedule import lr_factor
+from initopt.data import Splits
+from initopt.recipes import RECIPES
+from tests.comparing import NIO, blobs, compare, small
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"optimizer": "lion"}, "optimizer must be one of 'sgd', 'adam', 'adamw'; got 'lion'"),
+            ({"schedule": "step"}, "schedule must be one of 'constant', 'cosine', 'linear'; got 'step'"),
+            ({"precision": "8-true"}, "precision must be one of '32-true', .*; got '8-true'"),
+            ({"lr": 0}, "lr must be a number above 0; got 0"),
+            ({"lr": []}, "lr is an empty list"),
+            ({"lr": [0.1, 0.1]}, r"lr has a value twice: \[0.1, 0.1\]"),
+            ({"lr": [0.1, "big"]}, "lr must be a number above 0; got 'big'"),
+            ({"epochs": 0}, "epochs must be an integer of 1 or more; got 0"),
+            ({"batch_size": 1.5}, "batch_size must be an integer of 1 or more; got 1.5"),
+            ({"looks_per_epoch": 0}, "looks_per_epoch must be an integer of 1 or more"),
+            ({"warmup_steps": -1}, "warmup_steps must be an integer of 0 or more; got -1"),
+            ({"measure_batches": -1}, "measure_batches must be an integer of 0 or more; got -1"),
+            ({"label_smoothing": 1}, "label_smoothing must be a number 0 or more and below 1; got 1"),
+            ({"clip_grad_norm": 0}, "clip_grad_norm must be a number above 0; got 0"),
+            ({"epochs": 9000, "looks_per_epoch": 90}, "make a curve of more than 1,000,000 points, which is the most"),
+            ({"optimizer_options": {"momentun": 0.9}}, "'sgd' has no option 'momentun'; it has momentum, dampening"),
+            ({"optimizer_options": {"lr": 0.9}}, "no option 'lr'; it has .*; the learning rate is the recipe's lr"),
+            ({"optimizer_options": {"momentum": -1}}, "'sgd' refuses {'momentum': -1}: Invalid momentum value"),
+            ({"optimizer_options": 0.9}, "optimizer_options must be a dict, .* got 0.9"),
+        ],
+    )
+    def test_refuses(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            Recipe(**changes)
+
+    def test_an_unknown_field_is_named_with_the_one_that_was_meant(self):
+        with pytest.raises(ValueError, match="recipe has no field 'epoch'; did you mean 'epochs'"):
+            Recipe().changed({"epoch": 3})
+
+    def test_lists_of_a_file_become_pairs(self):
+        recipe = Recipe(optimizer="adam", optimizer_options={"betas": [0.8, 0.9]})
+        optimizer = recipe.create_optimizer([nn.Parameter(torch.zeros(1))], 0.1)
+        assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+    def test_a_warm_up_rises_to_the_peak_once(self, schedule):
+        factors = [lr_factor(step, 20, schedule, 5) for step in range(20)]
+        assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+        assert factors[5] == 1.0
+        assert all(0 < after <= before for before, after in itertools.pairwise(factors[5:]))
+
+    def test_cosine_is_that_of_torch(self):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+        for step in range(10):
+            assert lr_factor(step, 10, "cosine", 0) == pytest.approx(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+
+    def test_a_warm_up_longer_than_the_run(self):
+        assert [lr_factor(step, 2, "linear", 4) for step in range(2)] == [0.25, 0.5]
+
+
+class TestInitialization:
+    def test_names(self):
+        assert Initialization().name == "default"
+        assert Initialization(scheme="default", method="nio").name == "nio"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"method": "noi"}, "unknown method 'noi'; known are .*'nio'.*; did you mean 'nio'"),
+            ({"scheme": "kaimng"}, "unknown scheme 'kaimng'; known are 'default'"),
+            ({"method": "nio", "options": {"step": 3}}, "initialization 'nio': method 'nio' has no option 'step'"),
+            ({"method": "nio", "options": {"steps": 0}}, "initialization 'nio': steps must be an integer of 1 or more"),
+            ({"options": {"steps": 3}}, "initialization 'default' has options, but no method"),
+            ({"scheme_options": {"gain": 3}}, "initialization 'default' has scheme_options, but no scheme"),
+            ({"recipe": 3}, "recipe of initialization 'default' must be a dict; got 3"),
+        ],
+    )
+    def test_refuses(self, arguments, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            Initialization(**arguments)
+
+
+class TestNetwork:
+    def test_is_known_again_by_its_factory_and_arguments(self):
+        assert described(functools.partial(small, width=4)) == {
+            "class_path": "tests.comparing.small",
+            "init_args": {"width": 4},
+        }
+        assert described(object()) == "builtins.object"  # and not by an address
+
+    def test_a_factory_that_returns_something_else(self, tmp_path):
+        found = compare(tmp_path / "out", models={"list": list}, seeds=1, initializations=["default"])
+        assert found.runs[0].status == "failed"
+        assert "the factory builtins.list returned list; it must return an nn.Module" in found.runs[0].error
+
+
+def _no_length():
+    return Splits(iter([]), None, blobs().test)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": small}, "models must be a dict from names to factories"),
+        ({"models": {}}, "models is empty"),
+        ({"models": {"net": nn.Linear(2, 2)}}, r"models\['net'\] is a module, and every run needs a new one"),
+        ({"models": {"net": 3}}, r"models\['net'\] must be a class or function that returns an nn.Module; got 3"),
+        ({"models": {"net": nn.Linear}}, r"models\['net'\] is called without arguments, but missing a required argument"),
+        ({"models": {"a/b": small}}, "network 'a/b': a folder gets this name, and it has '/'"),
+        ({"models": {".net": small}}, "network '.net': a folder gets this name, and it begins with a dot"),
+        ({"models": {"": small}}, "the name of a network must be a string of some length; got ''"),
+        ({"models": {"net": Network(small, {"epoch": 1})}}, "the recipe of network 'net' has no field 'epoch'"),
+        ({"models": {"net": Network(small, {"precision": "64-true"})}}, "has a precision; it is the same for all networks"),
+        ({"initializations": "default"}, r"initializations must be a list, such as \['default', 'nio'\]; got 'default'"),
+        ({"initializations": []}, "initializations is empty"),
+        (
+            {"initializations": ["default", "nil"]},
+            "unknown initialization 'nil'; known are 'default',.*; did you mean 'nio'",
+        ),
+        ({"initializations": ["nio", NIO]}, "two initializations are called 'nio'"),
+        ({"initializations": [{"metod": "nio"}]}, "an initialization has no 'metod'; did you mean 'method'"),
+        ({"initializations": [3]}, "an initialization is a name, a dict .*; got 3"),
+        (
+            {"initializations": [{"recipe": {"epochs": 9}}]},
+            "the recipe of initialization 'default' changes epochs, which has to be the same for all initializations",
+        ),
+        ({"recipe": 3}, "recipe must be a dict of fields of the recipe"),
+        ({"recipe": {"batch_size": 64}}, "the training set has 96 samples, which is less than 9 batches of 64"),
+        ({"seeds": 0}, "seeds must be an integer of 1 or more; got 0"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [1, 1]}, r"seeds has a seed twice: \[1, 1\]"),
+        ({"seeds": "12"}, "seeds must be a number of seeds or a list of seeds; got '12'"),
+        ({"seeds": [2**32]}, r"seeds must be below 2\*\*32; got 4294967296"),
+        ({"recipe": {"lr": [0.1, 1.0]}, "selection_seeds": [1]}, r"seeds and selection_seeds share \[1\]"),
+        ({"data": "mnist"}, "unknown data 'mnist'; known are 'digits', 'cifar10'"),
+        (
+            {"data": lambda: [1]},
+            "data must have the attributes train, validation and test, .* list has no train and no test",
+        ),
+        ({"data": _no_length}, "data.train must be a data set of samples with a length"),
+        (
+            {"data": Splits(blobs().train, None, blobs().test), "recipe": {"lr": [0.1, 1.0], "batch_size": 8}},
+            "several learning rates to choose from, but data has no validation split",
+        ),
+        ({"loss_fn": 3}, "loss_fn must be None, a criterion"),
+        (
+            {"loss_fn": nn.CrossEntropyLoss(), "recipe": {"label_smoothing": 0.1}},
+            "label_smoothing is of the built-in cross-entropy",
+        ),
+        ({"threads": 0}, "threads must be an integer of 1 or more; got 0"),
+        ({"workers": 0}, "workers must be an integer of 1 or more; got 0"),
+        ({"loaders": -1}, "loaders must be an integer of 0 or more; got -1"),
+        ({"accelerator": "abacus"}, "Lightning Fabric does not run with accelerator='abacus'"),
+        ({"devices": 2, "workers": 2}, "workers=2 do one run each, on one device; with devices=2, use workers=1"),
+        ({"devices": 3, "strategy": "ddp"}, "batch_size is 16, which 3 devices cannot share equally"),
+        ({"workers": 2, "models": {"net": lambda: small()}}, r"models\['net'\] cannot be sent to other processes"),
+    ],
+)
+def test_refuses_before_any_work(tmp_path, changes, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        compare(tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra(monkeypatch, tmp_path):
+    def found(name):
+        return None if name in ("scipy", "tensorboard") else math
+
+    monkeypatch.setattr(sys.modules["initopt.compare"], "find_spec", found)
+    with pytest.raises(ImportError, match=r"a comparison needs scipy, tensorboard: pip install 'initopt\[compare\]'"):
+        compare(tmp_path / "out")
+
+
+def test_the_comparison_of_the_digits_is_one():
+    described = yaml.safe_load(RECIPES["digits"].read_text(encoding="utf-8"))
+    models = {}
+    for name, value in described["models"].items():
+        factory = functools.partial(getattr(initopt.zoo, value["class_path"]), **value["init_args"])
+        models[name] = Network(factory, value["recipe"])
+        assert factory()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    plan = Plan.create(
+        models,
+        described["data"],
+        described["initializations"],
+        loss_fn=None,
+        recipe=described["recipe"],
+        seeds=described["seeds"],
+        selection_seeds=described["selection_seeds"],
+        hardware=Hardware(),
+    )
+    plan.load_data()
+    assert len(plan.seeds) == 5
+    assert all(len(plan.recipe_of(name, "default").lrs) >= 3 for name in models)
+
+
+class TestBatchSizeOfAnInitialization:
+    def test_the_method_sees_batches_of_its_own_size(self, tmp_path, monkeypatch):
+        sizes = []
+        optimize = initopt.optimize
+
+        def watched(model, batches, *arguments, **options):
+            seen = list(batches)
+            sizes.append({len(inputs) for inputs, _ in seen})
+            return optimize(model, seen, *arguments, **options)
+
+        monkeypatch.setattr(initopt, "optimize", watched)
+        starts = [
+            {"method": "nio", "options": {"steps": 1}, "batch_size": size, "name": str(size)} for size in (8, None, 32)
+        ]
+        found = compare(tmp_path / "out", initializations=starts, seeds=1)
+        assert sizes == [{8}, {16}, {32}]
+        described = [found.details["initializations"][str(size)] for size in (8, None, 32)]
+        assert [value.get("batch_size") for value in described] == [8, None, 32]
+        assert "batch_size" not in described[1]  # as in folders from before there was such a choice
+        assert len({run.before["grad_cosine"] for run in found.runs}) == 1  # the batches held back are those of training
+
+    @pytest.mark.parametrize(
+        ("start", "message"),
+        [
+            (
+                {"method": "nio", "batch_size": 0},
+                "batch_size of initialization 'nio' must be an integer of 1 or more",
+            ),
+            ({"batch_size": 4}, "initialization 'default' has a preset or a batch_size, but no method"),
+            ({"method": "nio", "batch_size": 90}, "'nio' has a batch_size of 90, and network 'mlp' leaves it 64 samples"),
+        ],
+    )
+    def test_refuses(self, tmp_path, start, message):
+        with pytest.raises(ValueError, match=message):
+            compare(tmp_path / "out", initializations=[start], models={"mlp": small})
+
+    def test_a_preset_gives_options(self):
+        method = Initialization(method="nio", preset="published", options={"batch_norm": "subbatch"}).create_method()
+        assert (method.split, method.batch_norm) == ("published", "subbatch")
+        assert method.grad_params is initopt.presets.published["grad_params"]
+        with pytest.raises(ValueError, match="unknown preset 'publishd'; known are 'published'"):
+            Initialization(method="nio", preset="publishd")
+        with pytest.raises(TypeError, match="initialization 'gradinit': method 'gradinit' has no option 'split'"):
+            Initialization(method="gradinit", preset="published")

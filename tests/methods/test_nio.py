@@ -1,0 +1,225 @@
+"""Whole runs on every architecture of the gallery: the arithmetic of the steps, and what a run may change."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import initopt
+from initopt.model.parameters import is_bias
+from tests.gallery import ENTRIES, SEED, Entry
+from tests.truth import PHI, as_real, gradients, gram_of, norms, plain_weight_norm, set_mode
+
+RUNNABLE = [(name, mode) for name, entry in ENTRIES.items() if entry.double_backward for mode in entry.modes]
+LR, BETAS, EPS, CLIP = 0.05, (0.8, 0.95), 1e-8, 0.3
+
+
+def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
+    return {
+        "num_subbatches": entry.num_subbatches,
+        "overlap": entry.overlap,
+        "batch_norm": mode,
+        "train_mode": entry.train_mode,
+        "measure_steps": 0,
+        "seed": SEED,
+        "lr": LR,
+        "betas": BETAS,
+        "eps": EPS,
+        "scale_grad_clip": CLIP,
+        "scale_biases": True,
+        "scale_invariant": True,
+        "centre": None,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:initopt. gradients are not centred")
+@pytest.mark.parametrize(("name", "mode"), RUNNABLE)
+def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
+    entry = ENTRIES[name]
+    model, batch = entry.model(), entry.batch()
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    buffers = {n: (b, b.clone()) for n, b in model.named_buffers()}
+    flags = [module.training for module in model.modules()]
+    trains = {n: p.requires_grad for n, p in model.named_parameters()}
+    attributes = [dict(vars(module)) for module in model.modules()]
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+
+    result = initopt.nio(model, [batch], entry.loss_fn(), steps=2, **settings_of(entry, mode) | {"centre": "output"})
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == flags
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == trains
+    assert all(p.grad is None for p in model.parameters())
+    for n, b in model.named_buffers():
+        assert b is buffers[n][0]
+        assert torch.equal(b, buffers[n][1]), n
+    for module, old in zip(model.modules(), attributes, strict=True):
+        assert vars(module).keys() == old.keys()
+        assert all(vars(module)[k] is v for k, v in old.items() if k in ("momentum", "track_running_stats", "forward"))
+    assert list(result.scales) == [n for n, p in model.named_parameters() if p.requires_grad]
+    for n, p in model.named_parameters():
+        assert torch.equal(p, start[n] * result.scales.get(n, 1.0)), n
+        if n in result.scales and not start[n].any():
+            assert result.scales[n] == 1
+    assert any(scale != 1 for scale in result.scales.values())
+
+
+@pytest.mark.filterwarnings("ignore:initopt. nothing to scale")
+@pytest.mark.parametrize(("name", "mode"), RUNNABLE)
+def test_biases_and_what_is_scale_invariant_stay_by_default(name: str, mode: str) -> None:
+    entry = ENTRIES[name]
+    options = settings_of(entry, mode) | {"scale_biases": False, "scale_invariant": False}
+    with sdpa_kernel(SDPBackend.MATH), plain_weight_norm():
+        scales = initopt.nio(entry.model(), [entry.batch()], entry.loss_fn(), steps=1, **options).scales
+        model = entry.model()
+        set_mode(model, entry.train_mode)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tests.truth.INDEX", 0)
+            rows = gradients(entry, model, entry.batch(), mode, create_graph=False)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for k, (n, p) in enumerate(named.items()):
+        value = as_real(p.detach()).flatten()
+        cosines = [float(row[k] @ value / row[k].norm() / value.norm()) for row in rows if row[k].any() and value.any()]
+        matters = any(abs(cosine) >= 5e-4 for cosine in cosines) or (p.numel() == 1 and bool(cosines))
+        if is_bias(n) or cosines:  # one without a gradient yet may move all the same: those of others depend on it
+            assert (scales[n] != 1) == (matters and not is_bias(n)), n
+
+
+def test_scales_of_parameters_without_gradient_stay() -> None:
+    entry = ENTRIES["unused_parameters"]
+    model = entry.model()
+    result = initopt.nio(model, [entry.batch()], entry.loss_fn(), steps=3, **settings_of(entry, "subbatch"))
+    assert {n for n, scale in result.scales.items() if scale == 1} == {"never", "unused.weight", "unused.bias"}
+
+
+def slow_nio(
+    entry: Entry,
+    mode: str,
+    objective: str,
+    bound: float,
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
+    centred: bool = False,
+) -> tuple[dict[str, float], list[bool], list[float | None]]:
+    """NIO as the design states it, a scalar at a time."""
+    model, batch = entry.model(), entry.batch()
+    set_mode(model, entry.train_mode)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    scales = dict.fromkeys(named, 1.0)
+    first = {kind: dict.fromkeys(named, 0.0) for kind in (True, False)}
+    second = dict.fromkeys(named, 0.0)
+    counts = {True: 0, False: 0}
+    constrained: list[bool] = []
+    values: list[float | None] = []
+    for step in range(steps):
+        monkeypatch.setattr("tests.truth.INDEX", step)
+        gram = gram_of(gradients(entry, model, batch, mode, create_graph=True))
+        of_one = norms(gram.detach())[step % len(gram)]
+        constrained.append(float(of_one if centred else PHI["grad_norm"](gram.detach())) > bound)
+        kind = constrained[-1]
+        if centred and not kind:
+            gram = gram_of(gradients(entry, model, batch, mode, create_graph=True, centred=True))
+        values.append(None if centred and kind else float(PHI[objective](gram.detach())))
+        phi = PHI["grad_norm" if kind else objective](gram)
+        derivatives = torch.autograd.grad(phi, list(named.values()), materialize_grads=True, allow_unused=True)
+        counts[kind] += 1
+        for (n, p), derivative in zip(named.items(), derivatives, strict=True):
+            if not p.detach().any():
+                continue
+            slope = float((as_real(derivative) * as_real(p.detach())).sum()) / scales[n]
+            slope = max(-CLIP, min(CLIP, slope))
+            first[kind][n] = BETAS[0] * first[kind][n] + (1 - BETAS[0]) * slope
+            second[n] = BETAS[1] * second[n] + (1 - BETAS[1]) * slope**2
+            moment = first[kind][n] / (1 - BETAS[0] ** counts[kind])
+            square = second[n] / (1 - BETAS[1] ** (counts[True] + counts[False]))
+            new = max(scales[n] - LR * moment / (math.sqrt(square) + EPS), 0.01)
+            with torch.no_grad():
+                p.mul_(new / scales[n])
+            scales[n] = new
+    return scales, constrained, values
+
+
+@pytest.mark.parametrize("objective", ["cosine", "cosine+norm", "variance+sqnorm"])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("mlp", "subbatch"),
+        ("tied_embedding_and_output", "subbatch"),
+        ("zero_residual_branch", "batch"),
+        ("batch_norm_residual", "subbatch"),
+        ("batch_norm_residual", "batch"),
+        ("noise_in_any_mode", "subbatch"),
+        ("dropout_training", "batch"),
+        ("complex_weight", "subbatch"),
+        ("causal_attention", "subbatch"),
+        ("mixture_of_experts", "batch"),
+    ],
+)
+def test_steps_are_those_of_the_design(name: str, mode: str, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps with a bound that some steps exceed and some do not."""
+    entry = ENTRIES[name]
+    model = entry.model()
+    start = initopt.measure(model, [entry.batch()], entry.loss_fn(), num_subbatches=entry.num_subbatches).grad_norm
+    options = settings_of(entry, mode) | {
+        "objective": objective,
+        "norm_weight": 0.3,
+        "min_bias_scale": 0.01,
+    }
+    for bound in (0.9 * start, 1.05 * start, 1e9):
+        model = entry.model()
+        result = initopt.nio(model, [entry.batch()], entry.loss_fn(), steps=4, max_grad_norm=bound, **options)
+        with sdpa_kernel(SDPBackend.MATH), plain_weight_norm(), monkeypatch.context() as patch:
+            scales, constrained, values = slow_nio(entry, mode, objective, bound, 4, patch)
+        assert [step.constrained for step in result.history] == constrained
+        assert [step.objective for step in result.history] == pytest.approx(values, rel=1e-8)
+        assert result.scales == pytest.approx(scales, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("mlp", "subbatch"), ("batch_norm_residual", "batch"), ("tied_embedding_and_output", "subbatch")],
+)
+def test_centred_steps_are_those_of_the_design(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objective is that of centred gradients, the bound is on the whole gradient of one sub-batch in its turn."""
+    entry = ENTRIES[name]
+    start = initopt.measure(entry.model(), [entry.batch()], num_subbatches=entry.num_subbatches).grad_norm
+    options = settings_of(entry, mode) | {"centre": "output", "norm_weight": 0.3, "min_bias_scale": 0.01}
+    kinds = set()
+    for bound in (0.9 * start, 1.02 * start, 20 * start):
+        result = initopt.nio(entry.model(), [entry.batch()], entry.loss_fn(), steps=5, max_grad_norm=bound, **options)
+        with sdpa_kernel(SDPBackend.MATH), plain_weight_norm(), monkeypatch.context() as patch:
+            scales, constrained, values = slow_nio(entry, mode, "cosine+lognorm", bound, 5, patch, centred=True)
+        assert [step.constrained for step in result.history] == constrained
+        kinds |= set(constrained)
+        for step, value in zip(result.history, values, strict=True):
+            assert step.objective == (None if value is None else pytest.approx(value, rel=1e-8))
+        assert result.scales == pytest.approx(scales, rel=1e-7)
+    assert kinds == {True, False}
+
+
+def test_constrained_and_free_steps_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the bound, with separate first moments and one second moment."""
+    entry = ENTRIES["mlp"]
+    options = settings_of(entry, "subbatch") | {"objective": "cosine+norm", "norm_weight": 0.3, "min_bias_scale": 0.01}
+    bound = initopt.measure(entry.model(), [entry.batch()], num_subbatches=entry.num_subbatches).grad_norm
+    result = initopt.nio(entry.model(), [entry.batch()], steps=12, max_grad_norm=1.1 * bound, **options)
+    scales, constrained, _ = slow_nio(entry, "subbatch", "cosine+norm", 1.1 * bound, 12, monkeypatch)
+    assert 3 <= sum(constrained) <= 9
+    assert [step.constrained for step in result.history] == constrained
+    assert result.scales == pytest.approx(scales, rel=1e-7)
+
+
+def test_objective_decreases_and_scales_stay_above_their_minimum() -> None:
+    entry = ENTRIES["mlp"]
+    model = entry.model()
+    options = settings_of(entry, "subbatch") | {"lr": 0.3, "min_scale": 0.5, "min_bias_scale": 0.25}
+    result = initopt.nio(model, [entry.batch()], objective="cosine", max_grad_norm=1e9, steps=10, **options)
+    assert result.history[-1].objective < result.history[0].objective
+    minima = {n: 0.25 if n.endswith("bias") else 0.5 for n in result.scales}
+    assert all(scale >= minima[n] for n, scale in result.scales.items())
+    assert any(scale == minima[n] for n, scale in result.scales.items())

@@ -1,0 +1,584 @@
+"""Whatever happens to a comparison: nothing that is done is lost, nothing is done twice, and the rest is done."""
+
+import dataclasses
+import errno
+import functools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+import initopt
+import initopt.comparison.running.run as run_module
+from initopt._support.reading import read_json
+from initopt._support.workshop import workshop
+from initopt.comparison import Network, load_comparison
+from initopt.comparison.storage.folder import opened
+from initopt.comparison.storage.store import RECORD
+from tests.comparing import NIO, RECIPE, DeadOnArrival, blobs, compare, noisy_blobs, raising, small, table
+from tests.helpers import with_the_tests
+
+GRID = RECIPE | {"lr": [0.01, 0.1]}
+
+
+def folders(out):
+    """The folders of the runs, with the time at which they were put in place."""
+    return {file.parent: file.stat().st_mtime_ns for file in (out / "runs").rglob("run.json")}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The jobs that are run, in this process."""
+    jobs = []
+    original = run_module._trained
+
+    def counting(fabric, plan, splits, job, model):
+        jobs.append(job)
+        return original(fabric, plan, splits, job, model)
+
+    monkeypatch.setattr(run_module, "_trained", counting)
+    return jobs
+
+
+def given(data):
+    return data
+
+
+class TestGoingOn:
+    def test_runs_nothing_twice(self, tmp_path, counted):
+        compare(tmp_path / "out", recipe=GRID)
+        before, jobs = folders(tmp_path / "out"), list(counted)
+        assert len(jobs) == len(set(jobs)) == len(before) == 8 + 4
+        compare(tmp_path / "out", recipe=GRID)
+        assert counted == jobs
+        assert folders(tmp_path / "out") == before
+
+    @pytest.mark.parametrize("kind", ["splits", "object", "argument"])
+    def test_data_that_are_made_anew_are_known_again(self, tmp_path, kind):
+        """By what is in them, and not by where they are in memory."""
+        held = []  # so that no address is used twice
+        for _ in range(2):
+            held.append(blobs())
+            parts = types.SimpleNamespace(**vars(held[-1]))
+            data = {"splits": held[-1], "object": parts, "argument": functools.partial(given, held[-1])}[kind]
+            compare(tmp_path / "out", data=data, seeds=1)
+        assert " at 0x" not in (tmp_path / "out" / RECORD).read_text()
+
+    @pytest.mark.parametrize("lost", ["selection", "final", "a group"])
+    def test_does_what_is_missing_and_no_more(self, tmp_path, counted, lost):
+        first = compare(tmp_path / "out", recipe=GRID)
+        expected, runs = table(tmp_path / "out"), tmp_path / "out" / "runs" / "small" / "nio"
+        (lr,) = {run.lr for run in first.runs if run.initialization == "nio"}
+        gone = {
+            "selection": [runs / "lr=0.01" / "seed=1001"],
+            "final": [runs / f"lr={lr!r}" / "seed=1"],
+            "a group": [runs / name / "seed=1000" for name in ("lr=0.01", "lr=0.1")],
+        }[lost]
+        for place in gone:
+            shutil.rmtree(place)
+        counted.clear()
+        compare(tmp_path / "out", recipe=GRID)
+        assert sorted(job.place(tmp_path / "out") for job in counted) == sorted(gone)
+        assert table(tmp_path / "out") == expected
+
+    def test_an_interrupt_leaves_what_is_done(self, tmp_path, monkeypatch):
+        original, calls = run_module._trained, []
+
+        def interrupted(*arguments):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        monkeypatch.setattr(run_module, "_trained", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(tmp_path / "out")
+        assert len(folders(tmp_path / "out")) == 2
+        found = compare(tmp_path / "out")
+        assert [run.status for run in found.runs] == ["done"] * 4
+        compare(tmp_path / "unbroken")
+        assert table(tmp_path / "out") == table(tmp_path / "unbroken")
+
+
+class TestAnotherRecipe:
+    @pytest.mark.parametrize(
+        ("changes", "lines"),
+        [
+            ({"recipe": RECIPE | {"epochs": 3}}, ["recipe.epochs was 2 and is 3"]),
+            ({"recipe": RECIPE | {"lr": [0.1, 1.0]}}, ["recipe.lr was 0.1 and is [0.1, 1.0]"]),
+            ({"seeds": 3}, ["seeds was [0, 1] and is [0, 1, 2]"]),
+            ({"initializations": ["default"]}, ["initializations.nio is gone"]),
+            ({"initializations": [NIO, "default"]}, ["initializations are in another order: they were default, nio"]),
+            ({"initializations": ["default", "nio"]}, ["initializations.nio.options.steps was 3 and is 100"]),
+            (
+                {"models": {"small": functools.partial(small, width=4)}},
+                ["networks.small.model was 'comparing.small' and is {'class_path': 'comparing.small', 'init_args': {"],
+            ),
+            ({"models": {"other": small}}, ["networks.small is gone", "networks.other is new"]),
+            ({"threads": 2}, ["hardware.threads was 1 and is 2"]),
+        ],
+    )
+    def test_is_refused_with_what_differs(self, tmp_path, changes, lines):
+        compare(tmp_path / "out")
+        before = table(tmp_path / "out")
+        with pytest.raises(
+            initopt.MismatchError, match="holds another comparison, which this one cannot go on with"
+        ) as error:
+            compare(tmp_path / "out", **changes)
+        for line in lines:
+            assert f"\n  {line}" in str(error.value)
+        assert table(tmp_path / "out") == before
+
+    def test_other_data_under_the_same_name(self, tmp_path, monkeypatch):
+        from tests import comparing
+
+        compare(tmp_path / "out", data=source)
+        monkeypatch.setitem(DATA, "seed", 1)
+        with pytest.raises(initopt.MismatchError, match=r"data\.train\.fingerprint was '\w+' and is '\w+'"):
+            compare(tmp_path / "out", data=source)
+        assert comparing.blobs  # the module that the data come from
+
+    def test_workers_are_no_part_of_it(self, tmp_path):
+        compare(tmp_path / "out", seeds=1)
+        assert len(compare(tmp_path / "out", seeds=1, workers=2).runs) == 2
+
+
+DATA = {"seed": 0}
+
+
+def source():
+    from tests.comparing import blobs
+
+    return blobs(seed=DATA["seed"])
+
+
+class TestFolder:
+    def test_of_others(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("mine")
+        with pytest.raises(FileExistsError, match=r"holds files, but no comparison \(thesis.tex\); choose another folder"):
+            compare(tmp_path)
+        assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(FileExistsError, match="is a file; choose another folder"):
+            compare(tmp_path / "file")
+
+    def test_another_version(self, tmp_path):
+        (tmp_path / RECORD).write_text('{"format": "initopt comparison 99"}')
+        with pytest.raises(ValueError, match="is no 'initopt comparison 1' file; was it written by another version"):
+            compare(tmp_path)
+
+    def test_one_that_cannot_be_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("initopt.comparison.storage.folder.os.access", lambda path, mode: False)
+        with pytest.raises(PermissionError, match="is not writable; choose another folder"):
+            compare(tmp_path / "out")
+
+    def test_two_at_a_time(self, tmp_path):
+        compare(tmp_path / "out")
+        record = {name: value for name, value in read_json(tmp_path / "out" / RECORD).items() if name != "format"}
+        versions = record.pop("versions")
+        with (
+            opened(tmp_path / "out", record, versions),
+            pytest.raises(BlockingIOError, match="another process is at work in .*; wait until it is done"),
+        ):
+            compare(tmp_path / "out")
+        compare(tmp_path / "out")
+
+    def test_what_was_being_written_is_removed(self, tmp_path):
+        compare(tmp_path / "out")
+        place = next(iter(folders(tmp_path / "out")))
+        half = killed_while_writing(place)
+        shutil.copytree(place, half / "new", dirs_exist_ok=True)
+        others = [killed_while_writing(tmp_path / "out" / name) for name in (RECORD, "report")]
+        shutil.rmtree(place)
+        assert len(load_comparison(tmp_path / "out").runs) == 3
+        compare(tmp_path / "out")
+        assert not [left for left in (half, *others) if left.exists()]
+
+    def test_a_new_one_of_which_only_the_lock_was_made(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / ".lock").touch()
+        killed_while_writing(tmp_path / "out" / RECORD)
+        assert len(compare(tmp_path / "out").runs) == 4
+
+    def test_nothing_of_others_is_removed(self, tmp_path):
+        """Hidden folders below, a swap file, and what only looks like a leftover, in a place that is not that of a run."""
+        compare(tmp_path / "out")
+        run = next(iter(folders(tmp_path / "out")))
+        kept = [
+            tmp_path / "out" / "runs" / ".git" / "HEAD",
+            run.parent / ".ipynb_checkpoints" / "a.ipynb",
+            run.parent / ".seed=0.backup00" / "run.json",
+            run.parent / ".notes.initopt-abcdefgh" / "new",
+            run.parent.parent / ".seed=0.initopt-abcdefgh" / "new",
+            tmp_path / "out" / f".{RECORD}.swp",
+            tmp_path / "out" / ".report.md.swp",
+            run.parent / ".seed=7.initopt-abcdefgh" / "mine",
+        ]
+        for path in kept:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("mine")
+        compare(tmp_path / "out")
+        assert [path.read_text() for path in kept] == ["mine"] * len(kept)
+
+    def test_what_another_process_is_at_is_not_removed(self, tmp_path):
+        compare(tmp_path / "out")
+        place = next(iter(folders(tmp_path / "out")))
+        with workshop(place) as shop:
+            shop.new.write_text("half of it")
+            compare(tmp_path / "out")
+            assert shop.new.exists()
+
+    @pytest.mark.parametrize("where", ["runs", "runs/small", "runs/small/nio/lr=0.1", "runs/small/nio/lr=0.1/seed=0"])
+    def test_no_link_is_followed(self, tmp_path, where):
+        victim = tmp_path / "victim"
+        compare(tmp_path / "out")
+        (tmp_path / "out" / where).rename(victim)
+        (victim / ".ssh").mkdir()
+        (victim / ".seed=0.initopt-abcdefgh").mkdir()
+        (tmp_path / "out" / where).symlink_to(victim)
+        before = sorted(victim.rglob("*"))
+        with pytest.warns(UserWarning, match=f"{where} is a link, which is not followed"):
+            found = compare(tmp_path / "out", retry_failed=True)
+        assert found.problems
+        assert sorted(victim.rglob("*")) == before
+
+    def test_a_hidden_link_is_left_alone(self, tmp_path):
+        compare(tmp_path / "out")
+        (tmp_path / "out" / "runs" / ".trash").symlink_to(tmp_path)
+        assert len(compare(tmp_path / "out").runs) == 4
+
+    @pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+    def test_a_lock_that_is_none(self, tmp_path, kind):
+        compare(tmp_path / "out")
+        lock, victim = tmp_path / "out" / ".lock", tmp_path / "thesis.tex"
+        victim.write_text("mine")
+        lock.unlink()
+        {"link": lambda: lock.symlink_to(victim), "folder": lock.mkdir, "fifo": lambda: os.mkfifo(lock)}[kind]()
+        with pytest.raises(FileExistsError, match=r"\.lock is not the file that initopt writes"):
+            compare(tmp_path / "out")
+        assert victim.read_text() == "mine"
+
+
+def killed_while_writing(target):
+    """What is left of it: a folder with a lock that nobody holds."""
+    left = target.with_name(f".{target.name}.initopt-abcdefgh")
+    (left / "new").mkdir(parents=True)
+    (left / "lock").touch()
+    return left
+
+
+class TestRetry:
+    """``retry_failed`` in a folder of somebody else: no path is built from what a record says."""
+
+    NAMES = ("network", "initialization", "lr", "seed")
+
+    def failed_run(self, tmp_path):
+        compare(tmp_path / "out", models={"net": functools.partial(raising, 1, "exception")}, seeds=2)
+        return next(file.parent for file in (tmp_path / "out" / "runs").rglob("run.json") if '"failed"' in file.read_text())
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_removes_nothing_outside(self, tmp_path, name):
+        place = self.failed_run(tmp_path)
+        victim = tmp_path / "victim"
+        victim.mkdir()
+        (victim / "seed=1").mkdir()
+        (victim / "thesis.tex").write_text("mine")
+        record = json.loads((place / "run.json").read_text())
+        hostile = {"seed": "x/../../../../../../victim", "lr": "../../../../../victim"}.get(name, str(victim))
+        (place / "run.json").write_text(json.dumps(record | {name: hostile}))
+        with pytest.warns(UserWarning, match="not all of the comparison"):
+            found = compare(
+                tmp_path / "out",
+                models={"net": functools.partial(raising, 1, "exception")},
+                seeds=2,
+                retry_failed=True,
+            )
+        assert any(str(place) in problem for problem in found.problems)
+        assert sorted(item.name for item in victim.iterdir()) == ["seed=1", "thesis.tex"]
+
+    def test_a_copy_of_a_failed_run_beside_a_good_one(self, tmp_path):
+        place = self.failed_run(tmp_path)
+        good = next(other for other in place.parent.iterdir() if other != place)
+        copy = place.with_name("seed=1 before")
+        shutil.copytree(place, copy)
+        shutil.copyfile(good / "run.json", place / "run.json")  # a failed run that claims to be the good one
+        record = json.loads((good / "run.json").read_text())
+        (place / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+        before = (good / "run.json").read_text()
+        with pytest.warns(UserWarning, match="which does not belong there"):
+            compare(
+                tmp_path / "out",
+                models={"net": functools.partial(raising, 1, "exception")},
+                seeds=2,
+                retry_failed=True,
+            )
+        assert (good / "run.json").read_text() == before
+        assert copy.is_dir()
+
+    def test_a_folder_with_notes_in_it_is_kept(self, tmp_path):
+        place = self.failed_run(tmp_path)
+        (place / "notes.txt").write_text("why did it fail?")
+        with pytest.raises(FileExistsError, match=r"holds files that initopt did not write: notes\.txt"):
+            compare(
+                tmp_path / "out",
+                models={"net": functools.partial(raising, 1, "exception")},
+                seeds=2,
+                retry_failed=True,
+            )
+        assert (place / "notes.txt").exists()
+
+
+class TestStorageThatFails:
+    def test_a_full_disk(self, tmp_path, monkeypatch):
+        """One run cannot be stored; it is reported, the others are done, and the next call does it."""
+        import initopt.comparison.storage.folder as folder_module
+
+        original = folder_module.write_events
+
+        def full(record, folder):
+            if (record.initialization, record.seed) == ("default", 1):
+                (folder / "half").write_text("a part of it")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(record, folder)
+
+        monkeypatch.setattr(folder_module, "write_events", full)
+        with pytest.warns(
+            UserWarning, match=r"not all of the comparison in .*\n.*: its result could not be stored: .*No space left"
+        ):
+            found = compare(tmp_path / "out")
+        assert len(found.runs) == 3
+        (problem,) = found.problems
+        assert problem.startswith("small from default, seed 1, lr=0.1: its result could not be stored")
+        assert not list((tmp_path / "out").rglob("half"))
+        monkeypatch.undo()
+        assert len(compare(tmp_path / "out").runs) == 4
+
+    def test_a_limit_on_files(self, tmp_path):
+        """The operating system itself refuses to write on, at the curves of runs that are looked at often."""
+        often = Network(small, {"looks_per_epoch": 6, "epochs": 40})
+        arguments = {"models": {"seldom": small, "often": often}, "initializations": ["default"]}
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+        try:
+            with pytest.warns(UserWarning, match="its result could not be stored: .*File too large"):
+                found = compare(tmp_path / "out", **arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert [(run.network, run.seed) for run in found.runs] == [("seldom", 0), ("seldom", 1)]
+        assert len(found.problems) == 2
+        assert not list((tmp_path / "out").rglob(".seed*"))
+        assert len(compare(tmp_path / "out", **arguments).runs) == 4
+
+    def test_a_selection_run_that_could_not_be_stored_leaves_the_choice_open(self, tmp_path, monkeypatch):
+        import initopt.comparison.storage.folder as folder_module
+
+        original = folder_module.write_run
+
+        def full(record, into):
+            if record.purpose == "selection" and (record.initialization, record.seed) == ("nio", 1001):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(record, into)
+
+        monkeypatch.setattr(folder_module, "write_run", full)
+        with pytest.warns(UserWarning, match="not all of the comparison"):
+            found = compare(tmp_path / "out", recipe=GRID)
+        assert {run.initialization for run in found.runs} == {"default"}
+        assert any(
+            "small from nio: no learning rate can be chosen, since not all runs are there" in p for p in found.problems
+        )
+        monkeypatch.undo()
+        compare(tmp_path / "out", recipe=GRID)
+        compare(tmp_path / "unbroken", recipe=GRID)
+        assert table(tmp_path / "out") == table(tmp_path / "unbroken")
+
+    @pytest.mark.parametrize("damage", ["truncated", "unreadable", "of another run"])
+    def test_a_stored_run_that_cannot_be_read(self, tmp_path, monkeypatch, counted, damage):
+        compare(tmp_path / "out")
+        place = tmp_path / "out" / "runs" / "small" / "nio" / "lr=0.1" / "seed=0"
+        shutil.rmtree(tmp_path / "out" / "runs" / "small" / "default")
+        counted.clear()
+        if damage == "truncated":
+            (place / "curve.parquet").write_bytes(b"PAR1")
+        elif damage == "unreadable":
+            original = os.open
+
+            def refusing(path, *args, **kwargs):
+                if Path(path).parent == place:
+                    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+                return original(path, *args, **kwargs)
+
+            monkeypatch.setattr(os, "open", refusing)
+        else:
+            record = json.loads((place / "run.json").read_text())
+            (place / "run.json").write_text(json.dumps(record | {"seed": 7}))
+        with pytest.warns(UserWarning, match="not all of the comparison in .* is there"):
+            found = compare(tmp_path / "out")
+        assert len(counted) == 2  # those of the default start
+        assert {run.seed for run in found.runs if run.initialization == "default"} == {0, 1}
+        assert any(str(place) in problem for problem in found.problems)
+        assert (place / "run.json").exists()
+
+
+class TestWorkers:
+    def test_same_results_for_any_number_of_them(self, tmp_path):
+        compare(tmp_path / "one", recipe=GRID)
+        compare(tmp_path / "two", recipe=GRID, workers=2)
+        assert table(tmp_path / "one") == table(tmp_path / "two")
+
+    def test_a_run_that_kills_its_process(self, tmp_path):
+        models = {"net": functools.partial(raising, 1, "kill")}
+        found = compare(tmp_path / "out", models=models, initializations=["default"], seeds=3, workers=2)
+        statuses = {run.seed: run.status for run in found.runs}
+        assert statuses == {0: "done", 1: "failed", 2: "done"}
+        failed = next(run for run in found.runs if run.status == "failed")
+        assert failed.error == "the process of the run ended twice (killed by SIGKILL); it may be that memory ran out"
+
+    def test_those_that_die_while_they_start_are_replaced(self, tmp_path):
+        (tmp_path / "dead").mkdir()
+        models = {"net": DeadOnArrival(tmp_path / "dead", 2)}
+        found = compare(tmp_path / "out", models=models, initializations=["default"], workers=2)
+        assert [run.status for run in found.runs] == ["done", "done"]
+        assert len(list((tmp_path / "dead").iterdir())) == 2
+
+    def test_not_for_ever(self, tmp_path):
+        (tmp_path / "dead").mkdir()
+        models = {"net": DeadOnArrival(tmp_path / "dead", 99)}
+        with pytest.raises(
+            RuntimeError, match="5 worker processes in a row ended .* killed by SIGKILL; it may be that memory"
+        ):
+            compare(tmp_path / "out", models=models, initializations=["default"], workers=2)
+
+    def test_one_that_raises(self, tmp_path, capfd):
+        models = {"net": functools.partial(raising, 1, "exception")}
+        found = compare(tmp_path / "out", models=models, initializations=["default"], seeds=3, workers=2)
+        assert capfd.readouterr() == ("", "")  # they end without a word
+        assert {run.seed: run.status for run in found.runs} == {0: "done", 1: "failed", 2: "done"}
+
+    def test_none_is_left_after_an_interrupt(self, tmp_path, monkeypatch):
+        from initopt.comparison.running import workers as workers_module
+
+        def interrupted(*arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(workers_module, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(tmp_path / "out", workers=2)
+        assert multiprocessing.active_children() == []
+
+    def test_a_script_without_the_line_that_it_needs(self, tmp_path):
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from comparing import compare\nfrom pathlib import Path\ncompare(Path(__file__).parent / 'out', workers=2)\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, str(script)], env=with_the_tests(), capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 1
+        assert "needs the line: if __name__ == '__main__':" in ended.stderr
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+class TestLoaders:
+    @pytest.mark.parametrize(("workers", "recipe"), [(1, GRID), (2, RECIPE)])
+    def test_same_results_for_any_number_of_them(self, tmp_path, workers, recipe):
+        options = {"models": {"net": functools.partial(small, dropout=0.5)}, "data": noisy_blobs, "recipe": recipe}
+        for loaders in (0, 2):
+            compare(tmp_path / str(loaders), **options, seeds=1, selection_seeds=1, workers=workers, loaders=loaders)
+        assert table(tmp_path / "0") == table(tmp_path / "2")
+        assert '"status": "failed"' not in "".join(table(tmp_path / "0"))
+
+    def test_a_folder_is_gone_on_with_by_another_number(self, tmp_path, counted):
+        compare(tmp_path / "out", data=noisy_blobs)
+        expected = table(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out" / "runs" / "small" / "nio" / "lr=0.1" / "seed=1")
+        counted.clear()
+        compare(tmp_path / "out", data=noisy_blobs, loaders=2)
+        assert len(counted) == 1
+        assert table(tmp_path / "out") == expected
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.comparing import NIO, RECIPE, compare, small
+if __name__ == "__main__":
+    epochs, report = {"quick": (10, False), "thorough": (60, True)}[sys.argv[3]]
+    compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],
+            recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": epochs}, seeds=4, workers=int(sys.argv[2]), report=report)
+"""
+RUNS = 2 * 2 * (2 * 2 + 4)
+
+
+class Killed:
+    """A comparison that is killed by kill -9 again and again, and then left alone."""
+
+    def __init__(self, folder, workers, kind):
+        self.folder, self.workers, self.kind = folder, workers, kind
+        self.script = folder / "script.py"
+        self.script.write_text(KILLED)
+
+    def start(self, name):
+        command = [sys.executable, str(self.script), str(self.folder / name), str(self.workers), self.kind]
+        return subprocess.Popen(command, env=with_the_tests(), stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def stored(self):
+        return len(list((self.folder / "killed" / "runs").glob("*/*/*/*/run.json")))
+
+    def kill(self, more, pause, group):
+        """Kill it when some more runs are stored, and a pause after that: all its processes, or the one that leads."""
+        process, goal = self.start("killed"), self.stored() + more
+        while self.stored() < goal:
+            time.sleep(0.001)
+        time.sleep(pause)
+        assert process.poll() is None, "it was done before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
+        process.wait()
+
+    def check(self):
+        for name in ("killed", "unbroken"):
+            assert self.start(name).wait(300) == 0
+        tables = [table(self.folder / name) for name in ("killed", "unbroken")]
+        assert tables[0] == tables[1]
+        assert len(tables[0]) == RUNS
+        assert not [path for path in (self.folder / "killed").rglob(".*") if path.name not in (".lock", ".initopt-report")]
+
+
+def test_killed_twice(tmp_path):
+    comparison = Killed(tmp_path, workers=1, kind="quick")
+    comparison.kill(1, 0.02, group=False)
+    comparison.kill(18, 0.0, group=False)  # among the final runs
+    assert comparison.stored() >= 19
+    comparison.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "group"), [(1, False), (2, True), (2, False)])
+def test_killed_at_ten_random_moments(tmp_path, workers, group):
+    comparison = Killed(tmp_path, workers, kind="thorough")
+    draws = random.Random(workers)
+    for _ in range(10):
+        more = draws.choice([0, 1, 2])
+        comparison.kill(more, draws.uniform(0, 0.1) if more else draws.uniform(0, 3), group)
+    comparison.check()
+
+
+def test_the_table_leaves_nothing_out_but_times(tmp_path):
+    found = compare(tmp_path / "out", seeds=1)
+    fields = {field.name for field in dataclasses.fields(found.runs[0])}
+    missing = fields - set(json.loads(table(tmp_path / "out")[0]))
+    assert missing == {"initialization_seconds", "initialization_steps", "step_seconds", "seconds"}
