@@ -40,7 +40,7 @@ def bag_batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def quick(model: nn.Module, batches: Any, **options: Any) -> initopt.Result:
-    return initopt.nio(model, batches, **{"steps": 4, "measure_steps": 0, "lr": 0.05, **options})
+    return initopt.nio(model, batches, **{"steps": 4, "measure_batches": 0, "lr": 0.05, **options})
 
 
 def test_auto_goes_over_to_differences_and_names_the_operator() -> None:

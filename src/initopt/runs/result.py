@@ -18,6 +18,7 @@ from initopt._support.files import plain, unplain, write_folder, write_json
 from initopt._support.reading import of_form, read_json
 from initopt._support.tensorfile import load_tensors, save_tensors
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
+from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
 from initopt.runs.verdict import summary
 
@@ -235,7 +236,7 @@ class Result:
         weights = _load_tensors(folder / _WEIGHTS)
         try:
             stored = of_form(_Stored, record)
-            history = history_from(stored["history"])
+            history = _history(stored)
             grams = _load_tensors(folder / _GRAMS) if stored["measurements"] else {}
             found = {name: _measurement(name, values, grams) for name, values in stored["measurements"].items()}
         except ValueError as error:
@@ -265,6 +266,15 @@ class Result:
         if model is not None:
             result.apply(model)
         return result
+
+
+def _history(stored: _Stored) -> list[Record]:
+    try:
+        return history_from(stored["history"], record_class(stored["method"]))
+    except ValueError as error:
+        if stored["method"] in method_names():
+            raise
+        raise ValueError(f"{error} (no installed package has its method {stored['method']!r})") from None
 
 
 def _bare(named: Mapping[str, _T]) -> dict[str, _T]:

@@ -88,7 +88,7 @@ def prepare_start(
             others,
             loss_fn,
             method=initialization.create_method(),
-            measure_steps=0,
+            measure_batches=0,
             seed=seed,
             progress=False,
             allow_trained=True,  # what is compared is somebody's start
