@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import initopt
-from initopt.engines.auto import missing_derivative
+from initopt._support._torch_messages import missing_derivative
 from initopt.engines.per_subbatch import GraphEngine
 from tests.helpers import make_batches, make_model
 

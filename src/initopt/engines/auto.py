@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from initopt._support._torch_messages import (
+    is_from_reentrant_checkpoint,
+    is_out_of_memory,
+    is_written_over,
+    missing_derivative,
+)
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines.base import Engine, Evaluation
 from initopt.engines.finite_differences import DifferencesEngine
-from initopt.engines.microbatches import is_out_of_memory
 from initopt.engines.per_subbatch import GraphEngine, PlainEngine, RecomputeEngine
 from initopt.engines.stacked.engine import GroupsEngine
 from initopt.engines.whole_batch import CoupledEngine
@@ -29,7 +33,6 @@ __all__ = [
     "create_engine",
     "estimate",
     "free_memory",
-    "missing_derivative",
 ]
 
 _ALL: tuple[type[Engine], ...] = (
@@ -75,35 +78,6 @@ def create_engine(engine: str, problem: Problem) -> Engine:
             raise ValueError(f'engine {engine!r} cannot be used here: {reason}; engine="auto" chooses one that can')
         return ENGINES[engine](problem)
     return FallingBackEngine(problem, allow_differences=engine == "auto")
-
-
-_MISSING = (
-    re.compile(r"derivative for '?(?P<operator>[\w:.]+)'? is not implemented"),
-    re.compile(r"(?P<operator>torch\.compile) with aot_autograd does not currently support double backward"),
-    re.compile(r"[Dd]ouble backwards? (?:on|for|of|through) (?P<operator>[\w:]+) (?:is )?not (?:supported|implemented)"),
-    re.compile(r"[Dd]ouble backwards? is not supported for (?P<operator>[\w ]+?)(?: due|\.|$)"),
-    re.compile(r"differentiate twice a function that was marked with (?P<operator>@once_differentiable)"),
-    re.compile(r"(?P<operator>[\w:]+) does not support (?:double|higher.order) back"),
-)
-
-
-_COMPILED = re.compile(r"backward function was compiled with non-empty donated buffers")
-"""What torch says of a compiled part of a model, whose backward pass can be taken only once."""
-
-
-def missing_derivative(error: BaseException) -> str | None:
-    """The operator that has no second derivative, if that is what an error says.
-
-    >>> missing_derivative(NotImplementedError("the derivative for '_embedding_bag_backward' is not implemented."))
-    '_embedding_bag_backward'
-    """
-    if _COMPILED.search(str(error)):
-        return "torch.compile"
-    for pattern in _MISSING:
-        match = pattern.search(str(error))
-        if match:
-            return match["operator"]
-    return None
 
 
 _MANY = 8
@@ -217,7 +191,7 @@ class FallingBackEngine(Engine):
             self._engine = GraphEngine(self.problem)
             self.reason = f"engine 'groups' cannot be used here: {str(error).partition(chr(10))[0]}"
             return
-        if isinstance(self._engine, GraphEngine) and "modified by an inplace operation" in str(error):
+        if isinstance(self._engine, GraphEngine) and is_written_over(error):
             # What one pass saved, the next one has written over: with one graph at a time, as in training, none can. Should
             # the model write over what its own pass has saved, it will fail again.
             self._engine = RecomputeEngine(self.problem)
@@ -242,7 +216,7 @@ class FallingBackEngine(Engine):
             self.reason = "the graphs of all sub-batches did not fit into memory"
             message = f"{self.reason}, so they are recomputed from here on"
         else:
-            if "incompatible with .grad()" in str(error):
+            if is_from_reentrant_checkpoint(error):
                 error.add_note("(reentrant activation checkpointing; use torch.utils.checkpoint(..., use_reentrant=False))")
             raise error
         warn(f"initopt: {message} (engine {self.name!r})")
