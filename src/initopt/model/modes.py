@@ -13,6 +13,7 @@ from torch import nn
 
 from initopt._support._torch_private import BATCH_NORMS, INSTANCE_NORMS, STRUCTURE, compiler_is_loaded, hooks_of
 from initopt.model.double_backward import watching
+from initopt.model.randomness import drawing_on
 
 __all__ = ["Eager", "ModeGuard", "StructureGuard", "has_batch_statistics", "measuring", "ran_in_evaluation_mode"]
 
@@ -51,7 +52,7 @@ def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
         for module, name, value in _norm_settings(model):
             if module.training:
                 setattr(module, name, value)
-        with watching():
+        with watching(), drawing_on([*model.parameters(), *model.buffers()]):
             yield
     finally:
         for module in new:
