@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from initopt._support._torch_messages import is_written_over
+
 __all__ = [
     "HarmError",
     "InitoptWarning",
@@ -77,7 +79,7 @@ def located(place: str) -> Iterator[None]:
         raise type(error)(f"in {place}: {error}") from error.__cause__
     except Exception as error:
         error.add_note(f"(in {place})")
-        if "modified by an inplace operation" in str(error):
+        if is_written_over(error):
             error.add_note(_WRITTEN_OVER)
         if "fabric.backward" in str(error):
             error.add_note(_FABRIC)

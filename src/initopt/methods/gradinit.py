@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from initopt._support._torch_private import without_hooks
 from initopt._support.checks import check_choice, check_flag, check_number
 from initopt._support.errors import NonFiniteError
 from initopt.batches.nested import concatenate
 from initopt.engines import Engine
-from initopt.engines.autograd.scale_derivatives import without_hooks
 from initopt.engines.base import Gradients
 from initopt.methods._whole_batch import LossGradient, check_gradients, loss_of, sum_over, whole_batch
 from initopt.methods.base import MethodRun

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from initopt._support._torch_private import CONVOLUTIONS
 from initopt._support.checks import check_integer, check_number
 from initopt._support.errors import NonFiniteError, warn
 from initopt.engines import Engine
@@ -199,7 +199,9 @@ def _layers(parameters: Sequence[NamedParameter]) -> tuple[_Layers, list[str]]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd)) and "weight" in module._parameters
+    return isinstance(module, (nn.Linear, nn.Bilinear, *CONVOLUTIONS)) and "weight" in dict(
+        module.named_parameters(recurse=False)
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -285,7 +285,7 @@ class Checkpoint:
             raise ValueError("it has not one state for each of the loader's generators")
         if self.seed < 0:
             raise ValueError(f"the seed is {self.seed}")
-        for state in (*self.randomness.torch_cuda, *self.generators.values()):
+        for state in (*self.randomness.torch_cuda.values(), *self.generators.values()):
             if state.dtype != torch.uint8 or state.ndim != 1:
                 raise ValueError(f"the state of a generator is {kind(state)}")
         torch.Generator().set_state(self.randomness.torch_cpu)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_private import ORIGINAL
 from initopt._support.errors import MismatchError
 from initopt._support.files import plain, unplain, write_folder, write_json
 from initopt._support.reading import of_form, read_json
@@ -279,7 +280,7 @@ def _history(stored: _Stored) -> list[Record]:
 
 def _bare(named: Mapping[str, _T]) -> dict[str, _T]:
     """Without what wrappers put into names: ``_orig_mod.`` anywhere, and ``module.`` in front of all."""
-    bare = {".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in named.items()}
+    bare = {".".join(part for part in name.split(".") if part != ORIGINAL): value for name, value in named.items()}
     if all(name.startswith("module.") for name in bare):
         bare = {name.removeprefix("module."): value for name, value in bare.items()}
     return bare

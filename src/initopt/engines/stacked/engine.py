@@ -44,6 +44,7 @@ class GroupsEngine(Engine):
     """
 
     name = "groups"
+    keeps_graphs = True
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
