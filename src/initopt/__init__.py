@@ -10,6 +10,7 @@ from initopt import schemes
 from initopt._api import gradinit, lsuv, metainit, nio, optimize
 from initopt._support.errors import (
     HarmError,
+    InitoptWarning,
     LoaderError,
     LossError,
     MismatchError,
@@ -28,6 +29,7 @@ from initopt.runs.result import Result
 
 __all__ = [
     "HarmError",
+    "InitoptWarning",
     "LayerRecord",
     "LoaderError",
     "LossError",

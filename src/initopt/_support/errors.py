@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "HarmError",
+    "InitoptWarning",
     "LoaderError",
     "LossError",
     "MismatchError",
@@ -19,6 +20,10 @@ __all__ = [
     "located",
     "warn",
 ]
+
+
+class InitoptWarning(UserWarning):
+    """Every warning of initopt, so that these can be silenced or made errors apart from those of others."""
 
 
 class HarmError(ArithmeticError):
@@ -49,7 +54,8 @@ class ZeroGradientError(ArithmeticError):
     """Every gradient is exactly zero, so there is no direction to compare."""
 
 
-_PACKAGE = os.path.join(os.path.dirname(__file__), "")
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+"""The folder of initopt, with a separator at its end."""
 
 _WRITTEN_OVER = (
     "(the model writes over what its backward pass needs. Models are measured in evaluation mode, but for their norms; if "
@@ -80,8 +86,8 @@ def located(place: str) -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """Warn the user, about the line that called into initopt."""
+    """Warn the user with an :class:`InitoptWarning`, about the line that called into initopt."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, InitoptWarning, stacklevel=level)

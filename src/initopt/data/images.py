@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from initopt._support.checks import require
 from initopt._support.reading import printable
-from initopt.data.extra import require_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +69,7 @@ def open_source(
         PermissionError: if the hub does not give the data set to everybody.
         ValueError: if it has other columns, or no training split.
     """
-    require_extra()
+    require("this data set", "data", "datasets", "kornia", "PIL")
     if path is None:
         assert repository is not None
         found, name = _from_hub(repository, streaming), repository

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from initopt._support.devices import free_memory
 from initopt.data.images import Pixels
-from initopt.engines.auto import free_memory
 
 __all__ = ["placed"]
 

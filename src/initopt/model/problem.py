@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from initopt._support.checks import check_integer, check_number
+from initopt._support.checks import check_choice, check_integer, check_number
 from initopt.batches.first_look import refuse_dtype
 from initopt.batches.nested import batch_size, map_tensors, take, to_device
 from initopt.batches.subbatches import SPLITS, Windows, split_windows
@@ -314,10 +314,8 @@ def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm:
     check_number("overlap", overlap)
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap is the share by which sub-batches overlap and must be in [0, 1); got {overlap!r}")
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known are {', '.join(map(repr, SPLITS))}")
-    if batch_norm not in BATCH_NORMS:
-        raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORMS))}")
+    check_choice("split", split, SPLITS)
+    check_choice("batch_norm", batch_norm, BATCH_NORMS)
 
 
 def check_memory(microbatch: int | None, memory_budget: float | None) -> None:

@@ -20,6 +20,7 @@ from initopt._support.errors import MismatchError
 from initopt._support.files import plain, unplain, write_file
 from initopt._support.reading import bounded_json, of_form
 from initopt._support.tensorfile import load_tensors, save_tensors
+from initopt._support.words import first_few
 from initopt.batches.nested import named_tensors
 from initopt.methods import Method
 from initopt.methods.records import Record, history_from
@@ -305,11 +306,9 @@ def going_on_from(path: Path) -> Iterator[None]:
 
 
 def _another_run(lines: list[str]) -> MismatchError:
-    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
     return MismatchError(
         "the checkpoint belongs to another run; remove it to start anew, or choose another path:\n  "
-        + "\n  ".join(lines[:10])
-        + more
+        + first_few(lines, 10, "\n  ")
     )
 
 

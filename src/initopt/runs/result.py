@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from initopt._support.errors import MismatchError
-from initopt._support.files import plain, unplain, write_folder, write_json
+from initopt._support.files import Contents, plain, unplain, write_folder, write_json
 from initopt._support.reading import of_form, read_json
 from initopt._support.tensorfile import load_tensors, save_tensors
+from initopt._support.words import first_few
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
 from initopt.methods.records import Record, StepRecord, history_from
 from initopt.runs.verdict import summary
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Result"]
+__all__ = ["CONTENTS", "Result"]
 
 _T = TypeVar("_T")
 
@@ -33,6 +34,9 @@ _FORMAT = "initopt result 1"
 _RECORD = "result.json"
 _WEIGHTS = "weights.safetensors"
 _GRAMS = "grams.safetensors"
+
+CONTENTS = Contents(_RECORD, (_WEIGHTS, _GRAMS, "plot.png", "config.yaml"))
+"""What the folder of a result holds."""
 
 
 class _Stored(TypedDict):
@@ -176,7 +180,7 @@ class Result:
         Raises:
             FileExistsError: if the folder holds anything else; the message names it.
         """
-        write_folder(Path(folder).expanduser(), self.write_files, marker=_RECORD)
+        write_folder(Path(folder).expanduser(), self.write_files, CONTENTS)
 
     def write_files(self, into: Path) -> None:
         """Write the files of :meth:`save` into a folder that is there, one by one."""
@@ -309,5 +313,4 @@ def _refuse_differences(left: Mapping[str, str], right: Mapping[str, str], names
         if name in right and right[name] != kind
     ]
     if lines:
-        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
-        raise MismatchError(f"{names[0]} and {names[1]} differ:\n  " + "\n  ".join(lines[:10]) + more)
+        raise MismatchError(f"{names[0]} and {names[1]} differ:\n  " + first_few(lines, 10, "\n  "))

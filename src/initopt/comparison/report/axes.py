@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image as Raster
 
+from initopt._support.words import counted
 from initopt.comparison.analysis.summary import Entry, NetworkSummary
 from initopt.comparison.report.content import Image
-from initopt.comparison.report.formatting import counted
 
 __all__ = [
     "CHART_WIDTH",

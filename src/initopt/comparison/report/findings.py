@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from initopt._support.words import counted, listed
 from initopt.comparison.analysis.statistics import estimate
 from initopt.comparison.analysis.summary import SIGNIFICANT, Entry, NetworkSummary, Summary
 from initopt.comparison.report.formatting import (
-    counted,
     difference,
     epoch_name,
     interval,
-    listed,
     number,
     outcome_name,
     score,

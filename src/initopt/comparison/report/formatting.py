@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from initopt.comparison.analysis.outcome import Outcome
 from initopt.comparison.analysis.statistics import Estimate
 
 __all__ = [
-    "counted",
     "difference",
     "epoch_name",
     "interval",
-    "listed",
     "mean_and_spread",
     "number",
     "outcome_name",
@@ -131,21 +128,3 @@ def epoch_name(epoch: float) -> str:
     ('epoch 1', 'epoch 1.28')
     """
     return f"epoch {number(epoch)}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence.
-
-    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
-    ('a', 'a and b', 'a, b and c')
-    """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def counted(count: int, noun: str) -> str:
-    """A number of things.
-
-    >>> counted(1, "seed"), counted(2, "seed")
-    ('1 seed', '2 seeds')
-    """
-    return f"{count} {noun}{'s' * (count != 1)}"

@@ -7,14 +7,15 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from initopt._support.files import check_replaceable, plain, write_folder
+from initopt._support.checks import require
+from initopt._support.files import Contents, check_replaceable, plain, write_folder
 from initopt._support.reading import read_text
+from initopt._support.words import counted, first_few
 from initopt.comparison.analysis.summary import NetworkSummary, Summary, summarize
 from initopt.comparison.report.axes import FigureContext, slug, styles
 from initopt.comparison.report.content import (
@@ -31,15 +32,14 @@ from initopt.comparison.report.content import (
 )
 from initopt.comparison.report.curve_figures import CurveFigures
 from initopt.comparison.report.findings import caveats, findings
-from initopt.comparison.report.formatting import counted
 from initopt.comparison.report.row_figures import gradients_figure, results_figure
 from initopt.comparison.report.tables import cost_table, gradients_table, network_tables, overview_table, selection_table
 from initopt.comparison.storage.store import load_comparison, refuse_link
 
 __all__ = ["network_figures", "to_document", "to_html", "to_markdown", "write_report"]
 
-_MARKER = ".initopt-report"
 _FIGURES = "figures"
+_CONTENTS = Contents(".initopt-report", ("report.html", "report.md"), folders=(_FIGURES,))
 
 
 def write_report(folder: Path) -> Path:
@@ -58,10 +58,10 @@ def write_report(folder: Path) -> Path:
         FileExistsError: if ``report`` holds files that no report wrote; the message names them.
         ImportError: if a package that the report needs is not installed; the message says what to install.
     """
-    _refuse_without("jinja2", "pyarrow", "scipy")
+    require("a report", "compare", "jinja2", "pyarrow", "scipy")
     out = Path(folder) / "report"
     refuse_link(out)
-    check_replaceable(out, _MARKER)
+    check_replaceable(out, _CONTENTS)
     _refuse_foreign_figures(out)
     document = to_document(summarize(load_comparison(Path(folder))))
     images = _images(document)
@@ -72,16 +72,10 @@ def write_report(folder: Path) -> Path:
             (into / _FIGURES / f"{image.name}.png").write_bytes(image.png)
         (into / "report.html").write_text(to_html(document), encoding="utf-8")
         (into / "report.md").write_text(to_markdown(document, _FIGURES), encoding="utf-8")
-        (into / _MARKER).write_text("".join(f"{image.name}.png\n" for image in images), encoding="utf-8")
+        (into / _CONTENTS.marker).write_text("".join(f"{image.name}.png\n" for image in images), encoding="utf-8")
 
-    write_folder(out, write, _MARKER)
+    write_folder(out, write, _CONTENTS)
     return out / "report.html"
-
-
-def _refuse_without(*packages: str) -> None:
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise ImportError(f"a report needs {' and '.join(missing)}: pip install 'initopt[compare]'")
 
 
 def _images(document: Document) -> list[Image]:
@@ -94,12 +88,11 @@ def _refuse_foreign_figures(out: Path) -> None:
     figures = out / _FIGURES
     if not figures.is_dir():
         return
-    ours = read_text(out / _MARKER).splitlines()
+    ours = read_text(out / _CONTENTS.marker).splitlines()
     foreign = sorted(file.name for file in figures.iterdir() if file.name not in ours or not file.is_file())
     if foreign:
-        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise FileExistsError(
-            f"{out} is not replaced, since its {_FIGURES} hold files that no report wrote: {', '.join(foreign[:5])}{more}; "
+            f"{out} is not replaced, since its {_FIGURES} hold files that no report wrote: {first_few(foreign, 5)}; "
             "move them elsewhere"
         )
 
