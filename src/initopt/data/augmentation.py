@@ -24,10 +24,7 @@ _PADDING = 4
 
 
 def chosen_names(augment: Augment, usual: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The names of the augmentations to apply, in order.
-
-    Raises:
-        ValueError: if one is unknown.
+    """The names of the augmentations to apply, in order; a ValueError if one is unknown.
 
     >>> chosen_names(True, ("crop", "flip"), AUGMENTATIONS), chosen_names(["flip"], (), AUGMENTATIONS)
     (('crop', 'flip'), ('flip',))
@@ -62,8 +59,8 @@ def augmentation(names: Sequence[str], size: int) -> nn.Module | None:
     >>> augmentation(["cutout"], 4)(torch.ones(1, 1, 4, 4)).sum()
     tensor(12.)
     """
-    steps = {"crop": _Crop, "flip": _Flip, "cutout": _Cutout}
-    return nn.Sequential(*(steps[name](size) for name in names)) if names else None
+    steps = {"crop": _Crop(size), "flip": _Flip(), "cutout": _Cutout(size)}
+    return nn.Sequential(*(steps[name] for name in names)) if names else None
 
 
 def _draw(top: int, *shape: int) -> Tensor:
@@ -91,9 +88,6 @@ class _Crop(nn.Module):
 
 
 class _Flip(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-
     def forward(self, images: Tensor) -> Tensor:
         chosen = _to(images, _draw(1, len(images), 1, 1, 1)).bool()
         return torch.where(chosen, images.flip(-1), images)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from initopt._support.checks import check_integer
-from initopt.zoo.convolution import Norm, check_norm, convolution, norm_layer
+from initopt.zoo._layers import Norm, check_norm, check_sizes, convolution, norm_layer
 
 __all__ = ["densenet"]
 
@@ -42,8 +42,7 @@ def densenet(
     torch.Size([2, 10])
     """
     check_integer("depth", depth, 10)
-    for name, value in {"growth": growth, "num_classes": num_classes, "in_channels": in_channels}.items():
-        check_integer(name, value, 1)
+    check_sizes(growth=growth, num_classes=num_classes, in_channels=in_channels)
     check_norm(norm)
     if depth % 6 != 4:
         raise ValueError(f"depth must be 6 n + 4, such as 22, 40 or 100; got {depth}")

@@ -81,6 +81,16 @@ class Entry:
         return over_runs(None if figures is None else figures.get(figure) for figures in found)
 
     @property
+    def pairs(self) -> int:
+        """The number of seeds that it has in common with the reference."""
+        return len(self.final_difference.differences) if self.final_difference else 0
+
+    @property
+    def mean_difference(self) -> float:
+        """The mean difference to the reference in the end; ``nan`` without one."""
+        return self.final_difference.estimate.mean if self.final_difference else math.nan
+
+    @property
     def verdict(self) -> int:
         """1 if the value is higher in the end than the reference's, -1 if lower, 0 if that is not clear.
 
@@ -186,8 +196,8 @@ def summarize(comparison: Comparison) -> Summary:
     """
     names = list(comparison.initializations)
     reference = "default" if "default" in names else next(iter(names), "")
-    networks = [_network(comparison, network, names, reference) for network in comparison.networks]
-    return Summary(comparison, tuple(_corrected(networks)), reference)
+    networks = (_network(comparison, network, names, reference) for network in comparison.networks)
+    return Summary(comparison, _corrected(networks), reference)
 
 
 def _network(comparison: Comparison, network: str, names: Sequence[str], reference: str) -> NetworkSummary:
@@ -276,26 +286,21 @@ def _selection(runs: Iterable[RunRecord], validation: Outcome) -> dict[float, Se
     return cells
 
 
-def _corrected(networks: Sequence[NetworkSummary]) -> list[NetworkSummary]:
+def _corrected(networks: Iterable[NetworkSummary]) -> tuple[NetworkSummary, ...]:
     """The networks with their p-values corrected, for all of them together."""
-    others = [entry for network in networks for entry in network.others]
-    final = iter(holm([entry.final_difference.p if entry.final_difference else None for entry in others]))
-    first = iter(holm([entry.first_difference.p if entry.first_difference else None for entry in others]))
-
-    def correct(paired: Paired | None, corrected: Iterator[float | None]) -> Paired | None:
-        return None if paired is None else replace(paired, p_holm=next(corrected))
-
-    return [
-        replace(
-            network,
-            entries=tuple(
-                replace(
-                    entry,
-                    final_difference=correct(entry.final_difference, final),
-                    first_difference=correct(entry.first_difference, first),
-                )
-                for entry in network.entries
-            ),
+    networks = tuple(networks)
+    for field in ("final_difference", "first_difference"):
+        corrected = iter(holm([getattr(entry, field).p for network in networks for entry in network.others]))
+        networks = tuple(
+            replace(
+                network, entries=tuple(_with_p(entry, field, network.reference, corrected) for entry in network.entries)
+            )
+            for network in networks
         )
-        for network in networks
-    ]
+    return networks
+
+
+def _with_p(entry: Entry, field: str, reference: str, corrected: Iterator[float | None]) -> Entry:
+    if entry.name == reference:
+        return entry
+    return replace(entry, **{field: replace(getattr(entry, field), p_holm=next(corrected))})

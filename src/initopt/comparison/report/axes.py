@@ -73,34 +73,25 @@ REFERENCE = Style("#4d4d4d", "-", "o", filled=True)
 
 
 def styles(names: Sequence[str], reference: str) -> dict[str, Style]:
-    """A style for every initialization; up to 24, no two are the same.
-
-    Args:
-        names: of the initializations.
-        reference: the one of them that is drawn in grey.
+    """A style for every initialization, grey for the reference; up to 24, no two are the same.
 
     >>> found = styles(["default", "nio"], "default")
     >>> found["default"].colour, found["nio"].colour
     ('#4d4d4d', '#0072B2')
     """
-    others = [name for name in names if name != reference]
-    found = {
-        name: Style(
-            _COLOURS[index % len(_COLOURS)],
-            _LINES[index // len(_COLOURS) % len(_LINES)],
-            _MARKERS[index % len(_MARKERS)],
-            filled=index // len(_COLOURS) % 2 == 0,
-        )
-        for index, name in enumerate(others)
-    }
-    return {name: found.get(name, REFERENCE) for name in names}
+    found = dict.fromkeys(names, REFERENCE)
+    for index, name in enumerate(name for name in names if name != reference):
+        cycle, colour = divmod(index, len(_COLOURS))
+        marker = _MARKERS[index % len(_MARKERS)]
+        found[name] = Style(_COLOURS[colour], _LINES[cycle % len(_LINES)], marker, filled=cycle % 2 == 0)
+    return found
 
 
 CHART_WIDTH = 4.6
-"""Of a chart in inches: two fit beside each other on a desk, and one, hardly smaller, on a phone."""
+"""The width of a chart in inches: two fit beside each other on a desk, and one, hardly smaller, on a phone."""
 
 _CSS_PIXELS = 100
-"""In an inch."""
+"""The pixels of a page that an inch of a figure takes."""
 
 
 def create(width: float, height: float) -> Figure:
@@ -204,10 +195,10 @@ class FigureContext:
 
     def interval(self) -> str:
         """What bars and bands are, if there are several seeds."""
-        few = any(1 < count < 5 for count in self._counts())
-        return (
-            "95 % bootstrap interval of the mean over seeds" + few * " (for fewer than 5 seeds: their range, which is less)"
-        )
+        words = "95 % bootstrap interval of the mean over seeds"
+        if any(1 < count < 5 for count in self._counts()):
+            words += " (for fewer than 5 seeds: their range, which is less)"
+        return words
 
     def _counts(self) -> list[int]:
         return [len(entry.runs) - len(entry.having("failed")) for entry in self.entries]

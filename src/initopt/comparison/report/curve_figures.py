@@ -38,11 +38,7 @@ _CEILING = 3.0
 
 
 class CurveFigures:
-    """The learning curves of a network.
-
-    Args:
-        context: the network, with at least one initialization that has something to show.
-    """
+    """The learning curves of a network, at least one of whose initializations has something to show."""
 
     def __init__(self, context: FigureContext) -> None:
         self._context = context
@@ -79,7 +75,8 @@ class CurveFigures:
         others = [entry for entry in context.entries if entry.name != reference]
         if self._together or not self._kinds or len(others) == len(context.entries):
             return None
-        kinds = " above, ".join(kind.title for kind in self._kinds) + " below" * (len(self._kinds) > 1)
+        titles = [kind.title for kind in self._kinds]
+        kinds = titles[0] if len(titles) == 1 else f"{titles[0]} above, {titles[1]} below"
         bands = f"mean of {context.seeds()}, bands: {context.interval()}" if context.several else "one seed"
         caption = f"Each initialization beside {reference} (grey), against epochs: {kinds}; {bands}.{self._remarks()}"
         return Figure([self._panel(entry) for entry in others], caption)
@@ -88,9 +85,7 @@ class CurveFigures:
         """What a reader might stumble over."""
         remarks = ""
         if any(entry.having("diverged") for entry in self._context.entries):
-            remarks += (
-                " A cross marks where a run diverged; from there on it counts as untrained, and has no training loss."
-            )
+            remarks = " A cross marks where a run diverged; from there on it counts as untrained, and has no training loss."
         if any(kind.is_cut for kind in self._kinds):
             remarks += f" Losses of more than {_CEILING:g} times those at the start are cut off."
         return remarks
@@ -115,15 +110,13 @@ class CurveFigures:
     def _panel(self, entry: Entry) -> Image:
         network, styles = self._context.network, self._context.styles
         figure = create(2.0, 1.5 * len(self._kinds) + 0.2)
-        for axes, kind in zip(
-            figure.subplots(len(self._kinds), 1, sharex=True, squeeze=False)[:, 0], self._kinds, strict=True
-        ):
+        figure.subplots(len(self._kinds), 1, sharex=True)
+        for axes, kind in zip(figure.axes, self._kinds, strict=True):
             for name in (network.reference, entry.name):
                 _draw(axes, kind.curves[name], styles[name], bands=True, every=None)
             kind.scale(axes)
             tidy(axes, size=8)
-        title = short(entry.name, 20)
-        figure.axes[0].set_title(title, fontsize=9, loc="right", weight="bold")
+        figure.axes[0].set_title(short(entry.name, 20), fontsize=9, loc="right", weight="bold")
         ends = ", ".join(
             f"{kind.title} {kind.end_of(entry.name)} and {kind.end_of(network.reference)}" for kind in self._kinds
         )
@@ -155,15 +148,15 @@ class _Kind:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=last >= 2))
         low, high = min(self.values), max(self.values)
         margin = 0.06 * max(high - low, 0.02 * abs(high), 1e-12)
+        limits = low - margin, high + margin
         if self._outcome.higher_is_better:
             percent(axes.yaxis)
-            axes.set_ylim(max(low - margin, -0.02), min(high + margin, 1.02))
-            return
-        log_if_wide(axes.yaxis, axes.set_yscale, self.values)
-        if axes.get_yscale() == "log":
-            axes.set_ylim(low / 1.15, high * 1.15)
+            limits = max(limits[0], -0.02), min(limits[1], 1.02)
         else:
-            axes.set_ylim(low - margin, high + margin)
+            log_if_wide(axes.yaxis, axes.set_yscale, self.values)
+            if axes.get_yscale() == "log":
+                limits = low / 1.15, high * 1.15
+        axes.set_ylim(*limits)
 
     def end_of(self, name: str) -> str:
         """The last value of a curve."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from initopt.comparison.analysis.outcome import Outcome
 from initopt.comparison.analysis.statistics import Estimate
@@ -16,6 +17,7 @@ __all__ = [
     "outcome_name",
     "p_value",
     "score",
+    "seeds_named",
     "unit",
 ]
 
@@ -79,7 +81,7 @@ def difference(value: float, outcome: Outcome) -> str:
         return NOTHING
     if outcome.measure == "accuracy":
         return f"{100 * value:+z.1f}"
-    return "+" * (value >= 0) + number(value)
+    return f"{'+' if value >= 0 else ''}{number(value)}"
 
 
 def interval(found: Estimate, outcome: Outcome) -> str:
@@ -90,14 +92,14 @@ def interval(found: Estimate, outcome: Outcome) -> str:
     """
     if not found.count:
         return NOTHING
-    mean = difference(found.mean, outcome)
-    return (
-        mean if math.isnan(found.low) else f"{mean} [{difference(found.low, outcome)}, {difference(found.high, outcome)}]"
-    )
+    text = difference(found.mean, outcome)
+    if not math.isnan(found.low):
+        text += f" [{difference(found.low, outcome)}, {difference(found.high, outcome)}]"
+    return text
 
 
 def unit(outcome: Outcome) -> str:
-    """In what :func:`difference` counts."""
+    """The unit in which :func:`difference` counts, after a space; nothing if there is none."""
     return " points" if outcome.measure == "accuracy" else ""
 
 
@@ -128,3 +130,12 @@ def epoch_name(epoch: float) -> str:
     ('epoch 1', 'epoch 1.28')
     """
     return f"epoch {number(epoch)}"
+
+
+def seeds_named(seeds: Sequence[int]) -> str:
+    """Some seeds.
+
+    >>> seeds_named([3]), seeds_named([0, 1])
+    ('seed 3', 'seeds 0, 1')
+    """
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"

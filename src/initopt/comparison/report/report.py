@@ -25,10 +25,8 @@ from initopt.comparison.report.content import (
     Image,
     Listing,
     Section,
-    Sentences,
     Strong,
     Table,
-    Text,
 )
 from initopt.comparison.report.curve_figures import CurveFigures
 from initopt.comparison.report.findings import caveats, findings
@@ -98,15 +96,15 @@ def _refuse_foreign_figures(out: Path) -> None:
 
 
 def network_figures(network: NetworkSummary, number: int) -> dict[str, Figure]:
-    """Draw all figures of a network.
+    """Draw the figures of a network, with at least one final run that did not fail, that have something to show.
 
     Args:
-        network: with at least one final run that did not fail.
+        network: its summary.
         number: of the network, for the names of the files.
 
     Returns:
-        Those that have something to show, by what that is: ``"results"``, ``"curves"``, ``"panels"`` (small learning
-        curves, where there are too many initializations for bands in one chart) and ``"gradients"``.
+        The figures of ``"results"``, ``"curves"``, ``"panels"`` (small learning curves, where there are too many
+        initializations for bands in one chart) and ``"gradients"``.
     """
     context = FigureContext(
         network,
@@ -125,11 +123,7 @@ def network_figures(network: NetworkSummary, number: int) -> dict[str, Figure]:
 
 
 def to_document(summary: Summary) -> Document:
-    """Put a report together.
-
-    Args:
-        summary: of the comparison.
-    """
+    """Put a report together."""
     drawn = styles(summary.comparison.initializations, summary.reference)
     return Document(
         title="Initializations compared",
@@ -145,26 +139,25 @@ def to_document(summary: Summary) -> Document:
 
 def _lead(summary: Summary) -> str:
     comparison = summary.comparison
-    paired = (
-        " Of a seed, all initializations have the same draw of random numbers and the same order of the data, and they are "
-        f"compared with {summary.reference} seed by seed."
-        if len(comparison.initializations) > 1
-        else ""
-    )
-    return (
+    text = (
         f"{counted(len(comparison.initializations), 'initialization')} on {counted(len(summary.networks), 'network')}, "
-        f"{counted(len(comparison.seeds), 'seed')} each.{paired}"
+        f"{counted(len(comparison.seeds), 'seed')} each."
     )
+    if len(comparison.initializations) > 1:
+        text += (
+            " Of a seed, all initializations have the same draw of random numbers and the same order of the data, and they "
+            f"are compared with {summary.reference} seed by seed."
+        )
+    return text
 
 
 def _in_plain_words(summary: Summary) -> Iterator[Block]:
-    for paragraph in findings(summary):
-        yield Text(paragraph)
+    yield from findings(summary)
     table = overview_table(summary)
     if table is not None:
         yield table
-    yield Text("What cannot be concluded:")
-    yield Sentences(caveats(summary))
+    yield "What cannot be concluded:"
+    yield caveats(summary)
 
 
 def _network(network: NetworkSummary, number: int) -> Iterator[Block]:
@@ -183,7 +176,7 @@ def _network(network: NetworkSummary, number: int) -> Iterator[Block]:
         if "gradients" in figures:
             yield figures["gradients"]
     else:
-        yield Text("No run of this network has come to a result.")
+        yield "No run of this network has come to a result."
     selection = selection_table(network)
     if selection is not None:
         yield selection
@@ -202,18 +195,18 @@ def _troubles(network: NetworkSummary) -> Iterator[Block]:
 
 
 def _how(summary: Summary) -> Iterator[Block]:
-    yield Sentences(_RULES)
+    yield _RULES
     comparison = summary.comparison
     yield Listing("The recipe", _as_yaml(comparison.recipe), open=True)
     whole = {"networks": comparison.networks, "initializations": comparison.initializations, "seeds": comparison.seeds}
     yield Listing("What was compared", _as_yaml(whole | comparison.details), open=not comparison.details)
     if comparison.problems:
         yield Listing("Stored runs that cannot be read", "\n".join(comparison.problems), open=True)
-    versions = {tuple(run.versions.items()): run.versions for run in [*comparison.runs, *comparison.selection]}
-    versions = versions or {(): comparison.versions}
-    for found in versions.values():
-        which = [run for run in [*comparison.runs, *comparison.selection] if run.versions == found]
-        title = "Versions" if len(versions) == 1 else f"Versions of {counted(len(which), 'run')}"
+    runs = [*comparison.runs, *comparison.selection]
+    versions = list({tuple(run.versions.items()): run.versions for run in runs}.values()) or [comparison.versions]
+    for found in versions:
+        count = sum(run.versions == found for run in runs)
+        title = "Versions" if len(versions) == 1 else f"Versions of {counted(count, 'run')}"
         yield Listing(title, _as_yaml(found), open=True)
 
 
@@ -221,7 +214,7 @@ def _as_yaml(value: Any) -> str:
     return str(yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, width=100)).strip()
 
 
-_RULES = (
+_RULES = [
     "A run that diverged counts as an untrained network: as the median of all runs of that network before their first "
     "step. That is what it leaves to its user; to leave it out would flatter an initialization that makes runs diverge.",
     "A run that failed (an exception) or is missing has no result; the differences are over the seeds that both "
@@ -236,7 +229,7 @@ _RULES = (
     "A difference is called clear if the corrected p is below 0.05 and the interval leaves zero out.",
     "GradCosine is the mean cosine similarity of the gradients of parts of a batch, the gradient norm their mean length, "
     "both on batches that the initialization has not seen.",
-)
+]
 
 
 def to_html(document: Document) -> str:
@@ -266,15 +259,14 @@ def to_markdown(document: Document, pictures: str) -> str:
 
 
 def _block(block: Block, pictures: str) -> Iterator[str]:
-    if isinstance(block, Text):
-        yield _text(block.text)
-    elif isinstance(block, Sentences):
-        yield "\n".join(f"- {_text(sentence)}" for sentence in block.sentences)
+    if isinstance(block, str):
+        yield _text(block)
+    elif isinstance(block, list):
+        yield "\n".join(f"- {_text(sentence)}" for sentence in block)
     elif isinstance(block, Table):
         yield f"### {_text(block.title)}"
         yield _table(block)
-        if block.note:
-            yield _text(block.note)
+        yield _text(block.note)
     elif isinstance(block, Figure):
         yield "\n".join(
             f'<img src="{pictures}/{image.name}.png" width="{image.width}" alt="{html.escape(image.alt)}">'

@@ -33,13 +33,7 @@ _FAR = 8.0
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the results.
-
-    Attributes:
-        entry: whose it is.
-        values: by seed.
-        found: their mean and interval.
-    """
+    """A row of the results: an initialization, its values by seed, and their mean and interval."""
 
     entry: Entry
     values: dict[int, float]
@@ -52,16 +46,8 @@ def results_figure(context: FigureContext) -> Figure | None:
     ends = [_Row(e, e.final, over_runs(e.final.values())) for e in context.entries if e.final]
     pairs = [(entry, entry.final_difference) for entry in network.others]
     differences = [_Row(e, p.differences, p.estimate) for e, p in pairs if p is not None and p.differences]
-    images = []
-    cut = False
-    if ends:
-        image, cut = _ends(context, ends)
-        images.append(image)
-    if differences:
-        image, also_cut = _differences(context, differences)
-        images.append(image)
-        cut = cut or also_cut
-    if not images:
+    drawn = [draw(context, rows) for draw, rows in ((_ends, ends), (_differences, differences)) if rows]
+    if not drawn:
         return None
     caption = f"{outcome_name(outcome).capitalize()} in the end"
     caption += f", and its difference to {network.reference}, seed by seed. " if differences else ". "
@@ -72,8 +58,9 @@ def results_figure(context: FigureContext) -> Figure | None:
         caption += "One seed, so there is no interval."
     if any(entry.having("diverged") for entry in context.entries):
         caption += " Crosses: runs that diverged, which count as untrained."
-    caption += " An arrow at the edge: the mean is beyond it, at the number beside." if cut else ""
-    return Figure(images, caption)
+    if any(cut for _, cut in drawn):
+        caption += " An arrow at the edge: the mean is beyond it, at the number beside."
+    return Figure([image for image, _ in drawn], caption)
 
 
 def gradients_figure(context: FigureContext) -> Figure | None:
@@ -108,16 +95,16 @@ def _ends(context: FigureContext, rows: Sequence[_Row]) -> tuple[Image, bool]:
 def _differences(context: FigureContext, rows: Sequence[_Row]) -> tuple[Image, bool]:
     network, outcome = context.network, context.network.outcome
     scale = 100.0 if outcome.measure == "accuracy" else 1.0
+    texts = [difference(row.found.mean, outcome) for row in rows]
     rows = [
         _Row(row.entry, {seed: scale * value for seed, value in row.values.items()}, _scaled(row.found, scale))
         for row in rows
     ]
     better = "more is better" if outcome.higher_is_better else "less is better"
-    label = f"difference to {short(network.reference)} ({unit(outcome).strip()}{', ' * bool(unit(outcome))}{better})"
-    figure, axes = create_rows([row.entry.name for row in rows], label)
+    of_what = f"points, {better}" if unit(outcome) else better
+    figure, axes = create_rows([row.entry.name for row in rows], f"difference to {short(network.reference)} ({of_what})")
     axes.axvline(0, color=REFERENCE.colour, linewidth=1, zorder=1)
     limits = _limits(rows, [0.0])
-    texts = [difference(row.found.mean / scale, outcome) for row in rows]
     _draw_rows(axes, context, rows, limits, texts)
     means = "; ".join(f"{row.entry.name} {text}{unit(outcome)}" for row, text in zip(rows, texts, strict=True))
     alt = f"Difference to {network.reference} in the end, {network.name}. Means: {means}"
@@ -142,11 +129,7 @@ def _measured(context: FigureContext, figure: str, title: str) -> Image | None:
 
 
 def _draw_rows(
-    axes: Axes,
-    context: FigureContext,
-    rows: Sequence[_Row],
-    limits: tuple[float, float] | None,
-    texts: Sequence[str],
+    axes: Axes, context: FigureContext, rows: Sequence[_Row], limits: tuple[float, float] | None, texts: Sequence[str]
 ) -> None:
     for position, (row, text) in enumerate(zip(rows, texts, strict=True)):
         style = context.styles[row.entry.name]
@@ -173,25 +156,15 @@ def _draw_row(axes: Axes, position: int, style: Style, row: _Row) -> None:
 
 def _draw_far(axes: Axes, position: int, style: Style, text: str, limits: tuple[float, float], *, low: bool) -> None:
     """An arrow at an edge, with the mean that is beyond it."""
-    edge = limits[0 if low else 1]
-    axes.plot(edge, position, "<" if low else ">", color=style.colour, markersize=6, clip_on=False)
-    axes.annotate(
-        text,
-        (edge, position),
-        (8 if low else -8, 0),
-        textcoords="offset points",
-        ha="left" if low else "right",
-        va="center",
-        fontsize=8.5,
-    )
+    edge, arrow, shift, side = (limits[0], "<", 8, "left") if low else (limits[1], ">", -8, "right")
+    axes.plot(edge, position, arrow, color=style.colour, markersize=6, clip_on=False)
+    axes.annotate(text, (edge, position), (shift, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5)
 
 
 def _limits(rows: Sequence[_Row], keep: Sequence[float]) -> tuple[float, float] | None:
     """Limits that leave out rows far from the others, which would press those into a line; ``None`` without such.
 
-    Args:
-        rows: what is to be shown.
-        keep: values that stay inside.
+    The values to ``keep`` stay inside.
     """
     middles = {row.entry.name: median(row.values.values()) for row in rows}
     centre = median(middles.values())
