@@ -218,11 +218,7 @@ def _one_of(forms: tuple[Any, ...], value: Any, name: str) -> Any:
     kinds = [form for form in forms if form is not type(None)]
     if len(kinds) == 1:  # a type or null: what is wrong with the type
         raise errors[forms.index(kinds[0])]
-    raise ValueError(f"{name or 'the value'} must be {' or '.join(_words_of(forms))}; got {_short(value)}")
-
-
-def _words_of(forms: tuple[Any, ...]) -> Iterator[str]:
-    return map(_in_words, forms)
+    raise ValueError(f"{name or 'the value'} must be {' or '.join(map(_in_words, forms))}; got {_short(value)}")
 
 
 def _in_words(form: Any) -> str:

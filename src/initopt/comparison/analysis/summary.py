@@ -21,12 +21,9 @@ _SHARES = (0.5, 0.75, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class SelectionCell:
-    """What one learning rate gave on the validation split.
+    """What one learning rate gave on the validation split: values by seed, and how many runs diverged and failed.
 
-    Attributes:
-        values: by seed; a diverged run counts as untrained.
-        diverged: how many of the runs diverged.
-        failed: how many failed.
+    A run that diverged counts as untrained.
     """
 
     values: dict[int, float]
@@ -106,12 +103,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Target:
-    """A value to be reached.
-
-    Attributes:
-        share: of what the initialization in question has in the end.
-        value: the value itself.
-    """
+    """A value to be reached, and which share it is of what the initialization in question has in the end."""
 
     share: float
     value: float
@@ -158,13 +150,7 @@ class NetworkSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All networks.
-
-    Attributes:
-        comparison: what was run.
-        networks: in its order.
-        reference: the name of the initialization that the others are compared to; empty without initializations.
-    """
+    """All networks, and the name of the initialization that the others are compared to; empty without initializations."""
 
     comparison: Comparison
     networks: tuple[NetworkSummary, ...]
@@ -264,8 +250,7 @@ def _targets(
             continue
         untrained, end = outcome.untrained, means[name]
         if outcome.higher_is_better:
-            values = {share: share * end for share in _SHARES}
-            targets = [Target(share, value) for share, value in values.items() if not value <= untrained]
+            targets = [Target(share, share * end) for share in _SHARES if not share * end <= untrained]
         else:
             values = {share: untrained + share * (end - untrained) for share in _SHARES}
             targets = [Target(share, value) for share, value in values.items() if value < untrained]

@@ -45,13 +45,9 @@ _LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 
 
 @dataclass(frozen=True)
 class Style:
-    """How an initialization is drawn.
+    """How an initialization is drawn: dashes and marker as matplotlib has them.
 
-    Attributes:
-        colour: of lines and markers.
-        line: the dashes of its lines, as matplotlib has them.
-        marker: its marker, as matplotlib has it.
-        filled: whether the marker is filled; each time that the colours begin anew, that changes.
+    Whether markers are filled changes each time that the colours begin anew.
     """
 
     colour: str
@@ -174,8 +170,8 @@ class FigureContext:
     Attributes:
         network: its summary.
         entries: the initializations that have something to show.
-        styles: of all initializations.
-        stem: what the names of the files begin with.
+        styles: the styles of all initializations.
+        stem: the beginning of the names of the files.
     """
 
     network: NetworkSummary

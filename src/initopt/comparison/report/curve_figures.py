@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from initopt.comparison.analysis.outcome import MeanCurve, Outcome, outcome_curve, train_loss_curve
+from initopt.comparison.analysis.outcome import TRAIN_LOSS, MeanCurve, Outcome, outcome_curve
 from initopt.comparison.analysis.summary import Entry
 from initopt.comparison.report.axes import (
     CHART_WIDTH,
@@ -26,7 +25,6 @@ from initopt.comparison.report.axes import (
 )
 from initopt.comparison.report.content import Figure, Image
 from initopt.comparison.report.formatting import outcome_name, score
-from initopt.comparison.storage.record import RunRecord
 
 __all__ = ["CurveFigures"]
 
@@ -45,17 +43,12 @@ class CurveFigures:
         network = context.network
         runs = {entry.name: list(entry.runs.values()) for entry in context.entries}
         everyone = [run for found in runs.values() for run in found if run.status != "failed"]
-        grids = {subset: _epochs(everyone, subset) for subset in (network.outcome.subset, "train")}
-        train = Outcome("train", "loss", math.nan)
-        self._kinds = [
-            _Kind(
-                network.outcome,
-                outcome_name(network.outcome),
-                {name: outcome_curve(r, network.outcome, grids[network.outcome.subset]) for name, r in runs.items()},
-            ),
-            _Kind(train, "training loss", {name: train_loss_curve(r, grids["train"]) for name, r in runs.items()}),
-        ]
-        self._kinds = [kind for kind in self._kinds if kind.values]
+        self._kinds = []
+        for outcome, title in ((network.outcome, outcome_name(network.outcome)), (TRAIN_LOSS, "training loss")):
+            grid = sorted({point.epoch for run in everyone for point in run.curve if point.subset == outcome.subset})
+            kind = _Kind(outcome, title, {name: outcome_curve(found, outcome, grid) for name, found in runs.items()})
+            if kind.values:
+                self._kinds.append(kind)
         self._together = len(context.entries) <= _BANDS
 
     def together(self) -> Figure | None:
@@ -163,10 +156,6 @@ class _Kind:
         mean = self.curves[name].mean
         known = mean[np.isfinite(mean)]
         return score(float(known[-1]), self._outcome) if len(known) else "none"
-
-
-def _epochs(runs: Sequence[RunRecord], subset: str) -> list[float]:
-    return sorted({point.epoch for run in runs for point in run.curve if point.subset == subset})
 
 
 def _draw(axes: Axes, curve: MeanCurve, style: Style, *, bands: bool, every: tuple[int, int] | None) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from initopt.comparison.analysis.outcome import Outcome
 from initopt.comparison.analysis.statistics import Estimate
+from initopt.comparison.report.content import Strong
 
 __all__ = [
     "difference",
     "epoch_name",
     "interval",
+    "markdown_table",
+    "markdown_text",
     "mean_and_spread",
     "number",
     "outcome_name",
@@ -139,3 +143,26 @@ def seeds_named(seeds: Sequence[int]) -> str:
     ('seed 3', 'seeds 0, 1')
     """
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
+def markdown_text(text: str) -> str:
+    r"""Text of which nothing is taken for markup.
+
+    >>> print(markdown_text("a|b <c> *d* xavier_normal _e_"))
+    a\|b \<c\> \*d\* xavier_normal \_e\_
+    """
+    escaped = re.sub(r"([\\`*|<>\[\]$~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, whose first column is on the left and the others on the right.
+
+    >>> print(markdown_table(["method", "steps"], [["nio", Strong("30")]]))
+    | method | steps |
+    | --- | ---: |
+    | nio | **30** |
+    """
+    cells = [[f"**{markdown_text(c)}**" if isinstance(c, Strong) else markdown_text(c) for c in row] for row in rows]
+    lines = [list(map(markdown_text, columns)), ["---", *["---:"] * (len(columns) - 1)], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from initopt.comparison.report.content import (
 )
 from initopt.comparison.report.curve_figures import CurveFigures
 from initopt.comparison.report.findings import caveats, findings
+from initopt.comparison.report.formatting import markdown_table, markdown_text
 from initopt.comparison.report.row_figures import gradients_figure, results_figure
 from initopt.comparison.report.tables import cost_table, gradients_table, network_tables, overview_table, selection_table
 from initopt.comparison.storage.store import load_comparison, refuse_link
@@ -250,9 +251,9 @@ def to_markdown(document: Document, pictures: str) -> str:
         document: the report.
         pictures: the folder of its pictures, as seen from the file.
     """
-    parts = [f"# {_text(document.title)}", _text(document.lead)]
+    parts = [f"# {markdown_text(document.title)}", markdown_text(document.lead)]
     for section in document.sections:
-        parts.append(f"## {_text(section.title)}")
+        parts.append(f"## {markdown_text(section.title)}")
         for block in section.blocks:
             parts += _block(block, pictures)
     return "\n\n".join(parts) + "\n"
@@ -260,45 +261,25 @@ def to_markdown(document: Document, pictures: str) -> str:
 
 def _block(block: Block, pictures: str) -> Iterator[str]:
     if isinstance(block, str):
-        yield _text(block)
+        yield markdown_text(block)
     elif isinstance(block, list):
-        yield "\n".join(f"- {_text(sentence)}" for sentence in block)
+        yield "\n".join(f"- {markdown_text(sentence)}" for sentence in block)
     elif isinstance(block, Table):
-        yield f"### {_text(block.title)}"
-        yield _table(block)
-        yield _text(block.note)
+        yield f"### {markdown_text(block.title)}"
+        yield markdown_table(block.columns, block.rows)
+        yield markdown_text(block.note)
     elif isinstance(block, Figure):
         yield "\n".join(
             f'<img src="{pictures}/{image.name}.png" width="{image.width}" alt="{html.escape(image.alt)}">'
             for image in block.images
         )
-        yield f"*{_text(block.caption)}*"
+        yield f"*{markdown_text(block.caption)}*"
     elif isinstance(block, Listing):
-        yield f"**{_text(block.title)}**"
+        yield f"**{markdown_text(block.title)}**"
         yield _listing(block.text)
-
-
-def _table(table: Table) -> str:
-    rule = ["---", *["---:"] * (len(table.columns) - 1)]
-    rows = [[f"**{_text(c)}**" if isinstance(c, Strong) else _text(c) for c in row] for row in table.rows]
-    return "\n".join(_row(cells) for cells in [[_text(column) for column in table.columns], rule, *rows])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _listing(text: str) -> str:
     """Fenced by more backticks than the text has in a row."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
     return f"{fence}text\n{text.rstrip()}\n{fence}"
-
-
-def _text(text: str) -> str:
-    r"""Text of which nothing is taken for markup.
-
-    >>> print(_text("a|b <c> *d* xavier_normal _e_"))
-    a\|b \<c\> \*d\* xavier_normal \_e\_
-    """
-    escaped = re.sub(r"([\\`*|<>\[\]$~])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
