@@ -142,7 +142,8 @@ def outcome_curve(runs: Sequence[RunRecord], outcome: Outcome, epochs: Sequence[
         points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
         row = np.full(len(grid), math.nan)
         if points:
-            row = np.interp(grid, *np.array(points).T, left=math.nan, right=math.nan)
+            at, values = np.array(points).T
+            row = np.interp(grid, at, values, left=math.nan, right=math.nan)
         if run.status == "diverged":
             row[grid > (points[-1][0] if points else -math.inf)] = outcome.untrained
             ends += points[-1:]
