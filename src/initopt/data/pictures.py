@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from initopt._support.checks import check_integer
 from initopt.data.augmentation import CHANGES, Augment, View, chosen_names
 from initopt.data.images import Source, decode, open_source
-from initopt.data.splits import Sizes, Splits, select, test_split
+from initopt.data.splits import Sizes, Splits, origins, select
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,12 +151,10 @@ def _streamed(sources: Mapping[str, Source], sizes: Sizes, shown: Mapping[str, V
     A part with a given size is read into memory, undecoded; one without is a stream, if it has a split of its own. Those
     that have none are the first images of the training split.
     """
-    test = test_split(sources) or "train"
-    validation = "validation" if "validation" in sources and test != "validation" else "train"
     made: dict[str, Dataset[object]] = {}
     taken = 0
-    for part, origin in {"validation": validation, "test": test, "train": "train"}.items():
-        size = getattr(sizes, part)
+    for part in ("validation", "test", "train"):
+        origin, size = origins(sources)[part], getattr(sizes, part)
         stream = PictureStream(sources[origin], shown[part], taken if origin == "train" else 0)
         if size:
             made[part] = stream.first(size)

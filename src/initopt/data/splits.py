@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from initopt.data.digits import Subset, digits_tensors
 from initopt.data.images import Pixels
 from initopt.data.loader import SeededBatches, seeded_batches
 
-__all__ = ["PARTS", "Sizes", "Splits", "digits_splits", "select", "stratified_order", "test_split"]
+__all__ = ["PARTS", "Sizes", "Splits", "digits_splits", "origins", "select", "stratified_order"]
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,17 @@ class Sizes:
                 check_integer(f"{part}_samples", getattr(self, part), minimum)
 
 
-def test_split(splits: Mapping[str, object]) -> str | None:
-    """Which of the splits of a data set is for testing: the validation split, if there is no other.
+def origins(splits: Container[str]) -> dict[str, str]:
+    """The split of a data set that each part is from; the training split, for a part without one of its own.
 
-    >>> test_split({"train": 0, "validation": 0}), test_split({"train": 0})
-    ('validation', None)
+    The validation split is for testing, if there is no other.
+
+    >>> origins({"train", "validation"})
+    {'test': 'validation', 'validation': 'train', 'train': 'train'}
     """
-    return next((name for name in ("test", "validation") if name in splits), None)
+    test = next((name for name in ("test", "validation") if name in splits), "train")
+    validation = "validation" if "validation" in splits and test != "validation" else "train"
+    return {"test": test, "validation": validation, "train": "train"}
 
 
 def select(labels: Mapping[str, np.ndarray], sizes: Sizes, name: str) -> dict[str, tuple[str, np.ndarray]]:
@@ -189,14 +193,12 @@ def select(labels: Mapping[str, np.ndarray], sizes: Sizes, name: str) -> dict[st
     Raises:
         ValueError: if there are too few samples.
     """
-    test = test_split(labels)
-    origins = {"test": test, "validation": "validation" if "validation" in labels and test != "validation" else None}
     orders = {split: stratified_order(values) for split, values in labels.items() if split in PARTS}
     found: dict[str, tuple[str, np.ndarray]] = {}
     taken, total = 0, len(orders["train"])
-    for part, origin in origins.items():
-        wanted = getattr(sizes, part)
-        if origin is not None:
+    for part in ("test", "validation"):
+        origin, wanted = origins(labels)[part], getattr(sizes, part)
+        if origin != "train":
             available = len(orders[origin])
             if not available and part == "test":
                 raise ValueError(f"the split {origin!r} of {name} is for testing, and has no samples; fill or remove it")
