@@ -157,10 +157,10 @@ def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
 
 def _show(found: Comparison) -> None:
     from initopt.comparison.analysis.summary import summarize
-    from initopt.comparison.report.tables import network_tables
+    from initopt.comparison.report.tables import results_table
 
     for network in summarize(found).networks:
-        results = network_tables(network)[0]
+        results = results_table(network)
         print(f"\n{network.name}: {results.title.lower()}")
         print(table(results.columns, results.rows))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,18 @@ from initopt.comparison.report.curve_figures import CurveFigures
 from initopt.comparison.report.findings import caveats, findings
 from initopt.comparison.report.formatting import markdown_table, markdown_text
 from initopt.comparison.report.row_figures import gradients_figure, results_figure
-from initopt.comparison.report.tables import cost_table, gradients_table, network_tables, overview_table, selection_table
+from initopt.comparison.report.tables import (
+    cost_table,
+    differences_table,
+    gradients_table,
+    overview_table,
+    results_table,
+    selection_table,
+    targets_table,
+)
 from initopt.comparison.storage.store import load_comparison, refuse_link
 
-__all__ = ["network_figures", "to_document", "to_html", "to_markdown", "write_report"]
+__all__ = ["to_document", "to_html", "to_markdown", "write_report"]
 
 _FIGURES = "figures"
 _CONTENTS = Contents(".initopt-report", ("report.html", "report.md"), folders=(_FIGURES,))
@@ -96,33 +104,6 @@ def _refuse_foreign_figures(out: Path) -> None:
         )
 
 
-def network_figures(network: NetworkSummary, number: int) -> dict[str, Figure]:
-    """Draw the figures of a network, with at least one final run that did not fail, that have something to show.
-
-    Args:
-        network: its summary.
-        number: of the network, for the names of the files.
-
-    Returns:
-        The figures of ``"results"``, ``"curves"``, ``"panels"`` (small learning curves, where there are too many
-        initializations for bands in one chart) and ``"gradients"``.
-    """
-    context = FigureContext(
-        network,
-        tuple(entry for entry in network.entries if len(entry.having("failed")) < len(entry.runs)),
-        styles([entry.name for entry in network.entries], network.reference),
-        f"{number}-{slug(network.name)}",
-    )
-    curves = CurveFigures(context)
-    found = {
-        "results": results_figure(context),
-        "curves": curves.together(),
-        "panels": curves.beside_reference(),
-        "gradients": gradients_figure(context),
-    }
-    return {name: figure for name, figure in found.items() if figure is not None}
-
-
 def to_document(summary: Summary) -> Document:
     """Put a report together."""
     drawn = styles(summary.comparison.initializations, summary.reference)
@@ -130,9 +111,9 @@ def to_document(summary: Summary) -> Document:
         title="Initializations compared",
         lead=_lead(summary),
         sections=[
-            Section("In plain words", list(_in_plain_words(summary))),
-            *(Section(network.name, list(_network(network, n))) for n, network in enumerate(summary.networks, 1)),
-            Section("How it was done", list(_how(summary))),
+            _section("In plain words", _in_plain_words(summary)),
+            *(_section(network.name, _network(network, n)) for n, network in enumerate(summary.networks, 1)),
+            _section("How it was done", _how(summary)),
         ],
         colours={name: style.colour for name, style in drawn.items()},
     )
@@ -152,35 +133,36 @@ def _lead(summary: Summary) -> str:
     return text
 
 
-def _in_plain_words(summary: Summary) -> Iterator[Block]:
+def _section(title: str, blocks: Iterable[Block | None]) -> Section:
+    """A section of the blocks that have something to show."""
+    return Section(title, [block for block in blocks if block is not None])
+
+
+def _in_plain_words(summary: Summary) -> Iterator[Block | None]:
     yield from findings(summary)
-    table = overview_table(summary)
-    if table is not None:
-        yield table
+    yield overview_table(summary)
     yield "What cannot be concluded:"
     yield caveats(summary)
 
 
-def _network(network: NetworkSummary, number: int) -> Iterator[Block]:
-    if any(run.status != "failed" for run in network.runs):
-        figures = network_figures(network, number)
-        results, *others = network_tables(network)
-        yield results
-        if "results" in figures:
-            yield figures["results"]
-        yield from others
-        yield from (figures[name] for name in ("curves", "panels") if name in figures)
+def _network(network: NetworkSummary, number: int) -> Iterator[Block | None]:
+    shown = tuple(entry for entry in network.entries if len(entry.having("failed")) < len(entry.runs))
+    if shown:
+        drawn = styles([entry.name for entry in network.entries], network.reference)
+        context = FigureContext(network, shown, drawn, f"{number}-{slug(network.name)}")
+        curves = CurveFigures(context)
+        yield results_table(network)
+        yield results_figure(context)
+        yield differences_table(network)
+        yield targets_table(network)
+        yield curves.together()
+        yield curves.beside_reference()
         yield cost_table(network)
-        gradients = gradients_table(network)
-        if gradients is not None:
-            yield gradients
-        if "gradients" in figures:
-            yield figures["gradients"]
+        yield gradients_table(network)
+        yield gradients_figure(context)
     else:
         yield "No run of this network has come to a result."
-    selection = selection_table(network)
-    if selection is not None:
-        yield selection
+    yield selection_table(network)
     yield from _troubles(network)
 
 

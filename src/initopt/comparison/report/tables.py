@@ -23,7 +23,15 @@ from initopt.comparison.report.formatting import (
     unit,
 )
 
-__all__ = ["cost_table", "differences_table", "gradients_table", "network_tables", "overview_table", "selection_table"]
+__all__ = [
+    "cost_table",
+    "differences_table",
+    "gradients_table",
+    "overview_table",
+    "results_table",
+    "selection_table",
+    "targets_table",
+]
 
 
 def overview_table(summary: Summary) -> Table | None:
@@ -41,13 +49,8 @@ def overview_table(summary: Summary) -> Table | None:
     )
 
 
-def network_tables(network: NetworkSummary) -> list[Table]:
-    """Results, differences, and steps to the targets; those that have something in them."""
-    tables = [_results(network), differences_table(network), _targets(network)]
-    return [table for table in tables if table is not None]
-
-
-def _results(network: NetworkSummary) -> Table:
+def results_table(network: NetworkSummary) -> Table:
+    """What the runs have after the first epoch and in the end."""
     outcome, first = network.outcome, network.first_epoch
     columns = ["initialization", "learning rate", "runs", *([f"after {epoch_name(first)}"] if first else []), "in the end"]
     rows = []
@@ -98,7 +101,8 @@ def _tested(paired: Paired | None, outcome: Outcome) -> tuple[str, str, str]:
     return interval(paired.estimate, outcome), p_value(paired.p), Strong(corrected) if clear else corrected
 
 
-def _targets(network: NetworkSummary) -> Table | None:
+def targets_table(network: NetworkSummary) -> Table | None:
+    """Training steps to the targets; ``None`` without any."""
     if not network.targets:
         return None
     outcome = network.outcome
