@@ -41,7 +41,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write: is given the path of a temporary file, which it makes.
 
     Raises:
-        ValueError: if something is there that is no file.
+        ValueError: if something is there that is not a file.
         OSError: if it cannot be written.
     """
     check_file(path)

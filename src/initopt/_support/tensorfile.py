@@ -21,7 +21,7 @@ __all__ = ["load_tensors", "save_tensors"]
 _COMPLEX = "complex"
 _METADATA = "__metadata__"
 _LONGEST = 100_000_000
-"""Bytes of a header, as the format has it."""
+"""The most bytes of a header, as the format has it."""
 
 _SYSTEM = re.compile(r"\(os error (\d+)\)")
 

@@ -34,7 +34,7 @@ def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10, in_
         The network for inputs of shape ``(B, in_channels, H, W)``, with PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer, the depth is not 6 n + 2, or the norm is unknown.
+        ValueError: if a number is not a positive integer, the depth is not 6 n + 2, or the norm is unknown.
 
     >>> import torch
     >>> cifar_resnet(20)(torch.zeros(2, 3, 32, 32)).shape

@@ -36,7 +36,7 @@ def densenet(
         The network for inputs of shape ``(B, in_channels, H, W)``, H and W of 4 or more, with PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer, the depth is not 6 n + 4, or the norm is unknown.
+        ValueError: if a number is not a positive integer, the depth is not 6 n + 4, or the norm is unknown.
 
     >>> densenet(10, growth=4)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
@@ -66,7 +66,7 @@ def _before(norm: Norm, channels: int) -> nn.Sequential:
 
 
 class _Layer(nn.Module):
-    """Puts new channels beside those that it is given."""
+    """A layer that puts new channels beside those that it is given."""
 
     def __init__(self, inputs: int, growth: int, norm: Norm) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ def plain_mlp(
         The network, with PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer.
+        ValueError: if a number is not a positive integer.
 
     >>> import torch
     >>> plain_mlp(depth=3)(torch.zeros(2, 1, 8, 8)).shape

@@ -29,7 +29,7 @@ def small_gpt(vocabulary: int = 65, context: int = 128, *, depth: int = 4, width
         PyTorch's default weights, but embeddings from a normal distribution of standard deviation 0.02, as in GPT-2.
 
     Raises:
-        ValueError: if a number is no positive integer, or the heads do not divide the width.
+        ValueError: if a number is not a positive integer, or the heads do not divide the width.
 
     >>> small_gpt(depth=1)(torch.zeros(2, 16, dtype=torch.long)).shape
     torch.Size([2, 16, 65])

@@ -39,7 +39,7 @@ def small_vit(
         positions and class token are drawn from a normal distribution of standard deviation 0.02.
 
     Raises:
-        ValueError: if a number is no positive integer, or does not divide what it must.
+        ValueError: if a number is not a positive integer, or does not divide what it must.
 
     >>> small_vit(depth=1)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])

@@ -38,7 +38,7 @@ def vgg(
         PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer, or the depth or norm is unknown.
+        ValueError: if a number is not a positive integer, or the depth or norm is unknown.
 
     >>> import torch
     >>> vgg(11, width=8)(torch.zeros(2, 3, 32, 32)).shape

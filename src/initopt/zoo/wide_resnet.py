@@ -35,7 +35,7 @@ def wide_resnet(
         The network for inputs of shape ``(B, in_channels, H, W)``, with PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer, the depth is not 6 n + 4, or the norm is unknown.
+        ValueError: if a number is not a positive integer, the depth is not 6 n + 4, or the norm is unknown.
 
     >>> import torch
     >>> wide_resnet(10, 1)(torch.zeros(2, 3, 32, 32)).shape

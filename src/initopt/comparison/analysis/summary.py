@@ -1,4 +1,4 @@
-"""What a comparison found, as data: every initialization on every network beside the reference."""
+"""The findings of a comparison, as data: every initialization on every network beside the reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from initopt.comparison.storage.store import Comparison
 __all__ = ["SIGNIFICANT", "Entry", "NetworkSummary", "SelectionCell", "Summary", "Target", "over_runs", "summarize"]
 
 SIGNIFICANT = 0.05
-"""Corrected p-values below it count as a difference."""
+"""The level below which a corrected p-value counts as a difference."""
 
 _SHARES = (0.5, 0.75, 0.9, 0.95)
 
@@ -158,7 +158,7 @@ class Summary:
 
     @property
     def comparisons(self) -> int:
-        """For how many the tests are corrected."""
+        """The number of comparisons that the tests are corrected for."""
         return sum(len(network.others) for network in self.networks)
 
 

@@ -91,7 +91,7 @@ def _images(document: Document) -> list[Image]:
 
 
 def _refuse_foreign_figures(out: Path) -> None:
-    """The marker lists the pictures of the report that is to be replaced; others are not ours to remove."""
+    """Refuse to remove pictures that the marker of the report that is to be replaced does not list."""
     figures = out / _FIGURES
     if not figures.is_dir():
         return
@@ -262,6 +262,6 @@ def _block(block: Block, pictures: str) -> Iterator[str]:
 
 
 def _listing(text: str) -> str:
-    """Fenced by more backticks than the text has in a row."""
+    """Lines between more backticks than they have in a row."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
     return f"{fence}text\n{text.rstrip()}\n{fence}"
