@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""The colours of Okabe and Ito, which the colour-blind can tell apart; yellow, too faint on white, and black are left out."""
+"""The colours of Okabe and Ito, which the colour-blind can tell apart, without black and yellow (too faint on white)."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "s", "D", "o", "^", "h", "<")
 
