@@ -28,10 +28,9 @@ from initopt.comparison.report.content import (
     Strong,
     Table,
 )
-from initopt.comparison.report.curve_figures import CurveFigures
+from initopt.comparison.report.figures import CurveFigures, gradients_figure, results_figure
 from initopt.comparison.report.findings import caveats, findings
 from initopt.comparison.report.formatting import markdown_table, markdown_text
-from initopt.comparison.report.row_figures import gradients_figure, results_figure
 from initopt.comparison.report.tables import (
     cost_table,
     differences_table,
