@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import sys
 
 import pytest
 import torch
@@ -189,7 +188,7 @@ def test_without_the_extra(monkeypatch, tmp_path):
     def found(name):
         return None if name in ("scipy", "tensorboard") else math
 
-    monkeypatch.setattr(sys.modules["initopt.compare"], "find_spec", found)
+    monkeypatch.setattr("initopt._support.checks.find_spec", found)
     with pytest.raises(ImportError, match=r"a comparison needs scipy, tensorboard: pip install 'initopt\[compare\]'"):
         compare(tmp_path / "out")
 

@@ -24,6 +24,10 @@ __all__ = [
 ]
 
 
+class InitoptWarning(UserWarning):
+    """A warning of initopt's: ``warnings.simplefilter("ignore", initopt.InitoptWarning)`` silences them alone."""
+
+
 class HarmError(ArithmeticError):
     """A method made the network worse, and was asked to say so by an exception; the weights are as before."""
 
@@ -52,11 +56,8 @@ class ZeroGradientError(ArithmeticError):
     """Every gradient is exactly zero, so there is no direction to compare."""
 
 
-class InitoptWarning(UserWarning):
-    """A warning of initopt's: ``warnings.simplefilter("ignore", initopt.InitoptWarning)`` silences them alone."""
-
-
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+"""The folder of initopt, with a separator at its end."""
 
 _WRITTEN_OVER = (
     "(the model writes over what its backward pass needs. Models are measured in evaluation mode, but for their norms; if "
@@ -87,7 +88,7 @@ def located(place: str) -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """Warn the user, about the line that called into initopt."""
+    """Warn the user with an :class:`InitoptWarning`, about the line that called into initopt."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back

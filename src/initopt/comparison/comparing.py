@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from initopt._support.checks import check_integer, suggesting
+from initopt._support.checks import check_integer, require, suggesting
 from initopt._support.errors import warn
 from initopt._support.processes import processor_threads
 from initopt._support.progress import Progress, counter
@@ -30,14 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "require_extra"]
 
-_PACKAGES = {
-    "filelock": "filelock",
-    "jinja2": "jinja2",
-    "lightning_fabric": "lightning-fabric",
-    "pyarrow": "pyarrow",
-    "scipy": "scipy",
-    "tensorboard": "tensorboard",
-}
+_PACKAGES = ("filelock", "jinja2", "lightning_fabric", "pyarrow", "scipy", "tensorboard")
 
 
 @suggesting
@@ -164,9 +156,7 @@ def require_extra() -> None:
     Raises:
         ImportError: the message says what to install.
     """
-    missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise ImportError(f"a comparison needs {', '.join(missing)}: pip install 'initopt[compare]'")
+    require("a comparison", "compare", *_PACKAGES)
 
 
 def _check_sharing(plan: Plan, processes: int) -> None:

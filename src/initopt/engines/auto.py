@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from initopt._support._torch_messages import (
     is_written_over,
     missing_derivative,
 )
+from initopt._support.checks import check_choice
+from initopt._support.devices import free_memory
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines.base import Engine, Evaluation
 from initopt.engines.finite_differences import DifferencesEngine
@@ -33,7 +34,6 @@ __all__ = [
     "check_engine",
     "create_engine",
     "estimate",
-    "free_memory",
 ]
 
 _ALL: tuple[type[Engine], ...] = (
@@ -57,8 +57,7 @@ def check_engine(engine: str) -> None:
     Raises:
         ValueError: the message lists the known names.
     """
-    if engine not in _CHOICES:
-        raise ValueError(f"unknown engine {engine!r}; known are {', '.join(map(repr, _CHOICES))}")
+    check_choice("engine", engine, _CHOICES)
 
 
 def create_engine(engine: str, problem: Problem, memory_budget: float | None = None) -> Engine:
@@ -209,9 +208,9 @@ class FallingBackEngine(Engine):
             self._engine = GraphEngine(self.problem)
             why = str(error).partition(chr(10))[0] or type(error).__name__
             self.reason = f"engine 'groups' cannot be used here: {why}"
-            if self.problem.num_subbatches >= _MANY:
+            if self.problem.subbatches.count >= _MANY:
                 self._to_warn_of = (
-                    f"initopt: the {self.problem.num_subbatches} sub-batches are run one by one from here on (engine "
+                    f"initopt: the {self.problem.subbatches.count} sub-batches are run one by one from here on (engine "
                     f"'graph'), which takes the longer the more there are, since they cannot be run at once: {why}. Use "
                     'fewer sub-batches, or engine="graph", which does not try'
                 )
@@ -333,34 +332,3 @@ def estimate(problem: Problem, batch: Batch) -> Need:
     del loss  # alive so far, so that no two tensors had one place
     parameters = sum(p.value.numel() * p.value.element_size() for p in problem.grad_params)
     return Need(sum(seen.values()), parameters, len(batch.windows), len(batch.windows.indices[0]))
-
-
-def free_memory(device: torch.device) -> float | None:
-    """Bytes that can still be allocated on a device; ``None`` where that cannot be told."""
-    if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(torch.cuda.mem_get_info(device)[0] + reserved)
-    if device.type != "cpu":
-        return None
-    found = [free for free in (_system_memory(), _container_memory()) if free is not None]
-    return min(found) if found else None
-
-
-def _system_memory() -> float | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return 1024.0 * kilobytes[0] if kilobytes else None
-
-
-def _container_memory() -> float | None:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (
-            folder.joinpath(name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current")
-        )
-    except OSError:
-        return None
-    return None if limit == "max" else float(limit) - float(used)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from initopt._support.errors import LossError, warn
+from initopt._support.words import first_few
 from initopt.engines.invariance import fits_memory, in_low_precision, in_precision
 from initopt.model.double_backward import plain_attention
 from initopt.model.parameters import NamedParameter
@@ -73,10 +74,9 @@ def examine(problem: Problem, data: Any, second: bool, memory_budget: float | No
     except Exception:  # whatever it is: those who run the model next will meet it where it can be said
         return None
     if accumulated:
-        more = f" and {len(accumulated) - 3} more" if len(accumulated) > 3 else ""
         raise RuntimeError(
             f"the backward pass of the model accumulates gradients by itself, those of parameter "
-            f"{', '.join(map(repr, accumulated[:3]))}{more}, as reversible and other memory-saving blocks do that call "
+            f"{first_few(list(map(repr, accumulated)))}, as reversible and other memory-saving blocks do that call "
             "torch.autograd.backward. torch.autograd.grad does not give these, so they would count as zero. Use the plain "
             "form of the block, or leave its parameters out by grad_params and scale_params"
         )

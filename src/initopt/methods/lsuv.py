@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from initopt._support._torch_private import CONVOLUTIONS
 from initopt._support.checks import check_integer, check_number
 from initopt._support.errors import NonFiniteError, warn
+from initopt._support.words import first_few
 from initopt.engines import Engine
 from initopt.methods._whole_batch import loss_of, whole_batch
 from initopt.methods.base import Method, MethodRun
@@ -205,5 +206,4 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more
+    return first_few(list(map(repr, names)))

@@ -22,6 +22,7 @@ from initopt._support._torch_private import (
     version_of,
 )
 from initopt._support.interrupts import safe_point
+from initopt._support.words import first_few
 from initopt.model.randomness import OwnGenerator
 from initopt.model.reach import MANY, MODULE_OWN, Reach, is_container
 
@@ -138,9 +139,8 @@ class StateGuard:
     def _refuse_late_writes(self) -> None:
         late = [watched.name for watched in (*self._watched, *self._moving) if watched.is_lost()]
         if late:
-            more = f" and {len(late) - 3} more" if len(late) > 3 else ""
             raise RuntimeError(
-                f"the model's forward pass wrote to {', '.join(late[:3])}{more}, and not yet in its first run; its value "
+                f"the model's forward pass wrote to {first_few(late)}, and not yet in its first run; its value "
                 "is now another one"
             )
 

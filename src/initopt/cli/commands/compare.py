@@ -12,13 +12,13 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import initopt
+from initopt._support.words import counted
 from initopt.cli.arguments import reworded
 from initopt.cli.commands.base import Command, Request, table
 from initopt.cli.components import Component, find_component
 from initopt.cli.failures import FAILED
 from initopt.cli.files import path_and_arguments
 from initopt.comparison import Comparison, Network, Recipe, RunRecord
-from initopt.comparison.report.formatting import counted
 from initopt.comparison.storage.job import Job
 from initopt.data import SOURCES
 from initopt.recipes import RECIPES
@@ -157,10 +157,10 @@ def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
 
 def _show(found: Comparison) -> None:
     from initopt.comparison.analysis.summary import summarize
-    from initopt.comparison.report.tables import network_tables
+    from initopt.comparison.report.tables import results_table
 
     for network in summarize(found).networks:
-        results = network_tables(network)[0]
+        results = results_table(network)
         print(f"\n{network.name}: {results.title.lower()}")
         print(table(results.columns, results.rows))
 

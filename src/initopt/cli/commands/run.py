@@ -16,7 +16,7 @@ from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import import_path
 from initopt.cli.files import write_yaml
 from initopt.methods import METHODS, find_method, method_names
-from initopt.runs.result import Result
+from initopt.runs.result import CONTENTS, Result
 
 __all__ = ["RUN"]
 
@@ -74,7 +74,7 @@ def _checked_folder(out: Path | None) -> Path:
     if out is None:
         raise ValueError("--out DIR is missing: the folder for the result")
     out = out.expanduser()
-    check_replaceable(out, marker="result.json")
+    check_replaceable(out, CONTENTS)
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"--out {out}: {parent} is no folder that can be written to")
@@ -114,11 +114,11 @@ def _save(result: Result, out: Path, config: Any) -> None:
             problems.append(error)
 
     try:
-        write_folder(out, write, "result.json")
+        write_folder(out, write, CONTENTS)
     except FileExistsError as error:
         numbered = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
         beside = next(folder for folder in numbered if not os.path.lexists(folder))
-        write_folder(beside, write, "result.json")
+        write_folder(beside, write, CONTENTS)
         raise FileExistsError(f"{error}. The result is in {beside}") from None
     if problems:
         raise problems[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from initopt._support.checks import check_integer, did_you_mean
+from initopt._support.checks import check_integer
+from initopt._support.words import did_you_mean, meant, unknown
 from initopt.methods import METHODS, Method, create_method, presets
 
 __all__ = ["DEFAULT", "Initialization", "apply_scheme", "as_initialization", "known_initializations", "scheme_names"]
@@ -126,9 +126,7 @@ def as_initialization(value: Any) -> Initialization:
 
 
 def _unknown(kind: str, value: Any, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {value!r}; known are {', '.join(map(repr, known))}{hint}"
+    return unknown(kind, value, known) + meant(str(value), known)
 
 
 _MODULE = "initopt.schemes"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from initopt._support.errors import MismatchError
-from initopt._support.files import plain, remove_folder, write_file, write_folder, write_json
+from initopt._support.files import Contents, plain, remove_folder, write_file, write_folder, write_json
+from initopt._support.words import first_few
 from initopt._support.workshop import clear_leftovers, clear_leftovers_in
 from initopt.comparison.storage.events import write_events
 from initopt.comparison.storage.job import Job
@@ -20,6 +21,9 @@ from initopt.comparison.storage.store import FORMAT, RECORD, load_run, read_reco
 __all__ = ["is_stored", "opened", "remove_failed", "store_run"]
 
 _LOCK = ".lock"
+_CONTENTS = Contents("run.json", ("curve.parquet", "events.out.tfevents.run"))
+"""What the folder of a run holds."""
+
 _RUN = re.compile(r"seed=\d+")
 
 
@@ -85,11 +89,10 @@ def _refuse_another(folder: Path, specification: Mapping[str, Any]) -> None:
     was = {name: value for name, value in read_record(folder).items() if name not in ("format", "versions")}
     lines = list(_differences(was, plain(specification), ""))
     if lines:
-        more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
         raise MismatchError(
             f"{folder} holds another comparison, which this one cannot go on with:\n  "
-            + "\n  ".join(lines[:20])
-            + f"{more}\nGive it a folder of its own, or the recipe of that one."
+            + first_few(lines, 20, "\n  ")
+            + "\nGive it a folder of its own, or the recipe of that one."
         )
 
 
@@ -160,7 +163,7 @@ def remove_failed(folder: Path) -> None:
     """
     for place, run in stored_runs(folder, []):
         if run.status == "failed":
-            remove_folder(place, "run.json")
+            remove_folder(place, _CONTENTS)
 
 
 def store_run(folder: Path, record: RunRecord) -> None:
@@ -174,4 +177,4 @@ def store_run(folder: Path, record: RunRecord) -> None:
         write_run(record, into)
         write_events(record, into)
 
-    write_folder(Job.of(record).place(folder), write, "run.json")
+    write_folder(Job.of(record).place(folder), write, _CONTENTS)
