@@ -105,7 +105,7 @@ def test_many_sub_batches_of_a_model_beyond_that_are_run_apart() -> None:
     model.forward = lambda x: model[2](model[1](model[0](x)), model[0](x))  # type: ignore[method-assign]
     message = r"the 8 sub-batches are run one by one .*'2\.weight' is used in bilinear.*Use fewer sub-batches, or engine="
     with pytest.warns(UserWarning, match=message) as caught:
-        result = quick(model, _double(make_batches()), num_subbatches=8, measure_steps=0)
+        result = quick(model, _double(make_batches()), num_subbatches=8, measure_batches=0)
     assert len(caught) == 1
     assert result.engine == "graph"
     assert "'2.weight' is used in bilinear" in result.engine_reason
