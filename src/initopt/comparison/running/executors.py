@@ -6,7 +6,6 @@ import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -163,32 +162,40 @@ def by_executor(executor: Executor, key: str, plan: Plan, groups: Sequence[Group
     """
     waiting = deque((group, False) for group in groups)
     pending: dict[Group, Any] = {}
-    ended: SimpleQueue[tuple[Group, bool]] = SimpleQueue()
+    ended: SimpleQueue[tuple[Group, bool, Any]] = SimpleQueue()
     tries_itself = getattr(executor, "max_retries", 0) > 0
+
+    def wait(group: Group, again: bool, future: Any) -> None:
+        try:
+            ended.put((group, again, future.result()))
+        except BaseException as error:
+            ended.put((group, again, error))
+
     try:
         while waiting or pending:
             if waiting:
                 group, again = waiting.popleft()
-                pending[group] = _submit(executor, key, plan, group)
-                _when_done(pending[group], lambda *_, call=(group, again): ended.put(call))
+                pending[group] = _submitted(executor, key, plan, group)
+                # A result is all that a future needs to have, so each is waited for by a thread.
+                threading.Thread(target=wait, args=(group, again, pending[group]), daemon=True).start()
             while pending and not (waiting and ended.empty()):
-                group, again = ended.get()
-                try:
-                    yield from pending.pop(group).result()
-                except NoWorkersError:
-                    raise
-                except Exception as error:  # of kinds that the executor knows
-                    if len(group) > 1 or not (again or tries_itself):
-                        waiting.extend(((job,), True) for job in group)
-                    else:
-                        yield failed(group[0], _why(error))
+                group, again, found = ended.get()
+                del pending[group]
+                if not isinstance(found, BaseException):
+                    yield from found
+                elif isinstance(found, NoWorkersError) or not isinstance(found, Exception):
+                    raise found
+                elif len(group) > 1 or not (again or tries_itself):
+                    waiting.extend(((job,), True) for job in group)
+                else:
+                    yield failed(group[0], _why(found))
     finally:
         for future in pending.values():
             if hasattr(future, "cancel"):
                 future.cancel()
 
 
-def _submit(executor: Executor, key: str, plan: Plan, group: Group) -> Any:
+def _submitted(executor: Executor, key: str, plan: Plan, group: Group) -> Any:
     try:
         return executor.submit(_do_runs, key, plan, group)
     except Exception as error:  # of any kind, its own among them
@@ -196,20 +203,6 @@ def _submit(executor: Executor, key: str, plan: Plan, group: Group) -> Any:
             f"executor={executor!r} takes no more runs ({type(error).__name__}: {error}); what is done is stored, and the "
             "same call with another executor goes on"
         ) from error
-
-
-def _when_done(future: Any, tell: Callable[[Any], object]) -> None:
-    """Have something called when a future has its result; if it cannot do that by itself, by a thread that waits for it."""
-
-    def wait() -> None:
-        with suppress(Exception):
-            future.result()
-        tell(future)
-
-    if hasattr(future, "add_done_callback"):
-        future.add_done_callback(tell)
-    else:
-        threading.Thread(target=wait, daemon=True).start()
 
 
 def _why(error: Exception) -> str:

@@ -6,9 +6,9 @@ import multiprocessing
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
@@ -24,11 +24,9 @@ _MOST_STARTS = 5
 _PATIENCE = 5.0
 """Seconds that a process that has hung up has to end by itself."""
 
-_Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
-
 
 class WorkerDiedError(RuntimeError):
-    """The process of a call has ended, and not the call; the message says how."""
+    """The process of a call has ended before the call has; the message says how."""
 
 
 class NoWorkersError(RuntimeError):
@@ -49,7 +47,7 @@ class Workers:
 
     def __init__(self, count: int, begin: Callable[..., object], *arguments: Any, daemon: bool = True) -> None:
         self._begin, self._arguments, self._daemon = begin, arguments, daemon
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Future[Any], Any] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._serve, args=(number,), daemon=True) for number in range(count)]
         self._lock = threading.Lock()  # of all below, and of starting and reaping processes
         self._living: set[_Worker] = set()
@@ -60,10 +58,10 @@ class Workers:
         """Have the next process that is free call a function.
 
         Returns:
-            Its value; or :class:`WorkerDiedError`, if its process has died of it; or a RuntimeError with its traceback.
+            The promise of its value; or of a WorkerDiedError, or a RuntimeError with the traceback of what it raised.
         """
         future: Future[Any] = Future()
-        self._calls.put((future, function, arguments))
+        self._calls.put((future, (function, arguments)))
         return future
 
     def __enter__(self) -> Workers:
@@ -75,9 +73,9 @@ class Workers:
         with self._lock:
             self._refusal = NoWorkersError("the workers have been sent home")
             for worker in self._living:
-                worker.process.kill()  # it has nothing open that could be half written
+                worker.process.kill()  # nothing that it has open could be left half written
         with suppress(Empty):
-            while (call := self._calls.get_nowait()) is not None:
+            while call := self._calls.get_nowait():
                 call[0].cancel()
         for _ in self._threads:
             self._calls.put(None)
@@ -85,20 +83,22 @@ class Workers:
             thread.join()
 
     def _serve(self, number: int) -> None:
-        """Have one process at a time do calls, until there is the last one."""
+        """Have one process at a time do calls, until there are no more."""
+        if hasattr(signal, "pthread_sigmask"):  # Ctrl-C goes to all processes, which inherit that it is held back
+            resource_tracker.ensure_running()  # it would let interrupts through again as it starts
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         worker: _Worker | None = None
-        while (call := self._calls.get()) is not None:
-            future, function, arguments = call
+        while call := self._calls.get():
+            future, task = call
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 worker = worker or self._started(number)
-                future.set_result(worker.call(function, arguments))
+                future.set_result(worker.call(task))
             except WorkerDiedError:
                 assert worker is not None
-                how = self._ended(worker)
+                future.set_exception(WorkerDiedError(self._ended(worker)))
                 worker = None
-                future.set_exception(WorkerDiedError(how))
             except Exception as error:
                 future.set_exception(error)
         if worker is not None:
@@ -116,23 +116,31 @@ class Workers:
                     raise self._refusal
                 worker = _Worker(self._begin, (*self._arguments, number), self._daemon)
                 self._living.add(worker)
-            ready = worker.is_ready()
-            how = "" if ready else self._ended(worker)
-            with self._lock:
-                if ready:
+            try:
+                worker.call(None)
+            except WorkerDiedError:
+                self._refuse_to_go_on(self._ended(worker))
+            else:
+                with self._lock:
                     self._any_ready, self._unready = True, 0
-                    return worker
-                self._unready += 1
-                if not worker.was_killed and not self._any_ready:
-                    self._refusal = self._refusal or NoWorkersError(
-                        f"a worker process ended before it was ready ({how}); what it wrote is above. A script "
-                        "that calls initopt.compare(workers=...) needs the line: if __name__ == '__main__':"
-                    )
-                elif self._unready == _MOST_STARTS:
-                    self._refusal = self._refusal or NoWorkersError(
-                        f"{_MOST_STARTS} worker processes in a row ended before they were ready, the last {how}; it may be "
-                        "that memory ran out: try fewer workers. What is done is stored, and the same call goes on"
-                    )
+                return worker
+
+    def _refuse_to_go_on(self, how: str) -> None:
+        with self._lock:
+            self._unready += 1
+            why = None
+            if not how.startswith("killed") and not self._any_ready:
+                why = (
+                    f"a worker process ended before it was ready ({how}); what it wrote is above. A script "
+                    "that calls initopt.compare(workers=...) needs the line: if __name__ == '__main__':"
+                )
+            elif self._unready == _MOST_STARTS:
+                why = (
+                    f"{_MOST_STARTS} worker processes in a row ended before they were ready, the last {how}; "
+                    "it may be that memory ran out: try fewer workers. What is done is stored, and the same call goes on"
+                )
+            if why and self._refusal is None:
+                self._refusal = NoWorkersError(why)
 
     def _ended(self, worker: _Worker) -> str:
         """Have a process end that has hung up; how it did, for the user."""
@@ -153,21 +161,12 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, begin, arguments), daemon=daemon)
-        with _deaf_to_interrupts():  # which it inherits: Ctrl-C goes to all, and the one that started this one ends it
-            self.process.start()
+        self.process.start()
         theirs.close()  # or its end would not be noticed
 
-    def is_ready(self) -> bool:
-        """Wait until it takes calls; false if it has died instead."""
+    def call(self, task: Any) -> Any:
         try:
-            self.connection.recv()
-        except (EOFError, OSError):
-            return False
-        return True
-
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        try:
-            self.connection.send((function, arguments))
+            self.connection.send(task)
             value, error = self.connection.recv()
         except (EOFError, OSError):
             raise WorkerDiedError from None
@@ -175,38 +174,18 @@ class _Worker:
             raise RuntimeError(error)
         return value
 
-    @property
-    def was_killed(self) -> bool:
-        """Whether a signal has ended it."""
-        return (self.process.exitcode or 0) < 0
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back within the block, in this thread and in what it starts."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # which would let interrupts through again as it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
 
 def _work(connection: Connection, begin: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    """The life of a worker process, which is over when the one that started it is, or hangs up."""
+    """The life of a worker process, which is over when that of the one that started it is, or when that hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     begin(*arguments)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        connection.send(None)
         while True:
-            function, arguments = connection.recv()
+            task = connection.recv()
             value, error = None, None
             try:
-                value = function(*arguments)
+                value = task and task[0](*task[1])  # the first task is to be ready
             except Exception:
                 error = traceback.format_exc()
             connection.send((value, error))
