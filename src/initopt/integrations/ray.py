@@ -65,7 +65,7 @@ class RayExecutor:
             except ConnectionError as error:
                 raise ConnectionError(f"no Ray cluster answers at address={address!r}: {error}") from error
             finally:
-                if threading.current_thread() is threading.main_thread():
+                if handler is not None and threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, handler)  # Ray puts one there that exits with another status
         elif address is not None:
             raise ValueError(
