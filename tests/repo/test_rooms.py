@@ -36,6 +36,7 @@ ROOMS = (
     "comparison.running",
     "comparison.report",
     "comparison",
+    "integrations",
     "demo",
     "cli",
     "__main__",

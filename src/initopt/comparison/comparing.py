@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from torch import nn
 
@@ -28,6 +29,8 @@ from initopt.model.losses import LossFunction
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from initopt.comparison.running.executors import Executor
+
 __all__ = ["compare"]
 
 
@@ -47,6 +50,7 @@ def compare(
     strategy: str = "auto",
     threads: int = 1,
     workers: int = 1,
+    executor: Executor | None = None,
     loaders: int = 0,
     retry_failed: bool = False,
     report: bool = True,
@@ -83,7 +87,11 @@ def compare(
         strategy: how they share it, as Lightning Fabric has it.
         threads: processor threads of each process. One by default: the last digits depend on it, and with ``workers`` the
             processor is busy all the same.
-        workers: how many processes do one run each at a time; the results do not depend on it, but for times.
+        workers: how many processes do one run each at a time; the results do not depend on it, but for times. Of several
+            GPUs, all or those that ``devices`` lists, they take one each in turn.
+        executor: does the runs in the place of this process: anything with ``submit(function, *arguments)`` that returns
+            something with ``result()``, such as those of :mod:`concurrent.futures` or
+            :class:`initopt.integrations.ray.RayExecutor`. Only this process writes to ``out``.
         loaders: how many more processes each run has that read, decode and augment its samples, where these are not in
             memory already; the results do not depend on it, but for times. By default none, so the one that trains does it.
         retry_failed: do runs again that failed before.
@@ -116,6 +124,8 @@ def compare(
         from initopt.comparison.report.report import refuse_without_packages
 
         refuse_without_packages()
+    from initopt.comparison.running.executors import check_executor, check_sendable
+
     check_integer("threads", threads, 1)
     hardware = Hardware(accelerator, devices, strategy, threads, check_integer("loaders", loaders, 0))
     plan = Plan.create(
@@ -129,23 +139,34 @@ def compare(
         hardware=hardware,
     )
     folder = Path(out).expanduser().absolute()
-    fabric = hardware.fabric(plan.recipe.precision)
-    _check_sharing(plan, fabric.world_size)
-    if check_integer("workers", workers, 1) > 1:
-        from initopt.comparison.running.workers import check_sendable
-
-        if not hardware.is_single:
-            raise ValueError(f"workers={workers} do one run each, on one device; with devices={devices!r}, use workers=1")
-        check_sendable(plan)
-    splits = plan.load_data()
-    with processor_threads(hardware.threads):
+    check_integer("workers", workers, 1)
+    if executor is not None:
+        check_executor(executor)
         if workers > 1:
-            device = fabric.device.type
-            problems = _with_workers(workers, plan, splits, device, folder, retry_failed, progress)
-        else:
+            raise ValueError(f"an executor has workers of its own: leave out either workers={workers} or the executor")
+        if not hardware.is_single:
+            raise ValueError(f"an executor does each run on one device; with devices={devices!r}, leave it out")
+        problems = _with_executor(executor, plan, folder, retry_failed, progress)
+        leads = True
+    elif workers > 1:
+        listed = isinstance(devices, list) and strategy == "auto"
+        if not (hardware.is_single or listed):
+            raise ValueError(
+                f"workers={workers} do one run each, on one device; with devices={devices!r}, use workers=1, or list "
+                "those that they are to take in turn, devices=[0, 1]"
+            )
+        check_sendable(plan)
+        problems = _with_workers(workers, plan, folder, retry_failed, progress)
+        leads = True
+    else:
+        fabric = hardware.fabric(plan.recipe.precision)
+        _check_sharing(plan, fabric.world_size)
+        leads = fabric.is_global_zero
+        splits = plan.load_data()
+        with processor_threads(hardware.threads):
             # Bound, since Fabric looks into arguments that it is given, and takes no frozen dataclasses.
             problems = fabric.launch(partial(_with_fabric, plan, splits, folder, retry_failed, progress))
-    if report and fabric.is_global_zero:
+    if report and leads:
         from initopt.comparison.report.report import write_report
 
         write_report(folder)
@@ -163,15 +184,48 @@ def _check_sharing(plan: Plan, processes: int) -> None:
             raise ValueError(f"batch_size is {size}, which {processes} devices cannot share equally; take a multiple")
 
 
-def _with_workers(
-    count: int, plan: Plan, splits: Splits, device: str, folder: Path, retry_failed: bool, progress: Progress
-) -> list[str]:
-    from initopt.comparison.running.execute import execute
+def _with_workers(count: int, plan: Plan, folder: Path, retry_failed: bool, progress: Progress) -> list[str]:
+    from initopt.comparison.running.executors import prepare
     from initopt.comparison.running.workers import Workers
 
+    precision, hardware, key = plan.recipe.precision, plan.hardware, uuid4().hex
+    first = hardware.of_worker(0)
+    kind = first.fabric(precision).device.type
+    theirs = replace(plan, hardware=hardware.for_workers(kind, precision))
+    with Workers(count, prepare, key, theirs, daemon=not hardware.loaders) as workers:
+        # Each run is on one device, whichever that is.
+        same = plan if hardware.is_single else replace(plan, hardware=replace(hardware, devices=1))
+        return _elsewhere(workers, key, theirs, same.specification(plan.load_data(), kind), folder, retry_failed, progress)
+
+
+def _with_executor(executor: Executor, plan: Plan, folder: Path, retry_failed: bool, progress: Progress) -> list[str]:
+    from initopt.comparison.running.executors import first_call
+
+    splits, key = plan.load_data(), uuid4().hex
+    kind = first_call(executor, key, plan)
+    theirs = (
+        replace(plan, hardware=replace(plan.hardware, accelerator=kind)) if plan.hardware.accelerator == "auto" else plan
+    )
+    return _elsewhere(executor, key, theirs, plan.specification(splits, kind), folder, retry_failed, progress)
+
+
+def _elsewhere(
+    executor: Executor,
+    key: str,
+    plan: Plan,
+    specification: dict[str, Any],
+    folder: Path,
+    retry_failed: bool,
+    progress: Progress,
+) -> list[str]:
+    from initopt.comparison.running.execute import execute
+    from initopt.comparison.running.executors import by_executor
+
+    runs = partial(by_executor, executor, key, plan)
     with counter(progress, "runs") as watch:
-        team = Workers(count, plan, folder)
-        return execute(team, plan, splits, device, folder, retry_failed=retry_failed, watch=watch)
+        return execute(
+            runs, lambda decide: decide(), plan, lambda: specification, folder, retry_failed=retry_failed, watch=watch
+        )
 
 
 def _with_fabric(
@@ -179,8 +233,16 @@ def _with_fabric(
 ) -> list[str]:
     """What each process does that Fabric has launched."""
     from initopt.comparison.running.execute import execute
-    from initopt.comparison.running.teams import FabricTeam
+    from initopt.comparison.running.executors import agreed, by_fabric
 
     with processor_threads(plan.hardware.threads), counter(progress if fabric.is_global_zero else False, "runs") as watch:
-        team = FabricTeam(fabric, plan, splits.to(fabric.device), folder)
-        return execute(team, plan, splits, fabric.device.type, folder, retry_failed=retry_failed, watch=watch)
+        splits = splits.to(fabric.device)
+        return execute(
+            partial(by_fabric, fabric, plan, splits),
+            partial(agreed, fabric),
+            plan,
+            lambda: plan.specification(splits, fabric.device.type),
+            folder,
+            retry_failed=retry_failed,
+            watch=watch,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from initopt.cli.files import path_and_arguments
 from initopt.comparison import Comparison, Network, Recipe, RunRecord
 from initopt.comparison.storage.job import Job
 from initopt.data import SOURCES
+from initopt.integrations.ray import RayExecutor
 from initopt.recipes import RECIPES
 
 __all__ = ["COMPARE"]
 
-_OWN_OPTIONS = {"models", "loss", "initializations", "recipe", "out"}
+_OWN_OPTIONS = {"models", "loss", "initializations", "recipe", "out", "ray_address", "ray_num_cpus", "ray_num_gpus"}
 
 
 def _add_options(parser: ArgumentParser, method: str) -> None:
@@ -58,9 +60,18 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
     group.add_function_arguments(
         initopt.compare,
         as_group=False,
-        skip={"models", "data", "initializations", "recipe", "loss_fn", "progress", "out"},
+        skip={"models", "data", "initializations", "recipe", "loss_fn", "progress", "out", "executor"},
         fail_untyped=False,
     )
+    group = parser.add_argument_group("on other machines")
+    group.add_argument(
+        "--ray_address",
+        type=str | None,
+        metavar="ADDRESS",
+        help="have a Ray cluster do the runs: auto for the one of this machine, local for a new one, or HOST:PORT",
+    )
+    group.add_argument("--ray_num_cpus", type=float, default=1.0, help="processors of each run there")
+    group.add_argument("--ray_num_gpus", type=float, default=0.0, help="GPUs of each run there; a fraction shares one")
 
 
 def _run(request: Request) -> None:
@@ -72,16 +83,18 @@ def _run(request: Request) -> None:
         if not options[name]:
             raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe (see --list_recipes)")
     _refuse_overridden(request)
-    found = initopt.compare(
-        {name: _network(name, value) for name, value in options["models"].items()},
-        _data(request),
-        options["initializations"],
-        loss_fn=_loss(options["loss"]),
-        recipe=_plain(options["recipe"]),
-        out=out,
-        progress=request.progress,
-        **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
-    )
+    with _executor(request) as executor:
+        found = initopt.compare(
+            {name: _network(name, value) for name, value in options["models"].items()},
+            _data(request),
+            options["initializations"],
+            loss_fn=_loss(options["loss"]),
+            recipe=_plain(options["recipe"]),
+            out=out,
+            executor=executor,
+            progress=request.progress,
+            **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
+        )
     _show(found)
     if options["report"]:
         print(f"\nReport: {Path(out).expanduser() / 'report' / 'report.html'}")
@@ -112,6 +125,15 @@ def _refuse_overridden(request: Request) -> None:
                 f"--recipe.{field} has no effect, since every network here has its own, models.NAME.recipe.{field}; write "
                 "the options into a file by --print_config, and change them there"
             )
+
+
+def _executor(request: Request) -> AbstractContextManager[RayExecutor | None]:
+    options = request.options
+    if options["ray_address"] is not None:
+        return RayExecutor(options["ray_address"], num_cpus=options["ray_num_cpus"], num_gpus=options["ray_num_gpus"])
+    for name in sorted(request.given & {"ray_num_cpus", "ray_num_gpus"}):
+        raise ValueError(f"--{name} is of a Ray cluster, and there is no --ray_address")
+    return nullcontext()
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -21,7 +21,8 @@ class Hardware:
 
     Attributes:
         accelerator: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"`` for the best that there is.
-        devices: how many, which ones, or ``"auto"`` for all.
+        devices: how many, which ones, or ``"auto"`` for all. Several share each run; but of those that are listed, the
+            processes of a comparison with ``workers`` take one each.
         strategy: how several devices share the work: ``"ddp"``, for example; Fabric's own choice is ``"auto"``.
         threads: processor threads of each process.
         loaders: how many processes make the batches of a run; 0 for the one that trains. Results do not depend on it.
@@ -39,6 +40,35 @@ class Hardware:
         return self.strategy == "auto" and (
             self.devices == 1 or (isinstance(self.devices, list) and len(self.devices) == 1)
         )
+
+    def for_workers(self, kind: str, precision: str) -> Hardware:
+        """The same for processes that do a run each, on one device: with a list of devices, which they take in turn.
+
+        Args:
+            kind: of device, as torch calls it.
+            precision: of the training.
+
+        Raises:
+            ValueError: if one of the devices is not there, as :meth:`fabric` does.
+        """
+        devices = self.devices
+        if devices == 1 and kind == "cuda":
+            devices = list(range(torch.cuda.device_count()))
+        found = replace(self, accelerator=kind, devices=devices)
+        if isinstance(devices, list):
+            for number in range(len(devices)):
+                found.of_worker(number).fabric(precision)
+        return found
+
+    def of_worker(self, number: int) -> Hardware:
+        """The share of the process with a number from 0 on.
+
+        >>> [Hardware("cuda", [0, 2, 3]).of_worker(number).devices for number in range(5)]
+        [[0], [2], [3], [0], [2]]
+        """
+        if not isinstance(self.devices, list):
+            return self
+        return replace(self, devices=[self.devices[number % len(self.devices)]])
 
     def fabric(self, precision: str) -> Fabric:
         """What runs are done with: Lightning Fabric, or :class:`OneDevice` where that is enough.
