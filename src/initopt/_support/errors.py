@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from initopt._support._torch_messages import is_written_over
+
 __all__ = [
     "HarmError",
     "InitoptWarning",
@@ -23,7 +25,7 @@ __all__ = [
 
 
 class InitoptWarning(UserWarning):
-    """Every warning of initopt, so that these can be silenced or made errors apart from those of others."""
+    """A warning of initopt's: ``warnings.simplefilter("ignore", initopt.InitoptWarning)`` silences them alone."""
 
 
 class HarmError(ArithmeticError):
@@ -78,7 +80,7 @@ def located(place: str) -> Iterator[None]:
         raise type(error)(f"in {place}: {error}") from error.__cause__
     except Exception as error:
         error.add_note(f"(in {place})")
-        if "modified by an inplace operation" in str(error):
+        if is_written_over(error):
             error.add_note(_WRITTEN_OVER)
         if "fabric.backward" in str(error):
             error.add_note(_FABRIC)

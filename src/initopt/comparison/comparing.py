@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,32 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from initopt._support.checks import check_integer, require, suggesting
+from initopt._support.checks import check_integer, suggesting
 from initopt._support.errors import warn
 from initopt._support.processes import processor_threads
 from initopt._support.progress import Progress, counter
 from initopt.comparison.spec.hardware import Hardware
-from initopt.comparison.spec.initialization import Initialization
+from initopt.comparison.spec.initialization import Function, Initialization
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.plan import Plan
 from initopt.comparison.spec.recipe import Recipe
 from initopt.comparison.storage.store import Comparison, load_comparison
 from initopt.data import Splits
+from initopt.methods import Method
 from initopt.model.losses import LossFunction
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["compare", "require_extra"]
-
-_PACKAGES = ("filelock", "jinja2", "lightning_fabric", "pyarrow", "scipy", "tensorboard")
+__all__ = ["compare"]
 
 
 @suggesting
 def compare(
     models: Mapping[str, Callable[[], nn.Module] | Network],
     data: Any,
-    initializations: Iterable[str | Mapping[str, Any] | Initialization],
+    initializations: Iterable[str | Method | Function | Sequence[Any] | Mapping[str, Any] | Initialization],
     *,
     out: str | os.PathLike[str],
     recipe: Recipe | Mapping[str, Any] | None = None,
@@ -69,8 +68,11 @@ def compare(
             :class:`initopt.comparison.Network`, for changes to the recipe.
         data: ``"digits"``, or an object with the data sets ``train``, ``validation`` and ``test``
             (:class:`initopt.data.Splits`, say), or a function that returns one.
-        initializations: names (``"default"`` is the model's own start; a method in :data:`initopt.methods.METHODS`; a
-            scheme in ``initopt.schemes``), or dicts of the arguments of :class:`initopt.comparison.Initialization`.
+        initializations: each of them a name (``"default"`` is the model's own start; a scheme in ``initopt.schemes.NAMES``;
+            a method in :func:`initopt.methods.method_names`, those of other packages among them); a method with its
+            options, such as ``NIO(steps=50)``; a function ``(model, batches, loss_fn) -> None`` that changes a model in
+            place; a list of these, which work one after the other; or a dict of the arguments of
+            :class:`initopt.comparison.Initialization`.
         out: folder for the runs and the report.
         recipe: how to train, as a :class:`initopt.comparison.Recipe` or a dict of its fields.
         seeds: how many, or which ones.
@@ -95,7 +97,8 @@ def compare(
         ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
         MismatchError: if the folder holds another comparison; the message says in what it differs.
         FileExistsError, PermissionError, BlockingIOError: if the folder is not ours, cannot be written, or is in use.
-        ImportError: if the extra is missing: ``pip install 'initopt[compare]'``.
+        ImportError: if ``report``, several devices or another precision than ``"32-true"`` need packages that are not
+            installed; the message says which: ``pip install 'initopt[compare]'``.
 
     Warns:
         UserWarning: if a run could not be stored or read; the others are done.
@@ -109,7 +112,10 @@ def compare(
     >>> [(run.initialization, run.seed, run.status) for run in found.runs]
     [('default', 0, 'done'), ('default', 1, 'done'), ('nio', 0, 'done'), ('nio', 1, 'done')]
     """
-    require_extra()
+    if report:
+        from initopt.comparison.report.report import refuse_without_packages
+
+        refuse_without_packages()
     check_integer("threads", threads, 1)
     hardware = Hardware(accelerator, devices, strategy, threads, check_integer("loaders", loaders, 0))
     plan = Plan.create(
@@ -148,15 +154,6 @@ def compare(
     if found.problems:
         warn(f"not all of the comparison in {folder} is there:\n  " + "\n  ".join(found.problems))
     return found
-
-
-def require_extra() -> None:
-    """Refuse to go on without the packages of the extra ``compare``.
-
-    Raises:
-        ImportError: the message says what to install.
-    """
-    require("a comparison", "compare", *_PACKAGES)
 
 
 def _check_sharing(plan: Plan, processes: int) -> None:

@@ -80,10 +80,12 @@ class Engine(ABC):
 
     Attributes:
         name: its name.
+        keeps_graphs: whether it holds the graphs of all sub-batches at once, so that ``recompute`` does with less memory.
         reason: why this engine and no other, as a clause.
     """
 
     name: ClassVar[str]
+    keeps_graphs: ClassVar[bool] = False
     reason = "chosen by name"
 
     def __init__(self, problem: Problem) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from initopt._support._torch_messages import missing_derivative
 from initopt._support.errors import NonFiniteError, ZeroGradientError
 from initopt._support.words import first_few
 from initopt.batches.nested import batch_size, to_device
 from initopt.batches.subbatches import Windows
-from initopt.engines.auto import missing_derivative
 from initopt.engines.autograd.scaled import ScaledOps
 from initopt.engines.base import Gradients
 from initopt.model.double_backward import plain_attention

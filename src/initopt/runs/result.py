@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_private import ORIGINAL
 from initopt._support.errors import MismatchError
 from initopt._support.files import Contents, plain, unplain, write_folder, write_json
 from initopt._support.reading import of_form, read_json
 from initopt._support.tensorfile import kind, load_tensors, save_tensors
 from initopt._support.words import first_few
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
+from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
 from initopt.runs.verdict import summary
 
@@ -239,7 +241,7 @@ class Result:
         weights = _load_tensors(folder / _WEIGHTS)
         try:
             stored = of_form(_Stored, record)
-            history = history_from(stored["history"])
+            history = _history(stored)
             grams = _load_tensors(folder / _GRAMS) if stored["measurements"] else {}
             found = {name: _measurement(name, values, grams) for name, values in stored["measurements"].items()}
         except ValueError as error:
@@ -271,9 +273,18 @@ class Result:
         return result
 
 
+def _history(stored: _Stored) -> list[Record]:
+    try:
+        return history_from(stored["history"], record_class(stored["method"]))
+    except ValueError as error:
+        if stored["method"] in method_names():
+            raise
+        raise ValueError(f"{error} (no installed package has its method {stored['method']!r})") from None
+
+
 def _bare(named: Mapping[str, _T]) -> dict[str, _T]:
     """Without what wrappers put into names: ``_orig_mod.`` anywhere, and ``module.`` in front of all."""
-    bare = {".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in named.items()}
+    bare = {".".join(part for part in name.split(".") if part != ORIGINAL): value for name, value in named.items()}
     if all(name.startswith("module.") for name in bare):
         bare = {name.removeprefix("module."): value for name, value in bare.items()}
     return bare

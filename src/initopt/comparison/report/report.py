@@ -42,7 +42,7 @@ from initopt.comparison.report.tables import (
 )
 from initopt.comparison.storage.store import load_comparison, refuse_link
 
-__all__ = ["to_document", "to_html", "to_markdown", "write_report"]
+__all__ = ["refuse_without_packages", "to_document", "to_html", "to_markdown", "write_report"]
 
 _FIGURES = "figures"
 _CONTENTS = Contents(".initopt-report", ("report.html", "report.md"), folders=(_FIGURES,))
@@ -64,7 +64,7 @@ def write_report(folder: Path) -> Path:
         FileExistsError: if ``report`` holds files that no report wrote; the message names them.
         ImportError: if a package that the report needs is not installed; the message says what to install.
     """
-    require("a report", "compare", "jinja2", "pyarrow", "scipy")
+    refuse_without_packages()
     out = Path(folder) / "report"
     refuse_link(out)
     check_replaceable(out, _CONTENTS)
@@ -82,6 +82,11 @@ def write_report(folder: Path) -> Path:
 
     write_folder(out, write, _CONTENTS)
     return out / "report.html"
+
+
+def refuse_without_packages() -> None:
+    """Raise an ImportError if a package is missing that a report needs; the message says which."""
+    require("a report", "compare", "jinja2")
 
 
 def _images(document: Document) -> list[Image]:
