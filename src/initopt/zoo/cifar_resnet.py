@@ -46,7 +46,8 @@ def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10, in_
     if depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2, such as 20, 32, 44, 56 or 110; got {depth}")
     widths = [width for width in _WIDTHS for _ in range(depth // 6)]
-    blocks = (_Block(before, width, norm) for before, width in pairwise([_WIDTHS[0], *widths]))
+    # Made before the first convolution, so that each draws the weights that it has always drawn from a seed.
+    blocks = [_Block(before, width, norm) for before, width in pairwise([_WIDTHS[0], *widths])]
     return nn.Sequential(
         convolution(in_channels, _WIDTHS[0], norm),
         norm_layer(norm, _WIDTHS[0]),
