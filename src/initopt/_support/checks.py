@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from numbers import Real
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
@@ -21,6 +21,7 @@ __all__ = [
     "check_integer",
     "check_number",
     "did_you_mean",
+    "listed",
     "plain_numbers",
     "renaming",
     "suggesting",
@@ -142,6 +143,16 @@ def accepting(*options: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
         return checked
 
     return decorate
+
+
+def listed(items: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first of some items, and how many more there are.
+
+    >>> listed(["'a'", "'b'", "'c'", "'d'"])
+    "'a', 'b', 'c' and 1 more"
+    """
+    more = f"{between if between.isspace() else ' '}and {len(items) - most} more" if len(items) > most else ""
+    return between.join(items[:most]) + more
 
 
 def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from initopt._support.checks import check_integer, check_number
+from initopt._support.checks import check_integer, check_number, listed
 from initopt._support.errors import NonFiniteError, warn
 from initopt.engines import Engine
 from initopt.methods._whole_batch import loss_of, whole_batch
@@ -103,7 +103,7 @@ class _LSUVRun(MethodRun):
         if not done.records:
             raise ValueError(
                 "lsuv found no layer that runs: none of the modules with the weights "
-                f"{_some([p.name for p, _ in self._layers.values()])} is called as a module by the model"
+                f"{listed([repr(p.name) for p, _ in self._layers.values()])} is called as a module by the model"
             )
         tolerance, most = self._method.tolerance, self._method.max_iterations
         told = {
@@ -119,7 +119,7 @@ class _LSUVRun(MethodRun):
             }
         for what, names in told.items():
             if names:
-                warn(f"initopt: lsuv: {_some(names)} {what}")
+                warn(f"initopt: lsuv: {listed(list(map(repr, names)))} {what}")
 
     def scales(self) -> dict[str, float]:
         return self._scales.named()
@@ -200,8 +200,3 @@ def _layers(parameters: Sequence[NamedParameter]) -> tuple[_Layers, list[str]]:
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd)) and "weight" in module._parameters
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more

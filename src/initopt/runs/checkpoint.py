@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from initopt._support.checks import listed
 from initopt._support.errors import MismatchError
 from initopt._support.files import plain, unplain, write_file
 from initopt._support.reading import bounded_json, of_form
@@ -321,11 +322,9 @@ def going_on_from(path: Path) -> Iterator[None]:
 
 
 def _another_run(lines: list[str]) -> MismatchError:
-    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
     return MismatchError(
         "the checkpoint belongs to another run; remove it to start anew, or choose another path:\n  "
-        + "\n  ".join(lines[:10])
-        + more
+        + listed(lines, 10, "\n  ")
     )
 
 
