@@ -403,6 +403,7 @@ class TestSpelling:
             f"{line.replace('print_config', 'print-config')} --measure-batches 1 --num-subbatches=8"
         )
 
+    @pytest.mark.filterwarnings("default")
     def test_old_names(self, cli):
         """Of before 0.4, on the command line and in files."""
         line = f"run {GOOD} --steps 2 --print_config"
@@ -416,6 +417,7 @@ class TestSpelling:
         Path("old.yaml").write_text("steps: null\n")
         assert cli(f"measure {MEASURED} --config old.yaml --print_config")[::2] == (0, "")
 
+    @pytest.mark.filterwarnings("default")
     def test_a_file_of_a_method_that_had_the_options_of_all(self, cli):
         Path("old.yaml").write_text("method: lsuv\nnum_subbatches: 8\nengine: exact\ngrad_params: null\nmeasure_steps: 1\n")
         status, _, err = cli(f"run {GOOD} --config old.yaml --out out")
@@ -649,7 +651,7 @@ class TestErrors:
     def test_warning_is_a_line(self, cli):
         status, _, err = cli("measure --model USER.Net --data USER.annotated_batches --num_batches 5")
         assert status == 0
-        assert err.startswith("initopt: warning: there are fewer than steps=5 different batches")
+        assert err.startswith("initopt: warning: there are fewer than num_batches=5 different batches")
         assert len(err.splitlines()) == 1
 
 
