@@ -97,9 +97,11 @@ def sum_over(gradients: Gradients, function: Any) -> float:
 
 def check_gradients(gradients: Gradients, parameters: Sequence[NamedParameter]) -> None:
     """Refuse a gradient that is not finite, naming the parameters, or that is zero altogether."""
-    bad = [p.name for p, g in zip(parameters, gradients, strict=True) if g is not None and not torch.isfinite(g).all()]
+    bad = [
+        repr(p.name) for p, g in zip(parameters, gradients, strict=True) if g is not None and not torch.isfinite(g).all()
+    ]
     if bad:
-        raise NonFiniteError(f"the gradient is not finite for parameter {first_few(list(map(repr, bad)))}")
+        raise NonFiniteError(f"the gradient is not finite for parameter {first_few(bad)}")
     if not any(g is not None and g.any() for g in gradients):
         raise ZeroGradientError(
             "the gradient is exactly zero; does the loss depend on the chosen parameters, and is the network alive (dead "

@@ -104,7 +104,7 @@ class _LSUVRun(MethodRun):
         if not done.records:
             raise ValueError(
                 "lsuv found no layer that runs: none of the modules with the weights "
-                f"{_some([p.name for p, _ in self._layers.values()])} is called as a module by the model"
+                f"{first_few([repr(p.name) for p, _ in self._layers.values()])} is called as a module by the model"
             )
         tolerance, most = self._method.tolerance, self._method.max_iterations
         told = {
@@ -120,7 +120,7 @@ class _LSUVRun(MethodRun):
             }
         for what, names in told.items():
             if names:
-                warn(f"initopt: lsuv: {_some(names)} {what}")
+                warn(f"initopt: lsuv: {first_few(list(map(repr, names)))} {what}")
 
     def scales(self) -> dict[str, float]:
         return self._scales.named()
@@ -203,7 +203,3 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Bilinear, *CONVOLUTIONS)) and "weight" in dict(
         module.named_parameters(recurse=False)
     )
-
-
-def _some(names: list[str]) -> str:
-    return first_few(list(map(repr, names)))
