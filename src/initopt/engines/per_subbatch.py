@@ -32,7 +32,7 @@ class _SeparateEngine(Engine):
         return WHOLE if problem.microbatch is not None else None
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
-        return self._evaluation(batch) if differentiate else _GradientsOnly(self.problem, batch, self._microbatches)
+        return self._evaluation(batch) if differentiate else _Separate(self.problem, batch, self._microbatches)
 
     _microbatches: Microbatches | None = None
 
@@ -165,11 +165,6 @@ class _Separate(Evaluation):
         ops = ScaledOps(self._problem.scale_params)
         with ops.replacing():
             yield ops
-
-
-class _GradientsOnly(_Separate):
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        raise RuntimeError("the batch was evaluated with differentiate=False")
 
 
 class _Graph(_Separate):
