@@ -91,7 +91,7 @@ class FallingBackEngine(Engine):
     """Starts with the cheapest exact engine that fits into memory, and goes over, for good, to one that can do with less.
 
     - From ``groups``, for models without batch norm or 8 sub-batches or more, to ``graph`` on a model beyond it; both are
-      exact.
+      exact, and with 8 sub-batches or more, where ``graph`` takes longer, there is a warning.
     - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
       if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.auto`).
     - The same when memory runs out all the same, with a warning, and when each pass writes into what the last one saved.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from initopt._support.errors import LossError, warn
 from initopt._support.words import first_few
+from initopt.engines.base import fold_gradients
 from initopt.engines.invariance import fits_memory, in_low_precision, in_precision
 from initopt.model.double_backward import plain_attention
 from initopt.model.parameters import NamedParameter
@@ -127,20 +128,15 @@ def _pass(
 ) -> tuple[float, Tensor]:
     """The loss, and sum and length of the gradient of each parameter, of which one is in memory at a time."""
     figures: dict[int, Tensor] = {}
-    with seeded(*part.seed), ExitStack() as stack:
+
+    def note(number: int, gradient: Tensor) -> None:
+        length = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        figures[number] = torch.stack([gradient.sum(dtype=torch.float64), length]).cpu()
+
+    with seeded(*part.seed):
         loss = problem.part_loss(batch, part)
         values = [leaves[p.value] for p in parameters if p.value in leaves]
-        for number, value in enumerate(values):
-
-            def fold(gradient: Tensor, number: int = number) -> Tensor | None:
-                wide = as_real(gradient)
-                length = torch.linalg.vector_norm(wide, dtype=torch.float64)
-                figures[number] = torch.stack([wide.sum(dtype=torch.float64), length]).cpu()
-                nothing = gradient.new_zeros(()).expand(gradient.shape)
-                return nothing if gradient.layout is torch.strided else None
-
-            stack.callback(value.register_hook(fold).remove)  # type: ignore[no-untyped-call]
-        torch.autograd.grad(loss, values, allow_unused=True)
+        fold_gradients(loss, values, note)
     none = torch.zeros(2, dtype=torch.float64, device="cpu")
     return float(loss.detach()), torch.stack([figures.get(number, none) for number in range(len(values))])
 

@@ -22,7 +22,6 @@ from initopt._support.words import first_few
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
 from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
-from initopt.runs.checkpoint import kind
 from initopt.runs.verdict import summary
 
 if TYPE_CHECKING:
