@@ -36,7 +36,6 @@ ROOMS = (
     "comparison.running",
     "comparison.report",
     "comparison",
-    "demo",
     "cli",
     "__main__",
 )
