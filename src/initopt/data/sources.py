@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from initopt.data.cifar import cifar10, cifar100
+from initopt.data.digits import digits_splits
 from initopt.data.imagenet import image_folder, imagenet
-from initopt.data.splits import Splits, digits_splits
+from initopt.data.splits import Splits
 from initopt.data.text import text
 
 __all__ = ["SOURCES"]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from initopt._support.checks import check_integer
-from initopt.data.digits import Subset, digits_tensors
 from initopt.data.loader import SeededBatches, seeded_batches
 from initopt.data.placement import placed
 
-__all__ = ["PARTS", "Sizes", "Splits", "digits_splits", "select", "stratified_order", "test_split"]
+__all__ = ["PARTS", "Sizes", "Splits", "Subset", "select", "stratified_order", "test_split"]
+
+Subset = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Splits:
         Raises:
             ValueError: if there is no such part, it does not fill a batch, or is a stream and there are to be loaders.
 
-        >>> images, labels = next(iter(digits_splits().batches(32)))
+        >>> import initopt
+        >>> images, labels = next(iter(initopt.data.digits().batches(32)))
         >>> images.shape, labels.shape
         (torch.Size([32, 1, 8, 8]), torch.Size([32]))
         """
@@ -91,7 +93,8 @@ class Splits:
         Returns:
             New parts; those that stay are shared.
 
-        >>> images, labels = next(iter(digits_splits().to("meta").batches(32)))
+        >>> import initopt
+        >>> images, labels = next(iter(initopt.data.digits().to("meta").batches(32)))
         >>> images.device, images.shape
         (device(type='meta'), torch.Size([32, 1, 8, 8]))
         """
@@ -111,21 +114,6 @@ class Splits:
 def _shuffled(dataset: IterableDataset[Any], seed: int) -> IterableDataset[Any]:
     shuffled: IterableDataset[Any] = dataset.shuffled(seed) if hasattr(dataset, "shuffled") else dataset
     return shuffled
-
-
-def digits_splits() -> Splits:
-    """The handwritten digits of :func:`initopt.data.digits_tensors`, in three parts.
-
-    >>> splits = digits_splits()
-    >>> len(splits.train), len(splits.validation), len(splits.test)
-    (1071, 362, 364)
-    """
-    return Splits(
-        train=TensorDataset(*digits_tensors("train")),
-        validation=TensorDataset(*digits_tensors("validation")),
-        test=TensorDataset(*digits_tensors("test")),
-        classes=tuple(map(str, range(10))),
-    )
 
 
 PARTS = ("train", "validation", "test")
