@@ -169,7 +169,7 @@ class TestMeasure:
         found = json.loads(Path("in/f.json").read_text())
         torch.manual_seed(0)
         model = sys.modules[user_module].Net(width=12)
-        expected = initopt.measure(model, initopt.data.digits(), num_batches=4)
+        expected = initopt.measure(model, initopt.data.digits().batches(), num_batches=4)
         assert found["grad_cosine"] == pytest.approx(expected.grad_cosine, rel=1e-5)
         assert found["sem"]["grad_norm"] == pytest.approx(expected.sem["grad_norm"], rel=1e-5)
         assert found["config"]["model"] == {"class_path": f"{user_module}.Net", "init_args": {"width": 12, "act": "ReLU"}}

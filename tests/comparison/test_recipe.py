@@ -19,7 +19,7 @@ from initopt.comparison.spec.hardware import Hardware
 from initopt.comparison.spec.initialization import as_initialization
 from initopt.comparison.spec.network import described
 from initopt.comparison.spec.plan import Plan
-from initopt.comparison.spec.schedule import lr_factor
+from initopt.comparison.spec.recipe import lr_factor
 from initopt.data import Splits
 from initopt.methods import NIO as NIO_OBJECT
 from initopt.methods import registry

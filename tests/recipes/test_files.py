@@ -160,7 +160,7 @@ def test_a_recipe_for_imagenet_is_what_its_name_says(name, scale, timm):
 
 def test_nio_on_imagenet_is_as_published(timm):
     nio = planned(read_recipe(RECIPES["imagenet-resnet50"])).initializations["nio"]
-    method = nio.create_method()
+    (method,) = nio.steps
     assert nio.batch_size == 64
     published = {"num_subbatches": 4, "overlap": 0.2, "lr": 0.003, "max_grad_norm": 10.0, "steps": 100, "norm_weight": 1.0}
     published |= {"objective": "cosine+norm", "split": "published", "batch_norm": "batch", "min_scale": 0.01}

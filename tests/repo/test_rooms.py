@@ -37,7 +37,6 @@ ROOMS = (
     "comparison.report",
     "comparison",
     "integrations",
-    "demo",
     "cli",
     "__main__",
 )

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser
 
 from initopt._support.current_folder import hidden_by
-from initopt.data import SOURCES, Splits, digits
+from initopt.data import SOURCES, Splits
 from initopt.zoo.library_models import LIBRARIES, check_library_model, library_model
 
 __all__ = ["Component", "find_component", "import_path", "short_names"]
@@ -139,7 +139,7 @@ def find_component(option: str, path: str, *, as_batches: bool = True) -> Compon
     if "." not in path:
         known = short_names(option)
         if path in known and option == "data":
-            return Component(option, path, digits if as_batches and path == "digits" else SOURCES[path], as_batches)
+            return Component(option, path, SOURCES[path], as_batches)
         if path in known:
             return Component(option, path, getattr(importlib.import_module(_HOMES[option]), path))
         few = f"a short name ({', '.join(known)}) or " if 0 < len(known) <= 20 else ""

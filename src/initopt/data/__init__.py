@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from initopt.data.cifar import cifar10, cifar100
-from initopt.data.digits import digits, digits_tensors
+from initopt.data.digits import digits, digits_splits, digits_tensors
 from initopt.data.imagenet import image_folder, imagenet
-from initopt.data.splits import Splits, digits_splits
+from initopt.data.splits import Splits
 from initopt.data.text import text
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from initopt._support.checks import check_integer
 from initopt._support.devices import free_memory
-from initopt.data.digits import Subset, digits_tensors
 from initopt.data.images import Pixels
 from initopt.data.loader import SeededBatches, seeded_batches
 
-__all__ = ["PARTS", "Sizes", "Splits", "digits_splits", "origins", "select", "stratified_order"]
+__all__ = ["PARTS", "Sizes", "Splits", "Subset", "origins", "select", "stratified_order"]
+
+Subset = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Splits:
         Raises:
             ValueError: if there is no such part, it does not fill a batch, or is a stream and there are to be loaders.
 
-        >>> images, labels = next(iter(digits_splits().batches(32)))
+        >>> import initopt
+        >>> images, labels = next(iter(initopt.data.digits().batches(32)))
         >>> images.shape, labels.shape
         (torch.Size([32, 1, 8, 8]), torch.Size([32]))
         """
@@ -93,7 +95,8 @@ class Splits:
         Returns:
             New parts; those that stay are shared.
 
-        >>> images, labels = next(iter(digits_splits().to("meta").batches(32)))
+        >>> import initopt
+        >>> images, labels = next(iter(initopt.data.digits().to("meta").batches(32)))
         >>> images.device, images.shape
         (device(type='meta'), torch.Size([32, 1, 8, 8]))
         """
@@ -123,17 +126,6 @@ def _placed(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:
     if not missing or (free is not None and missing > _SHARE * free):
         return dataset
     return dataset.to(device) if isinstance(dataset, Pixels) else TensorDataset(*(t.to(device) for t in tensors))
-
-
-def digits_splits() -> Splits:
-    """The handwritten digits of :func:`initopt.data.digits_tensors`, in three parts.
-
-    >>> splits = digits_splits()
-    >>> len(splits.train), len(splits.validation), len(splits.test)
-    (1071, 362, 364)
-    """
-    train, validation, test = (TensorDataset(*digits_tensors(part)) for part in ("train", "validation", "test"))
-    return Splits(train, validation, test, classes=tuple("0123456789"))
 
 
 PARTS = ("train", "validation", "test")

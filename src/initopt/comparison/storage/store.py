@@ -25,6 +25,7 @@ __all__ = [
     "load_comparison",
     "load_run",
     "load_runs",
+    "published",
     "read_record",
     "refuse_link",
     "stored_runs",
@@ -180,6 +181,28 @@ def _published(path: Path) -> Comparison:
         selection=[run for run in runs if run.purpose == "selection"],
         versions=found["versions"],
     )
+
+
+def published(comparison: Comparison, scales: bool = False) -> str:
+    """The runs of a comparison as one file of JSON, a line a run, which :func:`load_comparison` reads.
+
+    Args:
+        comparison: whose runs.
+        scales: whether to keep the scales that methods have learned, of which large networks have many.
+    """
+    runs = []
+    for run in [*comparison.selection, *comparison.runs]:
+        values = {option.name: getattr(run, option.name) for option in fields(run) if option.name != "versions"}
+        values["curve"] = [[_rounded(getattr(point, name)) for name in _COLUMNS] for point in run.curve]
+        runs.append({name: value for name, value in values.items() if scales or name != "scales"})
+    form = f"{_PUBLISHED}: curve rows are {', '.join(_COLUMNS)}"
+    content = plain({"format": form, "recipe": comparison.recipe, "versions": comparison.versions, "runs": runs})
+    return json.dumps(content, separators=(",", ":")).replace('{"network"', '\n{"network"') + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits after the point, which is enough for a share or a loss."""
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def read_record(folder: Path) -> dict[str, Any]:
