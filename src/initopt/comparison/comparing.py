@@ -112,6 +112,7 @@ def compare(
         MismatchError: if the folder holds another comparison; the message says in what it differs.
         FileExistsError, PermissionError, BlockingIOError: if the folder is not ours, cannot be written, or is in use.
         ImportError: if the extra is missing: ``pip install 'initopt[compare]'``.
+        RuntimeError: if no worker can be started, or the executor takes no more calls; the same call goes on.
 
     Warns:
         UserWarning: if a run could not be stored or read; the others are done.
