@@ -107,6 +107,7 @@ def compare(
         FileExistsError, PermissionError, BlockingIOError: if the folder is not ours, cannot be written, or is in use.
         ImportError: if ``report``, several devices or another precision than ``"32-true"`` need packages that are not
             installed; the message says which: ``pip install 'initopt[compare]'``.
+        RuntimeError: if no worker can be started, or the executor takes no more calls; the same call goes on.
 
     Warns:
         InitoptWarning: if a run could not be stored or read; the others are done.

@@ -77,7 +77,12 @@ class RayExecutor:
         self._warn_if_too_large()
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any) -> _Future:
-        """Have a function called somewhere in the cluster."""
+        """Have a function called somewhere in the cluster.
+
+        Raises:
+            RuntimeError: after :meth:`shutdown`.
+        """
+        _refuse_ended(self._ray)
         return _Future(self._ray, self._task.remote(function, *map(self._reference, range(len(arguments)), arguments)))
 
     def _reference(self, place: int, argument: Any) -> Any:
@@ -120,13 +125,21 @@ class _Future:
         self._ray, self._reference = ray, reference
 
     def result(self) -> Any:
+        _refuse_ended(self._ray)
         try:
             return self._ray.get(self._reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
     def cancel(self) -> None:
+        _refuse_ended(self._ray)
         self._ray.cancel(self._reference, force=True)
+
+
+def _refuse_ended(ray: Any) -> None:
+    """Refuse what would have Ray start a cluster of its own accord."""
+    if not ray.is_initialized():
+        raise RuntimeError("Ray has been shut down in this process; make another RayExecutor")
 
 
 def _call(function: Callable[..., Any], *arguments: bytes) -> Any:
