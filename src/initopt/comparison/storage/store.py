@@ -191,7 +191,11 @@ def published(comparison: Comparison, scales: bool = False) -> str:
         scales: whether to keep the scales that methods have learned, of which large networks have many.
     """
     runs = []
-    for run in [*comparison.selection, *comparison.runs]:
+    order = {name: number for number, name in enumerate([*comparison.networks, *comparison.initializations])}
+    ordered = sorted(
+        comparison.runs, key=lambda run: (order.get(run.network, 0), order.get(run.initialization, 0), run.seed)
+    )
+    for run in [*comparison.selection, *ordered]:
         values = {option.name: getattr(run, option.name) for option in fields(run) if option.name != "versions"}
         values["curve"] = [[_rounded(getattr(point, name)) for name in _COLUMNS] for point in run.curve]
         runs.append({name: value for name, value in values.items() if scales or name != "scales"})
