@@ -99,7 +99,7 @@ def slow_batches():
     while True:
         yield from batches(1)
 
-from initopt.functional import grad_cosine as initopt_cosine
+from initopt.gram.functional import grad_cosine as initopt_cosine
 '''
 
 
@@ -412,7 +412,7 @@ class TestSpelling:
             (f"run {GOOD} --out o --measure-step=3", "did you mean --measure_steps?"),
             (f"measure {GOOD} --modle.width 3", "did you mean --model.width?"),
             (f"measure {GOOD} --confg x.yaml", "did you mean --config?"),
-            ("compare --recipe digits --recipe.epoch 3 --out o", "did you mean --recipe.epochs?"),
+            ("compare --experiment digits --recipe.epoch 3 --out o", "did you mean --recipe.epochs?"),
             ("mesure --data digits", "there is no command 'mesure'; did you mean 'measure'?"),
         ],
     )
@@ -667,7 +667,7 @@ class TestCompare:
             "accelerator": "cpu",
         }
         Path("mine.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
-        status, _, err = cli("compare --recipe mine.yaml --recipe.lr [0.02,0.2] --report false --out out")
+        status, _, err = cli("compare --experiment mine.yaml --recipe.lr [0.02,0.2] --report false --out out")
         assert (status, err) == (0, "")
         found = initopt.comparison.load_comparison("out")
         assert (found.networks, found.initializations, found.seeds) == (
@@ -701,7 +701,7 @@ class TestCompare:
         ("options", "message"),
         [
             ("", "--out DIR is missing"),
-            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or a --recipe (see --list_recipes)"),
+            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or an --experiment (see --list_experiments)"),
             ("--out o --models.m USER.Net", "--initializations is missing: give some"),
             ("--out o --models.m USER.Nett --initializations [nio]", "did you mean 'Net'?"),
             ("--out o --models.m plain --initializations [nio]", "--models takes a short name (cifar_resnet,"),
@@ -720,17 +720,17 @@ class TestCompare:
                 "--data USER.untyped_data needs --data.path",
             ),
             ("--out o --config method.yaml", "--config method.yaml: initopt compare has no option 'method'"),
-            ("--out o --recipe method.yaml", "--recipe method.yaml: initopt compare has no option 'method'"),
-            ("--out o --recipe cifar10-evidence-vit --models.mine USER.untyped_net", "init_args: {width: VALUE}}"),
+            ("--out o --experiment method.yaml", "--experiment method.yaml: initopt compare has no option 'method'"),
+            ("--out o --experiment cifar10-evidence-vit --models.mine USER.untyped_net", "init_args: {width: VALUE}}"),
             (
-                "--out o --recipe fields.yaml --recipe.optimizer_options.momentum 0.9",
+                "--out o --experiment fields.yaml --recipe.optimizer_options.momentum 0.9",
                 "--recipe.optimizer_options has no effect, since every network here has its own",
             ),
             (
-                "--out o --recipe cifar10-evidence --recipe.lr 0.5",
+                "--out o --experiment cifar10-evidence --recipe.lr 0.5",
                 "--recipe.lr has no effect, since every network here has its own, models.NAME.recipe.lr; write",
             ),
-            ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits and others"),
+            ("--out o --experiment digit", "--experiment digit: there is no such file; by name there are digits and others"),
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data mnist",

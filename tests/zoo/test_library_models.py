@@ -282,7 +282,7 @@ class TestCommands:
             "report": False,
         }
         (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
-        status, _, err = cli("compare --recipe spec.yaml --out o")
+        status, _, err = cli("compare --experiment spec.yaml --out o")
         assert (status, err) == (0, "")
         runs = initopt.comparison.load_comparison(tmp_path / "o").runs
         assert [run.status for run in runs] == ["done", "done"]

@@ -54,7 +54,7 @@ class Component:
         return self.option != "loss" or inspect.isclass(self.target)
 
     def add_arguments(self, parser: ArgumentParser, given: Iterable[str] = ()) -> None:
-        """Add ``--OPTION.ARG`` for each of its arguments.
+        """Add ``--OPTION.init_args.ARG`` for each of its arguments.
 
         Args:
             parser: to which they are added.
@@ -62,47 +62,45 @@ class Component:
         """
         if not self.takes_arguments:
             return
-        title = f"arguments of --{self.option} {self.path}"
+        title, prefix = f"arguments of --{self.option} {self.path}", f"{self.option}.init_args"
         if self._is_of_library:
             group = parser.add_argument_group(title, f"those that the library has for it, as --{self.option}.ARG VALUE")
             for name in given:
-                group.add_argument(f"--{self.option}.{name}", type=Any)
+                group.add_argument(f"--{prefix}.{name}", type=Any)
             return
         group = parser.add_argument_group(title)
         if inspect.isclass(self.target):
-            group.add_class_arguments(self.target, self.option, as_group=False, instantiate=False, fail_untyped=False)
+            group.add_class_arguments(self.target, prefix, as_group=False, instantiate=False, fail_untyped=False)
         else:
-            group.add_function_arguments(self.target, self.option, as_group=False, fail_untyped=False)
+            group.add_function_arguments(self.target, prefix, as_group=False, fail_untyped=False)
         if self._makes_batches:
-            group.add_method_arguments(Splits, "batches", self.option, as_group=False)
+            group.add_method_arguments(Splits, "batches", prefix, as_group=False)
 
-    def check(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse to go without a required argument; those without a type pass the parser, which has None for them.
+    def maker(self, arguments: Mapping[str, Any]) -> partial[Any]:
+        """What makes the object: the class or function with its arguments.
 
         Raises:
-            ValueError: if one is missing.
+            ValueError: if a required argument is missing; one without a type passes the parser, which has None for it.
         """
         for name, parameter in inspect.signature(self.target).parameters.items():
             untyped = parameter.annotation is inspect.Parameter.empty and parameter.default is inspect.Parameter.empty
             if untyped and name in arguments and arguments[name] is None:
                 how = f"{{class_path: {self.path}, init_args: {{{name}: VALUE}}}}" if self.option == "models" else ""
                 raise ValueError(f"--{self.option} {self.path} needs {how or f'--{self.option}.{name}'}")
+        return partial(self.target, **arguments)
 
     def make(self, arguments: Mapping[str, Any]) -> Any:
         """The object.
 
         Raises:
-            ValueError: if a required argument is missing.
+            ValueError: as :meth:`maker`.
         """
         if not self.takes_arguments:
             return self.target
-        self.check(arguments)
-        if not self._makes_batches:
-            return self.target(**arguments)
-        known = inspect.signature(Splits.batches).parameters
+        known = inspect.signature(Splits.batches).parameters if self._makes_batches else {}
         of_batches = {name: value for name, value in arguments.items() if name in known}
-        splits = self.target(**{name: value for name, value in arguments.items() if name not in of_batches})
-        return splits.batches(**of_batches)
+        made = self.maker({name: value for name, value in arguments.items() if name not in of_batches})()
+        return made.batches(**of_batches) if self._makes_batches else made
 
     @property
     def _is_of_library(self) -> bool:

@@ -6,26 +6,23 @@ import argparse
 import difflib
 import os
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 import initopt
 from initopt._support.interrupts import terminable
 from initopt.cli.arguments import parse, reworded
-from initopt.cli.commands.base import Command
-from initopt.cli.commands.compare import COMPARE
-from initopt.cli.commands.demo import DEMO
-from initopt.cli.commands.measure import MEASURE
-from initopt.cli.commands.report import REPORT
-from initopt.cli.commands.run import RUN
-from initopt.cli.failures import FAILED, debugging, exit_status, explained
+from initopt.cli.commands import COMMANDS, find_command
 
 __all__ = ["main"]
 
-COMMANDS = {command.name: command for command in (DEMO, MEASURE, RUN, COMPARE, REPORT)}
+_FAILED, _BAD_INPUT = 1, 2
+_OWN = Path(initopt.__file__).parent
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -36,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
-        sys.exit(_run(COMMANDS[arguments[0]], arguments[1:]))
+        sys.exit(_run(arguments[0], arguments[1:]))
     parser = _top_level()
     near = difflib.get_close_matches(arguments[0], COMMANDS, 1) if arguments else []
     if near:
@@ -48,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _top_level() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
-    lines = "\n".join(f"  {command.name:{width}}  {command.summary}" for command in COMMANDS.values())
+    lines = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="initopt",
         usage="initopt COMMAND [options]",
@@ -62,25 +59,51 @@ def _top_level() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(command: Command, arguments: list[str]) -> int:
+def _run(name: str, arguments: list[str]) -> int:
+    status = 0
     try:
         with terminable(), _plain_warnings():
-            request = parse(command, arguments)
+            command = find_command(name)
+            request = parse(command, name, arguments)
             if request is not None:
-                command.run(request)
+                status = command.run(request) or 0
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader has had enough, as `head` has; nothing more can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return _FAILED
     except Exception as error:
-        if explained(error) and not debugging() and "--debug" not in arguments:
-            print(f"initopt {command.name}: error: {_message(error)}", file=sys.stderr)
+        debugging = "--debug" in arguments or os.environ.get("INITOPT_DEBUG", "") not in ("", "0")
+        if _explained(error) and not debugging:
+            print(f"initopt {name}: error: {_message(error)}", file=sys.stderr)
         else:
             traceback.print_exc()
-        return exit_status(error)
-    return 0
+        # 1 for a failure of the numbers or of the machine, 2 for input that cannot work
+        return _FAILED if isinstance(error, ArithmeticError) or not _explained(error) else _BAD_INPUT
+    return status
+
+
+def _explained(error: Exception) -> bool:
+    """Whether the message of an exception tells the user all there is to know.
+
+    That is so for those that initopt raises itself. One that comes out of the user's model, loss or data, or out of
+    PyTorch beneath them, needs its traceback.
+    """
+    if isinstance(error, argparse.ArgumentError):
+        return True
+    if not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
+        return False
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [file.is_relative_to(_OWN) for file in files]
+    if not isinstance(error, OSError):
+        return own[-1]
+    # A file of ours that cannot be written fails beneath us, in the standard library.
+    standard = sysconfig.get_path("stdlib")
+    return all(
+        ours or (file.is_relative_to(standard) and "site-packages" not in file.parts)
+        for ours, file in zip(own, files, strict=True)
+    )
 
 
 def _message(error: Exception) -> str:

@@ -7,10 +7,10 @@ from jsonargparse import ArgumentParser
 from initopt.cli.commands.base import Command, Request
 from initopt.demo import run_demo
 
-__all__ = ["DEMO"]
+__all__ = ["COMMAND"]
 
 
-def _add_options(parser: ArgumentParser, method: str) -> None:
+def _add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("options")
     group.add_function_arguments(run_demo, as_group=False, fail_untyped=False)
 
@@ -19,9 +19,7 @@ def _run(request: Request) -> None:
     run_demo(**request.options)
 
 
-DEMO = Command(
-    name="demo",
-    summary="see it work: a deep network on handwritten digits, from two starts",
+COMMAND = Command(
     usage="initopt demo [options]",
     description="""\
 Train a deep network on handwritten digits from its default start and from
@@ -29,7 +27,7 @@ NIO's, and compare. Nothing is downloaded.""",
     examples="""\
 example:
   initopt demo --seeds 3 --out my-demo""",
-    choices={},
     add_options=_add_options,
     run=_run,
+    has_progress=False,
 )

@@ -1,4 +1,4 @@
-"""The options that every command on a user's own model has, and what they make."""
+"""What every command on a user's own model has: its options, and the model, data and loss that they make."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from initopt.cli.commands.base import Request
 from initopt.data import SOURCES
 from initopt.model.losses import LossFunction
 
-__all__ = ["CHOICES", "add_common_options", "find_device", "make_problem"]
+__all__ = ["OWN_MODEL", "add_common_options", "find_device", "make_problem"]
 
-CHOICES = {
+OWN_MODEL = {
     "model": "class of your network, or a function that returns it, by import path, as in my_net.Net; the current folder "
     "is searched, too. Or the name of a network in initopt.zoo, or timm:NAME, torchvision:NAME, transformers:CLASS. Its "
     "arguments are --model.ARG VALUE",
@@ -29,6 +29,7 @@ CHOICES = {
     "(model, batch) that returns the loss. Not given: cross-entropy of (inputs, integer targets), or the .loss that the "
     "model returns for a dict",
 }
+"""The components that such a command takes, with their help."""
 
 
 def add_common_options(parser: ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def make_problem(request: Request) -> tuple[nn.Module, Iterable[Any], LossFuncti
     """
     for option in ("model", "data"):
         if option not in request.components:
-            raise ValueError(f"--{option} is missing: {CHOICES[option]}")
+            raise ValueError(f"--{option} is missing: {OWN_MODEL[option]}")
     device = find_device(request.options["device"])
     threads = request.options["threads"]
     if threads is not None:
