@@ -16,6 +16,8 @@ import yaml
 
 import initopt
 from initopt.cli import main
+from initopt.cli.commands import COMMANDS
+from initopt.methods import NIO
 from tests.helpers import with_the_tests
 
 ROOT = Path(__file__).parents[2]
@@ -143,8 +145,17 @@ class TestHelp:
 
     def test_has_the_docstrings(self, cli):
         _, out, _ = cli("run --help")
-        assert "the bound gamma on the gradient norm" in " ".join(out.split())
-        assert "(default: 7.0)" in out
+        text = " ".join(out.split())
+        assert "--max_grad_norm X" in text
+        assert "(default: 7.0)" in text
+        assert "how many batches to hold back from the steps" in text
+        if "max_grad_norm:" in NIO.__doc__:
+            assert "--max_grad_norm X the bound gamma on the gradient norm" in text
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_every_command_is_found(self, cli, name):
+        assert cli("--help")[1].count(f"  {name} ") == 1
+        assert cli(f"{name} --help")[1].startswith(f"usage: initopt {name} ")
 
     def test_shows_the_arguments_of_what_was_chosen(self, cli):
         _, out, _ = cli("measure --model USER.Net --data digits --help")
@@ -336,6 +347,9 @@ class TestRun:
         assert "lr was 0.03 and is 0.5" in err
 
 
+GOOD_RUN = "run --model plain_mlp --data digits --data.batch_size 32 --loss CrossEntropyLoss --betas 0.8,0.9 --out o"
+
+
 class TestConfig:
     def test_command_line_comes_first(self, cli, user_module):
         Path("run.yaml").write_text(
@@ -357,6 +371,38 @@ class TestConfig:
         assert options["method"] == "nio"
         Path("run.yaml").write_text(printed)
         assert cli("run --config run.yaml --print_config")[1] == printed
+
+    @pytest.mark.parametrize("line", ["demo", "measure", "run", "compare", "run --method gradinit", GOOD_RUN])
+    def test_what_is_printed_is_read_again(self, cli, line):
+        _, printed, err = cli(f"{line} --print_config")
+        assert err == ""
+        Path("printed.yaml").write_text(printed)
+        assert cli(f"{line.split()[0]} --config printed.yaml --print_config") == (0, printed, "")
+
+    def test_null_is_a_value(self, cli):
+        Path("run.yaml").write_text("{centre: null, microbatch: null}")
+        _, printed, _ = cli("run --config run.yaml --print_config")
+        assert yaml.safe_load(printed)["centre"] is None
+        Path("run.yaml").write_text("steps: null")
+        status, _, err = cli("run --config run.yaml --out o")
+        assert status == 2
+        assert "--steps: expected int; got None" in err
+
+    def test_the_last_file_and_the_last_flag_count(self, cli, user_module):
+        Path("a.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{act: Tanh, width: 4}}}}\nsteps: 2")
+        Path("b.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{width: 5}}}}")
+        _, printed, _ = cli("run --config a.yaml --model.width 6 --config=b.yaml --seed 3 --seed 4 --print_config")
+        found = yaml.safe_load(printed)
+        assert found["model"]["init_args"] == {"act": "Tanh", "width": 6}
+        assert (found["steps"], found["seed"]) == (2, 4)
+
+    def test_a_class_as_an_argument(self, cli):
+        line = "measure --model plain_mlp --model.activation torch.nn.LeakyReLU --model.activation.negative_slope 0.5"
+        _, printed, _ = cli(f"{line} --print_config")
+        Path("a.yaml").write_text(printed)
+        expected = {"class_path": "torch.nn.LeakyReLU", "init_args": {"negative_slope": 0.5, "inplace": False}}
+        _, again, _ = cli("measure --config a.yaml --print_config")
+        assert yaml.safe_load(again)["model"]["init_args"]["activation"] == expected
 
     def test_another_model_drops_the_arguments_of_the_first(self, cli, user_module):
         Path("run.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{act: Tanh, width: 4}}}}")
@@ -430,7 +476,7 @@ class TestSpelling:
             ("--initializations [default,nio]", "initializations", ["default", "nio"]),
             ("--seeds 3,5", "seeds", [3, 5]),
             ("--seeds 3", "seeds", 3),
-            ("--devices 0,1", "devices", "0,1"),
+            ("--devices 0,1", "devices", [0, 1]),
         ],
     )
     def test_lists_without_brackets(self, cli, options, name, expected):
@@ -689,6 +735,24 @@ class TestCompare:
         cli(f"{line} --report false --out out")
         assert cli("compare --config printed.yaml --report false --out out")[0] == 0
 
+    @pytest.mark.filterwarnings("default")
+    def test_the_old_names_of_experiments(self, cli):
+        status, listed, err = cli("compare --list_recipes")
+        assert (status, listed) == (0, cli("compare --list-experiments")[1])
+        assert err == "initopt: warning: --list_recipes is now --list_experiments; a recipe is how to train\n"
+        status, printed, err = cli("compare --recipe digits --recipe.epochs 3 --print_config")
+        assert (status, printed) == (0, cli("compare --experiment digits --recipe.epochs 3 --print_config")[1])
+        assert err.startswith("initopt: warning: --recipe is now --experiment; a recipe is how to train, ")
+        assert yaml.safe_load(printed)["recipe"]["epochs"] == 3
+
+    def test_arguments_of_the_loss(self, cli):
+        line = (
+            f"compare --models.mine USER.Net --data USER.Pieces --initializations default {QUICK} --report false --out out"
+        )
+        status, _, err = cli(f"{line} --loss CrossEntropyLoss --loss.label_smoothing 0.1")
+        assert (status, err) == (0, "")
+        assert "label_smoothing" in Path("out/comparison.json").read_text()
+
     def test_another_recipe_is_refused(self, cli):
         line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default] {QUICK} --out out"
         assert cli(f"{line} --report false")[0] == 0
@@ -701,7 +765,10 @@ class TestCompare:
         ("options", "message"),
         [
             ("", "--out DIR is missing"),
-            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or an --experiment (see --list_experiments)"),
+            (
+                "--out o",
+                "--models is missing: give some, as in --models.mlp plain_mlp, or an --experiment (see --list_experiments)",
+            ),
             ("--out o --models.m USER.Net", "--initializations is missing: give some"),
             ("--out o --models.m USER.Nett --initializations [nio]", "did you mean 'Net'?"),
             ("--out o --models.m plain --initializations [nio]", "--models takes a short name (cifar_resnet,"),
@@ -730,7 +797,10 @@ class TestCompare:
                 "--out o --experiment cifar10-evidence --recipe.lr 0.5",
                 "--recipe.lr has no effect, since every network here has its own, models.NAME.recipe.lr; write",
             ),
-            ("--out o --experiment digit", "--experiment digit: there is no such file; by name there are digits and others"),
+            (
+                "--out o --experiment digit",
+                "--experiment digit: there is no such file; by name there are digits and others",
+            ),
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data mnist",

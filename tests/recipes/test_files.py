@@ -232,7 +232,9 @@ class TestCommand:
         assert "CIFAR-100, WRN-28-10 without batch norm, from five starts  (--scale small)" in out
 
     def test_a_scale_and_what_the_command_line_changes_of_it(self, capsys):
-        line = "compare --experiment cifar10-vgg19-nobn --scale small --data.path x --data.train_samples 20 --recipe.epochs 2"
+        line = (
+            "compare --experiment cifar10-vgg19-nobn --scale small --data.path x --data.train_samples 20 --recipe.epochs 2"
+        )
         status, out, _ = command(f"{line} --print_config", capsys)
         assert status == 0
         found = yaml.safe_load(out)

@@ -10,47 +10,40 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from initopt._support.current_folder import search_for_own_code
 from initopt._support.errors import warn
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import Component, find_component
-from initopt.cli.files import as_yaml, describe_experiment, path_and_arguments, read_experiment, read_options
+from initopt.cli.files import as_yaml, bounded_yaml, describe_experiment, path_and_arguments, read_experiment, read_options
 from initopt.methods import find_method, method_names
 from initopt.recipes import RECIPES
 
 __all__ = ["HelpFormatter", "as_text", "parse", "reworded"]
 
-_GENERAL: dict[str, dict[str, Any]] = {
-    "config": {
-        "metavar": "FILE",
-        "action": "append",
-        "help": "a YAML file of options; what the command line says overrides it",
-    },
-    "print_config": {"action": "store_true", "help": "print all options as YAML, and do no more"},
-    "debug": {"action": "store_true", "help": "show the traceback of every error, as INITOPT_DEBUG=1 does"},
-}
-_PROGRESS: dict[str, dict[str, Any]] = {
-    "progress": {"action": "store_true", "help": "show a progress bar even if this is no terminal"},
-    "quiet": {"action": "store_true", "help": "show no progress bar even if this is a terminal"},
-}
-_EXPERIMENT: dict[str, dict[str, Any]] = {
-    "experiment": {
-        "metavar": "NAME|FILE",
-        "help": "a whole comparison: one that comes with initopt (digits, for one), or a YAML file",
-    },
-    "scale": {
-        "metavar": "NAME",
-        "help": "a variant of the --experiment: small, which is done in minutes without a GPU",
-    },
-    "list_experiments": {"action": "store_true", "help": "print the names for --experiment, and do no more"},
-}
+_GENERAL = (
+    ("config", "FILE", "a YAML file of options; what the command line says overrides it"),
+    ("print_config", None, "print all options as YAML, and do no more"),
+    ("debug", None, "show the traceback of every error, as INITOPT_DEBUG=1 does"),
+)
+_PROGRESS = (
+    ("progress", None, "show a progress bar even if this is no terminal"),
+    ("quiet", None, "show no progress bar even if this is a terminal"),
+)
+_EXPERIMENT = (
+    ("experiment", "NAME|FILE", "a whole comparison: one that comes with initopt (digits, for one), or a YAML file"),
+    ("scale", "NAME", "a variant of the --experiment: small, which is done in minutes without a GPU"),
+    ("list_experiments", None, "print the names for --experiment, and do no more"),
+)
+"""Options by name, with what they take, if anything, and their help."""
+
 _RENAMED = {"recipe": "experiment", "list_recipes": "list_experiments"}
 
 
@@ -67,7 +60,6 @@ def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
         SystemExit: after ``--help``.
     """
     flags = list(_spelled(command, argv))
-    general = _GENERAL | (_PROGRESS if command.has_progress else {}) | (_EXPERIMENT if command.experiments else {})
     if command.experiments and "--list_experiments" in flags:
         _list_experiments()
         return None
@@ -85,17 +77,10 @@ def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
     components = {option: find_component(option, path, as_batches=command.as_batches) for option, path in paths.items()}
 
     parser = _parser(command, name, components, method, [*values, *_names(flags)])
-    general_group = parser.add_argument_group("general")
-    for option, how in general.items():
-        general_group.add_argument(f"--{option}", **how)
-    text = "show this text, with the arguments of what was chosen"
-    general_group.add_argument("-h", "--help", action="help", help=text)
-    defaults = {option: parser.get_default(option) for option in parser.get_defaults().keys()}  # noqa: SIM118
-    _refuse_unknown(f"initopt {name}", origins, flags, defaults)
-    parsed = parser.parse_args([*_as_flags(values, defaults), *flags])
+    parsed = _parsed(parser, values, origins, flags)
 
-    asked = {option: parsed.pop(option) for option in general}
-    if asked.get("progress") and asked.get("quiet"):
+    asked = {option: parsed.pop(option, None) for option, *_ in (*_EXPERIMENT, *_GENERAL, *_PROGRESS)}
+    if asked["progress"] and asked["quiet"]:
         raise ValueError("--progress is not allowed with --quiet")
     shown = _as_file(command, yaml.safe_load(parser.dump(parsed, skip_unset=False)) or {})
     if asked["print_config"]:
@@ -103,8 +88,8 @@ def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
         return None
     made = dict(vars(parser.instantiate(parsed)))
     parts = {option: made.pop(option) for option in command.components}
-    arguments = {option: dict(vars(parts[option].get("init_args", argparse.Namespace()))) for option in components}
-    progress = True if asked.get("progress") else False if asked.get("quiet") else None
+    arguments = {option: dict(vars(parts[option].get("init_args", {}))) for option in components}
+    progress = True if asked["progress"] else False if asked["quiet"] else None
     return Request(components, arguments, made, progress, shown, frozenset(_names(flags)))
 
 
@@ -122,7 +107,8 @@ def _spelled(command: Command, argv: Sequence[str]) -> Iterator[str]:
         if option in command.components:
             dot, argument = ".", f"init_args.{argument}" if dot else "class_path"
         elif command.experiments and not dot and option in _RENAMED:
-            warn(f"--{option} is now --{_RENAMED[option]}; a recipe is how to train, --recipe.FIELD VALUE")
+            hint = ", as in --recipe.lr 0.1" if option == "recipe" else ""
+            warn(f"--{option} is now --{_RENAMED[option]}; a recipe is how to train{hint}")
             option = _RENAMED[option]
         yield f"--{option}{dot}{argument}{equals}{value}"
 
@@ -130,7 +116,7 @@ def _spelled(command: Command, argv: Sequence[str]) -> Iterator[str]:
 def _given(flags: Sequence[str], option: str) -> list[str]:
     """What an option is given, each time that it is there."""
     found = []
-    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+    for flag, following in pairwise([*flags, ""]):
         name, equals, value = flag.partition("=")
         if name == f"--{option}":
             found.append(value if equals else following)
@@ -198,7 +184,7 @@ def _merged(command: Command, files: Iterable[tuple[str, Mapping[str, Any]]]) ->
 def _parser(
     command: Command, name: str, components: Mapping[str, Component], method: str | None, given: Iterable[str]
 ) -> ArgumentParser:
-    """The parser of a command, without its general options; ``given`` are the names of options that are there."""
+    """The parser of a command; ``given`` are the names of options that are there."""
     parser = ArgumentParser(
         prog=f"initopt {name}",
         usage=command.usage,
@@ -224,23 +210,36 @@ def _parser(
         group = parser.add_argument_group(f"options of --method {method}")
         group.add_class_arguments(find_method(method), as_group=False, instantiate=False, fail_untyped=False)
     command.add_options(parser)
+    group = parser.add_argument_group("general")
+    experiment, progress = _EXPERIMENT if command.experiments else (), _PROGRESS if command.has_progress else ()
+    for option, metavar, text in (*experiment, *_GENERAL, *progress):
+        how: dict[str, Any] = {"metavar": metavar} if metavar else {"action": "store_true"}
+        group.add_argument(f"--{option}", help=text, **how)
+    group.add_argument("-h", "--help", action="help", help="show this text, with the arguments of what was chosen")
     return parser
 
 
-def _refuse_unknown(program: str, origins: Mapping[str, str], flags: Sequence[str], known: Iterable[str]) -> None:
-    """Refuse an option that there is not, with the nearest that there is; what is below a known one is up to its type."""
-    known = {*known, "help"}
+def _parsed(
+    parser: ArgumentParser, values: Mapping[str, Any], origins: Mapping[str, str], flags: Sequence[str]
+) -> Namespace:
+    """What files and flags say, in one pass; an option that there is not is refused with the nearest that there is."""
+    defaults = parser.get_defaults()
+    known = [_short(name) for name in defaults.keys()]  # noqa: SIM118
     for name, file in origins.items():
-        if name not in known:
-            near = difflib.get_close_matches(_short(name), map(_short, known), 1)
+        if name not in defaults:
+            near = difflib.get_close_matches(_short(name), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{file}: {program} has no option {_short(name)!r}{hint}")
-    for name in _names(flags):
-        parts = name.removesuffix("+").split(".")
-        if not any(".".join(parts[:count]) in known for count in range(1, len(parts) + 1)):
-            near = difflib.get_close_matches(_short(name), map(_short, known), 1)
-            hint = f"; did you mean --{near[0]}?" if near else ""
-            raise argparse.ArgumentError(None, f"unrecognized arguments: --{_short(name)}{hint}")
+            raise ValueError(f"{file}: {parser.prog} has no option {_short(name)!r}{hint}")
+    try:
+        return parser.parse_args([*_as_flags(values, defaults), *flags])
+    except argparse.ArgumentError as error:
+        message = _short(str(error))
+        if "nrecognized arguments" not in message:
+            raise
+        unknown = [flag[2:].partition("=")[0] for flag in message.split() if flag.startswith("--")]
+        near = [name for each in unknown for name in difflib.get_close_matches(each, known, 1)]
+        hint = f"; did you mean {' and '.join(f'--{name}' for name in dict.fromkeys(near))}?" if near else ""
+        raise argparse.ArgumentError(None, f"{message}{hint}") from None
 
 
 def _short(name: str) -> str:
@@ -248,11 +247,15 @@ def _short(name: str) -> str:
     return name.replace(".init_args.", ".").removesuffix(".class_path")
 
 
-def _as_flags(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+def _as_flags(values: Mapping[str, Any], defaults: Namespace) -> Iterator[str]:
     for name, value in values.items():
-        if value is None and defaults[name] is None:
+        if value is None and defaults.get(name) is None:
             continue  # for an option that takes a string, it would be the string "null"
-        text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+        text = (
+            value
+            if isinstance(value, str)
+            else yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+        )
         text = text.removesuffix("...\n").strip()
         yield f"--{name}={text}"
 
@@ -270,6 +273,8 @@ _load = get_loader("yaml")
 
 def _load_value(text: str) -> Any:
     """What a value says in YAML; a list of numbers may go without brackets, which some shells do not let pass."""
+    if "&" in text:  # an option in a file may be YAML in a string
+        bounded_yaml(text)
     value = _load(text)
     if isinstance(value, str) and "," in value:
         items = [_load(item) for item in value.split(",")]
@@ -315,35 +320,29 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().add_argument(action)
 
 
-_UNION = re.compile(
-    r"Does not validate against any of the Union subtypes.*?Errors:\n(.*)\n\s*Given value type: .*\n\s*Given value: (.*)",
-    re.DOTALL,
-)
-_WORDINGS = (
+_WORDINGS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\.init_args\.", "."),
     (r'Parser key "([\w.]+)":\s*', r"--\1: "),
+    (r"(?<=are required: ).*", lambda names: "--" + names[0].replace(", ", ", --")),
+    (r"(?s)Does not validate against any of the Union subtypes.*?Errors:\s*- ", ""),
+    (r"\s*- Expected a <class 'NoneType'>", ""),
+    (r"\s*Given value type: .*\s*Given value: ", ". Got value: "),
+    (r"\n\s*- ", " or "),
     (r"Type \S*Callable.* expects a function or a callable class: ", "expected the import path of a function: "),
-    (r"Expected an? (?:<class ')?(?:typing\.)?([^'\n]+?|Literal\[.*?\])(?:'>)?\. Got value: (.*)", r"expected \1; got \2"),
-    (r"expected Literal\[(.*)\];", r"expected one of \1;"),
+    (r"Expected an? (?:\w+\.)*Literal\[(.*?)\]", r"expected one of \1"),
+    (r"Expected an? (?:<class ')?(?:\w+\.)*(\w+)(?:'>)?", r"expected \1"),
+    (r"(?<=or )expected ", ""),
     (r"\. Got value: ", "; got "),
     (r"got (-?)inf$", r"got \1inf (write \1.inf)"),  # numbers are read as YAML has them
 )
 
 
 def reworded(message: str) -> str:
-    """The message with options and types as the user knows them.
+    """The message of a parser with options and types as the user knows them.
 
     >>> reworded('Parser key "lr": Expected a float. Got value: inf')
     '--lr: expected float; got inf (write .inf)'
     """
-
-    def without_union(match: re.Match[str]) -> str:  # of a type and None: what is wrong with the type
-        reasons = [line.strip().removeprefix("- ") for line in match[1].splitlines() if "NoneType'>" not in line[-12:]]
-        return f"{'; '.join(reasons)}. Got value: {match[2]}"
-
-    message = _UNION.sub(without_union, message)
-    start, required, names = message.partition("arguments are required: ")
-    message = start + required + ", ".join(f"--{name}" for name in names.split(", ")) if required else message
     for pattern, replacement in _WORDINGS:
         message = re.sub(pattern, replacement, message)
     return message

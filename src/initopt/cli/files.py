@@ -11,7 +11,7 @@ import yaml
 from initopt._support.reading import read_text
 from initopt.recipes import RECIPES
 
-__all__ = ["as_yaml", "describe_experiment", "path_and_arguments", "read_experiment", "read_options"]
+__all__ = ["as_yaml", "bounded_yaml", "describe_experiment", "path_and_arguments", "read_experiment", "read_options"]
 
 _MOST = 2**20
 """The most bytes of a file of options."""
@@ -50,7 +50,7 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
         ValueError: if it is not there, or is no mapping; the message names it.
     """
     try:
-        values = _bounded_yaml(read_text(path, _MOST))
+        values = bounded_yaml(read_text(path, _MOST))
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror}") from None
     except RecursionError:
@@ -62,47 +62,36 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _bounded_yaml(text: str) -> Any:
-    """What YAML says, refused if aliases, which are a few bytes each, make more of it than a file could hold."""
+def bounded_yaml(text: str) -> Any:
+    """What YAML says, refused if aliases, which are a few bytes each, make more of it than a file could hold.
+
+    Raises:
+        ValueError, RecursionError: in that case, and if it is nested too deeply.
+    """
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
-        _nodes(node, {}, frozenset())
+        _size(node, {}, frozenset())
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _nodes(node: yaml.Node, counted: dict[int, int], above: frozenset[int]) -> int:
-    """How many values there are in a node, an alias counted as often as it stands there.
-
-    Raises:
-        ValueError: if these are too many, or a node is in itself.
-        RecursionError: if they are nested too deeply.
-    """
+def _size(node: yaml.Node, sizes: dict[int, int], above: frozenset[int]) -> int:
+    """How many values there are in a node, an alias counted as often as it stands there."""
     if id(node) in above:
         raise ValueError("an alias stands within what it is an alias of")
     if len(above) > _DEEPEST:
         raise RecursionError
-    if id(node) not in counted:
+    if id(node) not in sizes:
         items = node.value if isinstance(node, yaml.CollectionNode) else []
         below = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
-        counted[id(node)] = 1 + sum(_nodes(part, counted, above | {id(node)}) for part in below)
-        if isinstance(node, yaml.ScalarNode) and "&" in node.value:  # an option may be YAML in a string
-            counted[id(node)] += _nodes_in(node.value)
-    if counted[id(node)] > _MOST_VALUES:
+        sizes[id(node)] = 1 + sum(_size(part, sizes, above | {id(node)}) for part in below)
+    if sizes[id(node)] > _MOST_VALUES:
         raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
-    return counted[id(node)]
-
-
-def _nodes_in(text: str) -> int:
-    try:
-        inner = yaml.compose(text, yaml.SafeLoader)
-    except yaml.YAMLError:
-        return 0
-    return 0 if inner is None else _nodes(inner, {}, frozenset())
+    return sizes[id(node)]
 
 
 def read_experiment(path: Path, scale: str | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import initopt
 from initopt._support.interrupts import terminable
@@ -34,16 +34,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
         sys.exit(_run(arguments[0], arguments[1:]))
-    parser = _top_level()
-    near = difflib.get_close_matches(arguments[0], COMMANDS, 1) if arguments else []
-    if near:
-        parser.error(f"there is no command {arguments[0]!r}; did you mean {near[0]!r}?")
-    parser.parse_args(arguments)
-    parser.print_help()
-    sys.exit(0)
-
-
-def _top_level() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -56,7 +46,12 @@ def _top_level() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"initopt {initopt.__version__}")
     parser.add_argument("command", nargs="?", choices=COMMANDS, help=argparse.SUPPRESS)
-    return parser
+    near = difflib.get_close_matches(arguments[0], COMMANDS, 1) if arguments else []
+    if near:
+        parser.error(f"there is no command {arguments[0]!r}; did you mean {near[0]!r}?")
+    parser.parse_args(arguments)
+    parser.print_help()
+    sys.exit(0)
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -76,7 +71,9 @@ def _run(name: str, arguments: list[str]) -> int:
     except Exception as error:
         debugging = "--debug" in arguments or os.environ.get("INITOPT_DEBUG", "") not in ("", "0")
         if _explained(error) and not debugging:
-            print(f"initopt {name}: error: {_message(error)}", file=sys.stderr)
+            syntax = isinstance(error, argparse.ArgumentError)
+            message = f"{reworded(str(error))}\n(--help says what is accepted)" if syntax else str(error)
+            print(f"initopt {name}: error: {message}", file=sys.stderr)
         else:
             traceback.print_exc()
         # 1 for a failure of the numbers or of the machine, 2 for input that cannot work
@@ -95,37 +92,16 @@ def _explained(error: Exception) -> bool:
     if not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
         return False
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [file.is_relative_to(_OWN) for file in files]
-    if not isinstance(error, OSError):
-        return own[-1]
-    # A file of ours that cannot be written fails beneath us, in the standard library.
-    standard = sysconfig.get_path("stdlib")
-    return all(
-        ours or (file.is_relative_to(standard) and "site-packages" not in file.parts)
-        for ours, file in zip(own, files, strict=True)
-    )
-
-
-def _message(error: Exception) -> str:
-    if not isinstance(error, argparse.ArgumentError):
-        return str(error)
-    return reworded(str(error)) + "\n(--help says what is accepted)"
+    if isinstance(error, OSError):  # a file of ours that cannot be written fails beneath us, in the standard library
+        standard = sysconfig.get_path("stdlib")
+        files = [file for file in files if not file.is_relative_to(standard) or "site-packages" in file.parts]
+        return all(file.is_relative_to(_OWN) for file in files)
+    return files[-1].is_relative_to(_OWN)
 
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Warnings as a line for the user, not as a line of our source."""
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        print(f"initopt: warning: {message}", file=sys.stderr)
-
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = lambda message, *_, **__: print(f"initopt: warning: {message}", file=sys.stderr)
         yield
