@@ -417,6 +417,7 @@ class TestConfig:
             ("model: [3]", "model must be an import path"),
             ("model: {path: x}", "model must be an import path"),
             ("stpes: 3", "no option 'stpes'; did you mean 'steps'?"),
+            ("config: other.yaml", "no option 'config'"),
             ("loss: {class_path: math.sqrt, init_args: {x: 1}}", "no option 'loss.x'"),
             ("steps: many", "--steps: expected int; got many"),
             ("method: nope", "unknown --method 'nope'; known are 'nio', 'gradinit', 'metainit', 'lsuv'"),
@@ -581,6 +582,7 @@ class TestErrors:
         ("line", "message"),
         [
             ("measure --data digits", "--model is missing"),
+            ("measure --model --data digits", "argument --model: expected one argument"),
             ("measure --model USER.Net", "--data is missing"),
             ("measure --data digits --model nowhere.Net", "no module 'nowhere'"),
             ("measure --data digits --model USER.Nett", "has no 'Nett'; did you mean 'Net'?"),

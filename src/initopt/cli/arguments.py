@@ -42,7 +42,9 @@ _EXPERIMENT = (
     ("scale", "NAME", "a variant of the --experiment: small, which is done in minutes without a GPU"),
     ("list_experiments", None, "print the names for --experiment, and do no more"),
 )
-"""Options by name, with what they take, if anything, and their help."""
+"""Options of the command line alone, by name, with what they take, if anything, and their help."""
+
+_ASKED = tuple(name for name, *_ in (*_EXPERIMENT, *_GENERAL, *_PROGRESS))
 
 _RENAMED = {"recipe": "experiment", "list_recipes": "list_experiments"}
 
@@ -79,7 +81,7 @@ def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
     parser = _parser(command, name, components, method, [*values, *_names(flags)])
     parsed = _parsed(parser, values, origins, flags)
 
-    asked = {option: parsed.pop(option, None) for option, *_ in (*_EXPERIMENT, *_GENERAL, *_PROGRESS)}
+    asked = {option: parsed.pop(option, None) for option in _ASKED}
     if asked["progress"] and asked["quiet"]:
         raise ValueError("--progress is not allowed with --quiet")
     shown = _as_file(command, yaml.safe_load(parser.dump(parsed, skip_unset=False)) or {})
@@ -88,7 +90,7 @@ def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
         return None
     made = dict(vars(parser.instantiate(parsed)))
     parts = {option: made.pop(option) for option in command.components}
-    arguments = {option: dict(vars(parts[option].get("init_args", {}))) for option in components}
+    arguments = {option: dict(vars(own)) if (own := parts[option].get("init_args")) else {} for option in components}
     progress = True if asked["progress"] else False if asked["quiet"] else None
     return Request(components, arguments, made, progress, shown, frozenset(_names(flags)))
 
@@ -114,11 +116,11 @@ def _spelled(command: Command, argv: Sequence[str]) -> Iterator[str]:
 
 
 def _given(flags: Sequence[str], option: str) -> list[str]:
-    """What an option is given, each time that it is there."""
+    """What an option is given, each time that it is there; if that is nothing, it is left to the parser to say so."""
     found = []
-    for flag, following in pairwise([*flags, ""]):
+    for flag, following in pairwise([*flags, "--"]):
         name, equals, value = flag.partition("=")
-        if name == f"--{option}":
+        if name == f"--{option}" and (equals or not following.startswith("--")):
             found.append(value if equals else following)
     return found
 
@@ -130,9 +132,9 @@ def _names(flags: Iterable[str]) -> list[str]:
 
 def _experiment(flags: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """What ``--experiment`` and ``--scale`` stand for."""
-    (*_, name), (*_, scale) = ["", *_given(flags, "experiment")], ["", *_given(flags, "scale")]
-    if not name:
-        if scale:
+    name, scale = ([None, *_given(flags, option)][-1] for option in ("experiment", "scale"))
+    if name is None:
+        if scale is not None:
             raise ValueError(f"--scale {scale} is of an --experiment, and there is none")
         return []
     if name not in RECIPES and not Path(name).is_file():
@@ -140,7 +142,7 @@ def _experiment(flags: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
         raise ValueError(
             f"--experiment {name}: there is no such file; by name there are {near} and others, see --list_experiments"
         )
-    return [(f"--experiment {name}", read_experiment(Path(RECIPES.get(name, name)), scale or None))]
+    return [(f"--experiment {name}", read_experiment(Path(RECIPES.get(name, name)), scale))]
 
 
 def _list_experiments() -> None:
@@ -226,7 +228,7 @@ def _parsed(
     defaults = parser.get_defaults()
     known = [_short(name) for name in defaults.keys()]  # noqa: SIM118
     for name, file in origins.items():
-        if name not in defaults:
+        if name not in defaults or name in _ASKED:
             near = difflib.get_close_matches(_short(name), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{file}: {parser.prog} has no option {_short(name)!r}{hint}")
@@ -251,13 +253,8 @@ def _as_flags(values: Mapping[str, Any], defaults: Namespace) -> Iterator[str]:
     for name, value in values.items():
         if value is None and defaults.get(name) is None:
             continue  # for an option that takes a string, it would be the string "null"
-        text = (
-            value
-            if isinstance(value, str)
-            else yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
-        )
-        text = text.removesuffix("...\n").strip()
-        yield f"--{name}={text}"
+        in_yaml = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+        yield f"--{name}={value}" if isinstance(value, str) else f"--{name}=" + in_yaml.removesuffix("...\n").strip()
 
 
 def _as_file(command: Command, options: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +318,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 _WORDINGS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"\.init_args\.", "."),
+    (r"\.init_args(?=\.)|(?<=\w)\.class_path\b", ""),
     (r'Parser key "([\w.]+)":\s*', r"--\1: "),
     (r"(?<=are required: ).*", lambda names: "--" + names[0].replace(", ", ", --")),
     (r"(?s)Does not validate against any of the Union subtypes.*?Errors:\s*- ", ""),
