@@ -213,7 +213,7 @@ def _parser(
         group.add_class_arguments(find_method(method), as_group=False, instantiate=False, fail_untyped=False)
     command.add_options(parser)
     group = parser.add_argument_group("general")
-    experiment, progress = _EXPERIMENT if command.experiments else (), _PROGRESS if command.has_progress else ()
+    experiment, progress = _EXPERIMENT if command.experiments else (), _PROGRESS if command.components else ()
     for option, metavar, text in (*experiment, *_GENERAL, *progress):
         how: dict[str, Any] = {"metavar": metavar} if metavar else {"action": "store_true"}
         group.add_argument(f"--{option}", help=text, **how)

@@ -49,11 +49,11 @@ class Command:
         examples: command lines, shown at the end of its help.
         add_options: adds the options, but for those of components and of the method, to a parser.
         run: does it; gives the exit status, or ``None`` for 0.
-        components: the options by which the user brings a class or function, with a help text each.
+        components: the options by which the user brings a class or function, with a help text each; a command that has
+            some has a progress bar.
         as_batches: whether it takes data as batches; else in three parts.
         method: the help text of ``--method``, whose options it has then, too; ``None`` where there is no such option.
         experiments: whether it takes whole comparisons, ``--experiment NAME|FILE``.
-        has_progress: whether it has a progress bar.
     """
 
     usage: str
@@ -65,7 +65,6 @@ class Command:
     as_batches: bool = True
     method: str | None = None
     experiments: bool = False
-    has_progress: bool = True
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

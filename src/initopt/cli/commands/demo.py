@@ -29,5 +29,4 @@ example:
   initopt demo --seeds 3 --out my-demo""",
     add_options=_add_options,
     run=_run,
-    has_progress=False,
 )

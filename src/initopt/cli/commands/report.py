@@ -34,5 +34,4 @@ example:
   initopt report comparison""",
     add_options=_add_options,
     run=_run,
-    has_progress=False,
 )
