@@ -16,7 +16,7 @@ from initopt.cli.commands.base import Request
 from initopt.data import SOURCES
 from initopt.model.losses import LossFunction
 
-__all__ = ["OWN_MODEL", "add_common_options", "find_device", "make_problem"]
+__all__ = ["OWN_MODEL", "add_common_options", "make_problem"]
 
 OWN_MODEL = {
     "model": "class of your network, or a function that returns it, by import path, as in my_net.Net; the current folder "
@@ -48,7 +48,7 @@ def _prepare(device: str = "auto", threads: int | None = None, seed: int = 0) ->
     Raises:
         ValueError: for what cannot be; the message says what can.
     """
-    found = find_device(device)
+    found = _find_device(device)
     if threads is not None:
         torch.set_num_threads(check_integer("--threads", threads, 1))
     if not 0 <= seed < 2**32:
@@ -83,15 +83,8 @@ def make_problem(request: Request) -> tuple[nn.Module, Iterable[Any], LossFuncti
     return model, request.make("data"), loss
 
 
-def find_device(name: str) -> torch.device:
-    """The device of a name.
-
-    Args:
-        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` and so on, or ``"auto"``: CUDA where it is available.
-
-    Raises:
-        ValueError: if there is no such device; the message says what there is.
-    """
+def _find_device(name: str) -> torch.device:
+    """The device of a name; a ValueError, with those that there are, if there is no such device."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
