@@ -25,8 +25,11 @@ from tables import markdown
 from torch import Tensor, nn
 
 from initopt import objectives
+from initopt.batches.subbatches import SubBatches
 from initopt.engines import ENGINES
+from initopt.model.losses import as_loss
 from initopt.model.modes import measuring
+from initopt.model.parameters import Parameters
 from initopt.model.preserve import preserved
 from initopt.model.problem import Problem
 
@@ -62,8 +65,8 @@ class Subject:
     train_mode: bool = False
 
     def problem(self, seed: int) -> Problem:
-        options = {"split": "cyclic", "grad_params": None, "scale_params": None, **self.options}
-        return Problem.create(self.model, self.loss_fn, batch_norm=self.mode, seed=seed, **options)  # type: ignore[arg-type]
+        subbatches = SubBatches(batch_norm=self.mode, **self.options)  # type: ignore[arg-type]
+        return Problem(self.model, as_loss(self.loss_fn), Parameters.of(self.model), subbatches, seed)
 
     def single(self) -> Subject:
         """The same in float32."""
@@ -84,7 +87,7 @@ class Subject:
 def of_gallery() -> Iterator[Subject]:
     for name, entry in ENTRIES.items():
         for mode in entry.modes:
-            options = {"num_subbatches": entry.num_subbatches, "overlap": entry.overlap}
+            options = {"count": entry.num_subbatches, "overlap": entry.overlap}
             parts = ("gallery", name, mode, entry.model(), entry.batch(), options, entry.loss_fn(), entry.train_mode)
             if entry.double_backward and entry.conservative:
                 yield Subject(*parts)
@@ -94,7 +97,7 @@ def of_networks() -> Iterator[Subject]:
     for name, mode in NETWORK_CASES:
         model = build(name, "cpu").double()
         data = tuple(t.double() if t.is_floating_point() else t for t in NETWORKS[name].batch(NETWORK_BATCH_SIZE))
-        yield Subject("networks", name, mode, model, data, {"num_subbatches": 4, "overlap": 0.0})
+        yield Subject("networks", name, mode, model, data, {})
 
 
 _SINGLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}

@@ -55,7 +55,7 @@ def begin(model: nn.Module, network: Network, start: Start, data: Data, seed: in
     if start.relative_bound is not None:
         options["max_grad_norm"] = max(1.0, start.relative_bound * before.grad_norm)
     if start.after is not None:
-        initopt.optimize(model, others, loss_of, method=start.after, measure_steps=0, seed=seed, progress=False)
+        initopt.optimize(model, others, loss_of, method=start.after, measure_batches=0, seed=seed, progress=False)
     if start.method == "scheme":
         apply_(model, options["scheme"], others[0], loss_of, seed=seed)
     elif start.idea is not None:
@@ -63,7 +63,7 @@ def begin(model: nn.Module, network: Network, start: Start, data: Data, seed: in
     elif start.method is not None:
         taken: Iterable[Batch] = _halved(others) if start.method == "gradinit" else others
         result = initopt.optimize(
-            model, taken, loss_of, method=start.method, measure_steps=0, seed=seed, progress=False, **options
+            model, taken, loss_of, method=start.method, measure_batches=0, seed=seed, progress=False, **options
         )
         scales = result.scales
         if start.method == "nio":

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from initopt import data
 from initopt.data import digits, digits_tensors
 from initopt.data.digits import SUBSETS
 
@@ -67,3 +68,7 @@ def test_shuffled_batches_are_all_whole():
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         digits(**arguments)
+
+
+def test_every_data_set_that_has_a_name_is_public():
+    assert {source.__name__ for source in data.SOURCES.values()} <= set(data.__all__)

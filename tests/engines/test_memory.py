@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import initopt
-from initopt.engines.auto import Need, free_memory
+from initopt._support.devices import free_memory
+from initopt.engines.auto import Need
 from initopt.engines.stacked import contributions as uses
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
@@ -39,7 +40,7 @@ def batches(size: int = 28) -> list[Batch]:
 
 
 def quick(model: nn.Module, **options: Any) -> initopt.Result:
-    return initopt.nio(model, batches(), **{"steps": 4, "measure_steps": 2, "lr": 0.05, **options})
+    return initopt.nio(model, batches(), **{"steps": 4, "measure_batches": 2, "lr": 0.05, **options})
 
 
 def values(result: initopt.Result) -> list[float]:
@@ -101,7 +102,7 @@ def test_batch_norm_is_not_split(engine: str) -> None:
         initopt.nio(make_model(), make_batches(), microbatch=2, engine=engine)
     frozen = make_model().train()
     frozen[1].eval()
-    assert initopt.nio(frozen, make_batches(), microbatch=2, engine=engine, steps=1, measure_steps=0).scales
+    assert initopt.nio(frozen, make_batches(), microbatch=2, engine=engine, steps=1, measure_batches=0).scales
 
 
 @pytest.mark.parametrize("engine", ["auto", "recompute", "differences"])
@@ -185,7 +186,7 @@ def test_auto_keeps_to_its_budget() -> None:
 
 
 def test_a_budget_does_not_split_batch_norm() -> None:
-    result = initopt.nio(make_model(), make_batches(), steps=2, measure_steps=0, memory_budget=1)
+    result = initopt.nio(make_model(), make_batches(), steps=2, measure_batches=0, memory_budget=1)
     assert result.engine == "recompute"
     assert "samples are run at a time" not in result.engine_reason
 

@@ -24,7 +24,7 @@ def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
         "overlap": entry.overlap,
         "batch_norm": mode,
         "train_mode": entry.train_mode,
-        "measure_steps": 0,
+        "measure_batches": 0,
         "seed": SEED,
         "lr": LR,
         "betas": BETAS,

@@ -30,7 +30,7 @@ def install(folder: Path, package: str, source: str, entry: str) -> None:
 
 def example() -> tuple[str, str]:
     """The module and the entry point of the documentation."""
-    text = DOCS.read_text(encoding="utf-8").partition("<!-- tests/test_plugins.py runs this -->")[2]
+    text = DOCS.read_text(encoding="utf-8").partition("<!-- tests/methods/test_registry.py runs this -->")[2]
     source = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     entry = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
     assert source is not None
@@ -57,7 +57,7 @@ def test_the_documented_example(packages: Path) -> None:
     model = make_model()
     start = values(model)
     options: dict[str, Any] = {"steps": 8, "max_grad_norm": 0.3, "factor": 0.8}
-    result = initopt.optimize(model, make_batches(), method="quieter", measure_steps=2, **options)
+    result = initopt.optimize(model, make_batches(), method="quieter", measure_batches=2, **options)
     assert result.method == "quieter"
     assert result.options["factor"] == 0.8
     shrunk = sum(record.constrained for record in result.history)
@@ -74,7 +74,7 @@ def test_the_documented_example(packages: Path) -> None:
 def test_a_killed_run_of_it_goes_on_and_it_starts_from_a_scheme(packages: Path) -> None:
     install(packages, "quieter", *example())
     options: dict[str, Any] = {
-        "method": "quieter", "steps": 6, "max_grad_norm": 0.3, "scheme": "xavier_normal", "seed": 0, "measure_steps": 1,
+        "method": "quieter", "steps": 6, "max_grad_norm": 0.3, "scheme": "xavier_normal", "seed": 0, "measure_batches": 1,
         "checkpoint_every": 1,
     }  # fmt: skip
     expected = initopt.optimize(make_model(), make_batches(), **options)
@@ -101,7 +101,7 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
 
     done = run(
         *("--model", "plain_mlp", "--model.depth", "3", "--data", "digits", "--out", str(tmp_path / "out")),
-        *("--steps", "3", "--factor", "0.5", "--max_grad_norm", "0.01", "--measure_steps", "2"),
+        *("--steps", "3", "--factor", "0.5", "--max_grad_norm", "0.01", "--measure_batches", "2"),
     )
     assert done.returncode == 0, done.stderr
     result = initopt.Result.load(tmp_path / "out")
@@ -129,7 +129,7 @@ def test_broken_packages(package: str, packages: Path) -> None:
     install(packages, package, source, f"[initopt.methods]\n{package} = {value}\n")
     with pytest.raises(error, match=message):
         initopt.optimize(make_model(), make_batches(), method=package)
-    assert initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0).method == "nio"
+    assert initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0).method == "nio"
 
 
 def test_names_that_clash(packages: Path) -> None:

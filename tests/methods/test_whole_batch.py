@@ -22,7 +22,7 @@ RUNNABLE = [name for name, entry in ENTRIES.items() if entry.double_backward and
 
 
 def run(method: Method, model: nn.Module, batches: Any, loss_fn: Any = None, **options: Any) -> initopt.Result:
-    return method(model, batches, loss_fn, **{"steps": 3, "measure_steps": 0, "seed": SEED, **options})
+    return method(model, batches, loss_fn, **{"steps": 3, "measure_batches": 0, "seed": SEED, **options})
 
 
 @both
@@ -92,14 +92,14 @@ def test_how_many_batches_steps_take() -> None:
                 given += 1
                 yield batch
 
-        result = run(initopt.gradinit, make_model(), stream(), steps=3, measure_steps=2, **options)
+        result = run(initopt.gradinit, make_model(), stream(), steps=3, measure_batches=2, **options)
         assert given == 3 * expected + 2
         own = initopt.measure(make_model(), make_batches(40)[3 * expected : 3 * expected + 2], seed=SEED)
         assert result.before.grad_norm == pytest.approx(own.grad_norm)
         method = GradInit(**options)
         assert method.batches_taken(result.history) == 3 * expected
     with pytest.raises(initopt.LoaderError, match="ended after 5 of the 11 that are needed"):
-        run(initopt.gradinit, make_model(), iter(make_batches(5)), max_grad_norm=1e9, measure_steps=2)
+        run(initopt.gradinit, make_model(), iter(make_batches(5)), max_grad_norm=1e9, measure_batches=2)
 
 
 def mixed_bound(batches: list[Batch]) -> float:
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_at_the_right_batch(tmp_path: Any) -> None:
     options: dict[str, Any] = {
         "steps": 10,
         "max_grad_norm": mixed_bound(batches),
-        "measure_steps": 3,
+        "measure_batches": 3,
         "checkpoint_every": 1,
     }
     expected = run(initopt.gradinit, make_model(), batches, **options)
@@ -318,7 +318,7 @@ def test_exact_norms_differ_where_there_are_norms_only() -> None:
 
 @both
 def test_results_are_stored_and_drawn(method: Method, tmp_path: Any) -> None:
-    result = run(method, make_model(), make_batches(), measure_steps=2, steps=4)
+    result = run(method, make_model(), make_batches(), measure_batches=2, steps=4)
     result.save(tmp_path / "out")
     loaded = initopt.Result.load(tmp_path / "out")
     assert loaded.history == result.history
@@ -358,7 +358,7 @@ def test_progress_shows_the_figures_of_each_kind_of_record(capsys: pytest.Captur
         (initopt.lsuv, "variance"),
     ):
         options = {} if method is initopt.lsuv else {"steps": 2}
-        method(make_model(), make_batches(), measure_steps=2, progress=True, **options)
+        method(make_model(), make_batches(), measure_batches=2, progress=True, **options)
         shown = capsys.readouterr().err
         assert figure in shown
         assert "GradCosine" in shown  # of the measurements

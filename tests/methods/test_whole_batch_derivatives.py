@@ -37,7 +37,7 @@ def derivatives_of(method: str, entry: Entry, batches: list[Any], **options: Any
     with patch.object(scales_run.ScalesRun, "descend", keep):
         result = initopt.optimize(
             model, batches, entry.loss_fn(), method=method, steps=1, seed=SEED, train_mode=entry.train_mode,
-            measure_steps=0, **options,
+            measure_batches=0, **options,
         )  # fmt: skip
     ((names, values, kind),) = found
     assert kind == ("constraint" if result.history[0].constrained else "objective")

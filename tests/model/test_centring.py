@@ -28,6 +28,7 @@ from tests.engines.test_derivatives import (
     public_objective,
 )
 from tests.gallery import ENTRIES
+from tests.helpers import make_problem
 from tests.truth import INDEX, as_real, classes_of, gradient, gram_of, logits_of, prepared, subbatch_losses, truth, windows
 
 ODD = {"contrastive", "nested_outputs", "one_sample_each"}
@@ -169,17 +170,7 @@ def flattened(nest: Any) -> Iterator[Tensor]:
 
 
 def mlp_problem(model: nn.Module, loss_fn: Any = None, count: int = 2) -> Problem:
-    return Problem.create(
-        model,
-        loss_fn,
-        num_subbatches=count,
-        overlap=0.0,
-        split="cyclic",
-        batch_norm="subbatch",
-        grad_params=None,
-        scale_params=None,
-        seed=0,
-    )
+    return make_problem(model, loss_fn, num_subbatches=count)
 
 
 def settled(model: nn.Module, data: Any, loss_fn: Any = None) -> Problem:
@@ -208,7 +199,7 @@ class TestWhatIsCentred:
         model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
         with pytest.warns(UserWarning, match=r"gradients are not centred: the loss asks the same.*centre=None"):
             result = initopt.nio(
-                model, [vectors()] * 3, lambda model, batch: model(batch[0]).sum(1).mean(), steps=2, measure_steps=1
+                model, [vectors()] * 3, lambda model, batch: model(batch[0]).sum(1).mean(), steps=2, measure_batches=1
             )
         assert len(result.history) == 2
         assert result.history[0].centred_grad_norm is None
@@ -379,7 +370,7 @@ class TestFoundInReview:
                 return F.cross_entropy(output @ output.T, torch.arange(len(output)))
 
         for loss, words in ((asks_the_same, "asks the same"), (Compares(), "compares samples")):
-            problem = replace(mlp_problem(nn.Linear(6, 3), loss), batch_norm=mode)
+            problem = make_problem(nn.Linear(6, 3), loss, num_subbatches=2, batch_norm=mode)
             problem.settle(problem.prepare(vectors(16), 0))
             assert words in str(problem.centring.off)
 

@@ -39,7 +39,7 @@ def test_no_call_fires_a_hook_on_accumulated_gradients(run: str, engine: str) ->
         initopt.measure(model, make_batches(), **options)
         assert all(torch.equal(p, value) for p, value in zip(model.parameters(), before, strict=True))
     else:
-        getattr(initopt, run)(model, make_batches(), steps=2, measure_steps=1, **options)
+        getattr(initopt, run)(model, make_batches(), steps=2, measure_batches=1, **options)
     assert calls == []
 
 

@@ -14,8 +14,7 @@ from initopt.batches.nested import map_tensors, take
 from initopt.engines import ENGINES
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
-from initopt.model.problem import Problem
-from tests.helpers import Batch, make_batches, make_model, values
+from tests.helpers import Batch, make_batches, make_model, make_problem, values
 
 exact = pytest.mark.parametrize("engine", ["graph", "recompute", "plain"])
 
@@ -30,7 +29,7 @@ def doubled(batches: list[Batch]) -> list[Batch]:
 
 
 def quick(model: nn.Module, batches: Any, loss_fn: Any = None, **options: Any) -> initopt.Result:
-    return initopt.nio(model, batches, loss_fn, **{"steps": 6, "measure_steps": 2, "lr": 0.05, **options})
+    return initopt.nio(model, batches, loss_fn, **{"steps": 6, "measure_batches": 2, "lr": 0.05, **options})
 
 
 def test_autocast_around_a_run_sees_every_change_of_the_weights() -> None:
@@ -64,10 +63,7 @@ def test_gradient_hooks_act_once(engine: str, where: str, hook: Any) -> None:
 def central_and_found(model: nn.Module, batch: Batch, engine: str) -> tuple[Tensor, Tensor]:
     """The derivative of GradCosine along every tensor, by central differences and by an engine."""
     with preserved(model), measuring(model):
-        problem = Problem.create(
-            model, None, num_subbatches=4, overlap=0.0, split="cyclic", batch_norm="subbatch", grad_params=None,
-            scale_params=None, seed=0,
-        )  # fmt: skip
+        problem = make_problem(model)
         chosen = ENGINES[engine](problem)
 
         def gram() -> Tensor:
@@ -224,8 +220,8 @@ def test_small_losses_do_not_overflow() -> None:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return 1e-15 * nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    small = quick(plain_model().float(), make_batches(), loss, objective="cosine", measure_steps=0)
-    large = quick(plain_model().float(), make_batches(), objective="cosine", measure_steps=0)
+    small = quick(plain_model().float(), make_batches(), loss, objective="cosine", measure_batches=0)
+    large = quick(plain_model().float(), make_batches(), objective="cosine", measure_batches=0)
     # The bound is far from both, and cosines know no scale; Adam's eps and clipping do, a little.
     assert [r.grad_cosine for r in small.history[:1]] == pytest.approx([r.grad_cosine for r in large.history[:1]], rel=1e-4)
 

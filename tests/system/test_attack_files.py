@@ -92,7 +92,7 @@ def run_and_save(folder: Path, pause: float = 0.0) -> None:
         make_model(dropout=0.3),
         make_batches(),
         steps=8,
-        measure_steps=2,
+        measure_batches=2,
         train_mode=True,
         checkpoint=folder / "run.ckpt",
         checkpoint_every=1,
@@ -329,7 +329,7 @@ def save_over_result(folder: Path) -> None:
 
 
 def go_on(folder: Path) -> None:
-    initopt.nio(make_model(), make_batches(), steps=4, measure_steps=2, checkpoint=folder / "run.ckpt", progress=False)
+    initopt.nio(make_model(), make_batches(), steps=4, measure_batches=2, checkpoint=folder / "run.ckpt", progress=False)
 
 
 def read_comparison(folder: Path) -> None:
@@ -358,9 +358,9 @@ TARGETS: dict[Callable[[Path], None], tuple[float, list[str]]] = {
     read_result: (0.25, ["result/result.json", "result/weights.safetensors", "result/grams.safetensors"]),
     save_over_result: (0.05, ["result/result.json", "result/weights.safetensors"]),
     go_on: (0.2, ["run.ckpt"]),
-    read_comparison: (0.2, ["out/comparison.json", "out/runs/**/run.json", "out/runs/**/curve.parquet"]),
-    report: (0.1, ["out/comparison.json", "out/runs/**/run.json", "out/runs/**/curve.parquet"]),
-    compare_again: (0.05, ["out/comparison.json", "out/runs/**/run.json", "out/runs/**/curve.parquet"]),
+    read_comparison: (0.2, ["out/comparison.json", "out/runs/**/run.json"]),
+    report: (0.1, ["out/comparison.json", "out/runs/**/run.json"]),
+    compare_again: (0.05, ["out/comparison.json", "out/runs/**/run.json"]),
     configured: (0.15, ["config.yaml"]),
 }
 """What reads files, how often it is tried, and the files."""
@@ -371,7 +371,7 @@ def prepare(folder: Path) -> None:
     folder.mkdir()
     warnings.simplefilter("ignore")
     found = initopt.nio(
-        make_model(), make_batches(), steps=4, measure_steps=2, checkpoint=folder / "run.ckpt", progress=False
+        make_model(), make_batches(), steps=4, measure_batches=2, checkpoint=folder / "run.ckpt", progress=False
     )
     found.save(folder / "result")
     found.save(folder / "result.kept")
@@ -383,7 +383,7 @@ def prepare(folder: Path) -> None:
                 "data": "digits",
                 "steps": 3,
                 "betas": [0.9, 0.99],
-                "measure_steps": 1,
+                "measure_batches": 1,
                 "scheme": "xavier_normal",
             }
         )

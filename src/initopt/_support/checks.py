@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable
+from dataclasses import fields
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
-__all__ = ["check_choice", "check_flag", "check_integer", "check_number", "did_you_mean", "plain_numbers", "suggesting"]
+from initopt._support.errors import warn
+from initopt._support.words import did_you_mean, unknown
+
+__all__ = [
+    "accepting",
+    "check_choice",
+    "check_flag",
+    "check_integer",
+    "check_number",
+    "plain_numbers",
+    "renaming",
+    "require",
+    "suggesting",
+    "with_plain_numbers",
+]
 
 
 def plain_numbers(value: Any) -> Any:
@@ -28,11 +43,17 @@ def plain_numbers(value: Any) -> Any:
     return operator.index(value) if isinstance(value, SupportsIndex) else float(value)
 
 
+def with_plain_numbers(options: Any) -> None:
+    """Apply :func:`plain_numbers` to the fields of a frozen dataclass that is being made, so that they can be stored."""
+    for option in fields(options):
+        object.__setattr__(options, option.name, plain_numbers(getattr(options, option.name)))
+
+
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
     """Raise a ValueError unless ``value`` is one of the known names."""
     names = list(known)
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"unknown {name} {value!r}; known are {', '.join(map(repr, names))}")
+        raise ValueError(unknown(name, value, names))
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -74,43 +95,83 @@ def check_number(
         raise ValueError(f"{name} must be a {' '.join([kind, ' and '.join(bounds)]).strip()}; got {value!r}")
 
 
+_PACKAGES = {"PIL": "pillow", "lightning_fabric": "lightning-fabric"}
+"""The names of packages that are not those of their modules."""
+
+
+def require(what: str, extra: str, *modules: str) -> None:
+    """Raise an ImportError, which says what to install, unless all modules that ``what`` needs of an extra are there."""
+    missing = [_PACKAGES.get(module, module) for module in modules if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"{what} needs {', '.join(missing)}: pip install 'initopt[{extra}]'")
+
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown name: the nearest of those that there are, or all of them.
-
-    >>> did_you_mean("step", ["steps", "seed"])
-    "; did you mean 'steps'?"
-    >>> did_you_mean("colour", ["steps", "seed"])
-    '; it has steps, seed'
-    """
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-
-
-def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+def accepting(*options: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Have a function refuse keyword arguments that it does not have with the name of one that it has.
+
+    Args:
+        options: names that the function takes by its ``**options``.
 
     Raises:
         TypeError: as Python does, and with the same beginning.
 
-    >>> @suggesting
-    ... def scale(steps=3): ...
+    >>> @accepting("seed")
+    ... def scale(steps=3, **options): ...
     >>> scale(step=1)
     Traceback (most recent call last):
     TypeError: scale() got an unexpected keyword argument 'step'; did you mean 'steps'?
     """
-    known = list(inspect.signature(function).parameters)
 
-    @functools.wraps(function)
-    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        for name in kwargs:
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
-        return function(*args, **kwargs)
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        parameters = inspect.signature(function).parameters.values()
+        known = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD] + list(options)
 
-    return checked
+        @functools.wraps(function)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            for name in kwargs:
+                if name not in known:
+                    hint = did_you_mean(name, known)
+                    raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """:func:`accepting` for a function that has all its keyword arguments in its signature."""
+    return accepting()(function)
+
+
+def renaming(**renamed: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Have old names of keyword arguments go on working for a release, with a warning.
+
+    Args:
+        renamed: the new names by the old ones.
+
+    Raises:
+        TypeError: for an old name beside its new one.
+
+    Warns:
+        InitoptWarning: for an old name; the message says the new one.
+    """
+
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        @functools.wraps(function)
+        def translated(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            for old in renamed.keys() & kwargs.keys():
+                new = renamed[old]
+                if new in kwargs:
+                    raise TypeError(f"{function.__name__}() got {new!r} and, beside it, its old name {old!r}")
+                warn(f"initopt: {old!r} of {function.__name__}() is called {new!r} now; the old name will go")
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return translated
+
+    return decorate

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_messages import is_of_other_dtype
 from initopt._support.errors import LossError, warn
 from initopt.batches.nested import named_tensors
 
@@ -16,10 +16,6 @@ __all__ = ["look_at_classes", "refuse_dtype"]
 
 _FEW = 16
 """Targets that may be in order by chance."""
-
-_OTHER_DTYPE = re.compile(
-    r"same dtype|expected scalar type|expected m1 and m2|Input type .* and (weight|bias) type|dtypes? .*(match|mismatch)"
-)
 
 
 def look_at_classes(output: Tensor, targets: Tensor, classes: int, criterion: nn.Module | None) -> None:
@@ -35,7 +31,7 @@ def look_at_classes(output: Tensor, targets: Tensor, classes: int, criterion: nn
         LossError: for labels that there are no classes for. On a GPU, PyTorch would end the whole process for it.
 
     Warns:
-        UserWarning: for an output that has been through a softmax, and for a batch that is sorted by class.
+        InitoptWarning: for an output that has been through a softmax, and for a batch that is sorted by class.
     """
     counted = targets[targets != getattr(criterion, "ignore_index", -100)].flatten()
     if not len(counted):
@@ -97,7 +93,7 @@ def refuse_dtype(error: RuntimeError, model: nn.Module, batch: Any) -> None:
     Raises:
         TypeError: if so; otherwise nothing happens.
     """
-    if not _OTHER_DTYPE.search(str(error)):
+    if not is_of_other_dtype(error):
         return
     of_model = {p.dtype for p in model.parameters() if p.is_floating_point()}
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

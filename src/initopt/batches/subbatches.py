@@ -1,14 +1,70 @@
-"""Which samples of a batch make up each sub-batch."""
+"""How a batch is split into sub-batches, and which samples make up each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["SPLITS", "Windows", "split_windows"]
+from initopt._support.checks import check_choice, check_integer, check_number, with_plain_numbers
+
+__all__ = ["BATCH_NORMS", "SPLITS", "BatchNorm", "Split", "SubBatches", "Windows", "split_windows"]
+
+Split = Literal["cyclic", "published"]
+BatchNorm = Literal["subbatch", "batch"]
+BATCH_NORMS = ("subbatch", "batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubBatches:
+    """How a batch is split into sub-batches and how these are run; checked when it is made.
+
+    Attributes:
+        count: D, the number of sub-batches, 2 to the batch size.
+        overlap: share by which sub-batches overlap, in [0, 1).
+        split: rule of splitting, ``"cyclic"`` or ``"published"``; see :func:`split_windows`.
+        batch_norm: whose statistics normalize, each sub-batch's own (``"subbatch"``) or the whole batch's (``"batch"``).
+        microbatch: most samples of a sub-batch to run at a time; whole sub-batches by default.
+
+    Raises:
+        ValueError: for what cannot work; the message says what was given and what is allowed.
+
+    >>> SubBatches(count=2, overlap=0.25).windows(8).indices[1].tolist()
+    [4, 5, 6, 7, 0]
+    """
+
+    count: int = 4
+    overlap: float = 0.0
+    split: Split = "cyclic"
+    batch_norm: BatchNorm = "subbatch"
+    microbatch: int | None = None
+
+    def __post_init__(self) -> None:
+        with_plain_numbers(self)
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 2:
+            raise ValueError(
+                f"num_subbatches must be an integer of 2 or more, since GradCosine compares pairs; got {self.count!r}"
+            )
+        check_number("overlap", self.overlap)
+        if not 0 <= self.overlap < 1:
+            raise ValueError(
+                f"overlap is the share by which sub-batches overlap and must be in [0, 1); got {self.overlap!r}"
+            )
+        check_choice("split", self.split, SPLITS)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
+        if self.microbatch is not None:
+            check_integer("microbatch", self.microbatch, 1)
+
+    def windows(self, batch_size: int) -> Windows:
+        """The sub-batches of a batch of ``batch_size`` samples.
+
+        Raises:
+            ValueError: if the batch has fewer samples than sub-batches.
+        """
+        return split_windows(batch_size, self.count, self.overlap, self.split)
 
 
 @dataclass(frozen=True)

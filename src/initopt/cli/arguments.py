@@ -23,7 +23,7 @@ from initopt._support.errors import warn
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import Component, find_component
 from initopt.cli.files import as_yaml, bounded_yaml, describe_experiment, path_and_arguments, read_experiment, read_options
-from initopt.methods import find_method, method_names
+from initopt.methods import Measuring, find_method, method_names
 from initopt.recipes import RECIPES
 
 __all__ = ["HelpFormatter", "as_text", "parse", "reworded"]
@@ -45,8 +45,6 @@ _EXPERIMENT = (
 """Options of the command line alone, by name, with what they take, if anything, and their help."""
 
 _ASKED = tuple(name for name, *_ in (*_EXPERIMENT, *_GENERAL, *_PROGRESS))
-
-_RENAMED = {"recipe": "experiment", "list_recipes": "list_experiments"}
 
 
 def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
@@ -108,10 +106,9 @@ def _spelled(command: Command, argv: Sequence[str]) -> Iterator[str]:
         option, dot, argument = name[2:].replace("-", "_").partition(".")
         if option in command.components:
             dot, argument = ".", f"init_args.{argument}" if dot else "class_path"
-        elif command.experiments and not dot and option in _RENAMED:
-            hint = ", as in --recipe.lr 0.1" if option == "recipe" else ""
-            warn(f"--{option} is now --{_RENAMED[option]}; a recipe is how to train{hint}")
-            option = _RENAMED[option]
+        elif option in command.renamed and not dot:
+            warn(f"--{option} is now --{command.renamed[option]}{command.renamed_hint}")
+            option = command.renamed[option]
         yield f"--{option}{dot}{argument}{equals}{value}"
 
 
@@ -168,7 +165,10 @@ def _merged(command: Command, files: Iterable[tuple[str, Mapping[str, Any]]]) ->
     origins: dict[str, str] = {}
     for file, held in files:
         new: dict[str, Any] = {}
-        for option, value in held.items():
+        for given, value in held.items():
+            option = given if isinstance(value, Mapping) else command.renamed.get(given, given)
+            if option != given:
+                warn(f"{file}: {given} is now {option}{command.renamed_hint}")
             if option in command.components and value is not None:
                 path, arguments = path_and_arguments(value, f"{file}: {option}")
                 if values.get(f"{option}.class_path", path) != path:
@@ -210,7 +210,10 @@ def _parser(
         component.add_arguments(parser, dict.fromkeys(x.removeprefix(prefix) for x in given if x.startswith(prefix)))
     if method:
         group = parser.add_argument_group(f"options of --method {method}")
-        group.add_class_arguments(find_method(method), as_group=False, instantiate=False, fail_untyped=False)
+        kind = find_method(method)
+        own = group.add_class_arguments(kind, as_group=False, instantiate=False, fail_untyped=False)
+        group = parser.add_argument_group("how to measure before and after")
+        group.add_class_arguments(Measuring, as_group=False, instantiate=False, skip=set(own))
     command.add_options(parser)
     group = parser.add_argument_group("general")
     experiment, progress = _EXPERIMENT if command.experiments else (), _PROGRESS if command.components else ()

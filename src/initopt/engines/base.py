@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
+from initopt._support.words import first_few
 from initopt.model.parameters import NamedParameter
 from initopt.model.problem import Batch, Problem, as_real
 
@@ -79,10 +80,12 @@ class Engine(ABC):
 
     Attributes:
         name: its name.
+        keeps_graphs: whether it holds the graphs of all sub-batches at once, so that ``recompute`` does with less memory.
         reason: why this engine and no other, as a clause.
     """
 
     name: ClassVar[str]
+    keeps_graphs: ClassVar[bool] = False
     reason = "chosen by name"
 
     def __init__(self, problem: Problem) -> None:
@@ -275,10 +278,8 @@ def check_entries(gram: Tensor, losses: Sequence[Tensor], broken: Callable[[int]
         for d in range(len(losses)):
             bad = broken(d)
             if bad:
-                more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-                raise NonFiniteError(
-                    f"the gradient of sub-batch {d} is not finite for parameter {', '.join(map(repr, bad[:3]))}{more}"
-                )
+                names = first_few(list(map(repr, bad)))
+                raise NonFiniteError(f"the gradient of sub-batch {d} is not finite for parameter {names}")
         raise NonFiniteError("the squared norm of the gradient overflows")
     if not gram.diagonal().any():
         raise ZeroGradientError(

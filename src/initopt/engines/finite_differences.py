@@ -9,8 +9,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from initopt._support._torch_private import hooks_of, is_compiled
 from initopt.engines.autograd.scale_derivatives import to_cpu
 from initopt.engines.autograd.scaled import ScaledOps
 from initopt.engines.base import Engine, Evaluation, Gradients, added, check_gram, gram_matrix, weighted_sums
@@ -65,11 +66,11 @@ class DifferencesEngine(Engine):
         self.error_estimate: float | None = None
         self.microbatches = Microbatches(problem)
         self._batches = 0
-        self._replaces = not any(map(_is_compiled, problem.model.modules()))
+        self._replaces = not any(map(is_compiled, problem.model.modules()))
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
-        hooked = [p.name for p in problem.grad_params if p.value._backward_hooks]
+        hooked = [p.name for p in problem.grad_params if hooks_of(p.value)]
         if hooked:
             return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
         return Microbatches.refusal(problem)
@@ -103,10 +104,6 @@ class DifferencesEngine(Engine):
     def ops(self) -> ScaledOps | None:
         """Operations without weight gradients; ``None`` for a compiled model, whose code is not to be traced anew."""
         return ScaledOps(self.problem.scale_params) if self._replaces else None
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 class _Differences(Evaluation):

@@ -48,6 +48,7 @@ class GraphEngine(_SeparateEngine):
     """
 
     name = "graph"
+    keeps_graphs = True
 
     def _evaluation(self, batch: Batch) -> Evaluation:
         return _Graph(self.problem, batch)

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from initopt._support.checks import check_choice
+
 __all__ = ["PRESETS", "get", "published", "published_measure"]
 
 
@@ -53,6 +55,5 @@ def get(name: str) -> dict[str, Any]:
     >>> get("published")["split"]
     'published'
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known are {', '.join(map(repr, PRESETS))}")
+    check_choice("preset", name, PRESETS)
     return dict(PRESETS[name])

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_private import reset_of, version_of
 from initopt._support.checks import check_integer, check_number
 from initopt.batches.nested import batch_size, map_tensors, to_device
 from initopt.model.losses import LossFunction, as_loss
@@ -189,13 +190,13 @@ def _followers(
 
 def _reset(model: nn.Module, chosen: list[NamedParameter], seed: int) -> set[nn.Parameter]:
     """Have each module draw its parameters anew, those inside it first, and put back what is not to change."""
-    kept = {p: (p.detach().clone(), p._version) for p in model.parameters()}
+    kept = {p: (p.detach().clone(), version_of(p)) for p in model.parameters()}
     may_change = {p.value for p in chosen}
     with seeded(seed):
         for module in reversed(list(model.modules())):
-            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-            if callable(reset) and not may_change.isdisjoint(module.parameters()):
+            reset = reset_of(module)
+            if reset is not None and not may_change.isdisjoint(module.parameters()):
                 reset()
-    written = {p for p, (value, version) in kept.items() if p._version != version or not torch.equal(p, value)}
+    written = {p for p, (value, version) in kept.items() if version_of(p) != version or not torch.equal(p, value)}
     put_values({p: value for p, (value, _) in kept.items() if p not in may_change})
     return written & may_change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,8 +74,8 @@ def make_draw(scheme: str, mode: Mode, std: float) -> Draw:
         raise ValueError(f"std={std!r} is for the scheme 'trunc_normal'; {scheme!r} has its own")
 
     def deviation(w: Tensor, gain: float) -> float:
-        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(w)
-        return float(gain / (fan_in if mode == "fan_in" else fan_out) ** 0.5)
+        outputs, inputs, *kernel = w.shape
+        return float(gain / ((inputs if mode == "fan_in" else outputs) * math.prod(kernel)) ** 0.5)
 
     draws = {
         "kaiming_normal": Draw(lambda w, gain, g: w.normal_(0, deviation(w, gain), generator=g), "relu"),

@@ -53,6 +53,8 @@ class Command:
             some has a progress bar.
         as_batches: whether it takes data as batches; else in three parts.
         method: the help text of ``--method``, whose options it has then, too; ``None`` where there is no such option.
+        renamed: the present names of options by their former ones, which work with a warning.
+        renamed_hint: what is added to that.
         experiments: whether it takes whole comparisons, ``--experiment NAME|FILE``.
     """
 
@@ -64,6 +66,8 @@ class Command:
     components: Mapping[str, str] = field(default_factory=dict)
     as_batches: bool = True
     method: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed_hint: str = ""
     experiments: bool = False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,20 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import initopt
+from initopt._support.words import counted
 from initopt.cli.arguments import reworded
 from initopt.cli.commands.base import Command, Request, table
 from initopt.cli.components import find_component
 from initopt.cli.files import path_and_arguments
 from initopt.cli.own_model import OWN_MODEL
 from initopt.comparison import Comparison, Network, Recipe, RunRecord
-from initopt.comparison.report.formatting import counted
 from initopt.comparison.storage.job import Job
 from initopt.data import SOURCES
+from initopt.integrations.ray import RayExecutor
 
 __all__ = ["COMMAND"]
 
-_OWN_OPTIONS = {"models", "initializations", "recipe", "out"}
+_OWN_OPTIONS = {"models", "initializations", "recipe", "out", "ray_address", "ray_num_cpus", "ray_num_gpus"}
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -55,9 +57,18 @@ def _add_options(parser: ArgumentParser) -> None:
     group.add_function_arguments(
         initopt.compare,
         as_group=False,
-        skip={"models", "data", "initializations", "recipe", "loss_fn", "progress", "out"},
+        skip={"models", "data", "initializations", "recipe", "loss_fn", "progress", "out", "executor"},
         fail_untyped=False,
     )
+    group = parser.add_argument_group("on other machines")
+    group.add_argument(
+        "--ray_address",
+        type=str | None,
+        metavar="ADDRESS",
+        help="have a Ray cluster do the runs: auto for the one of this machine, local for a new one, or HOST:PORT",
+    )
+    group.add_argument("--ray_num_cpus", type=float, default=1.0, help="processors of each run there")
+    group.add_argument("--ray_num_gpus", type=float, default=0.0, help="GPUs of each run there; a fraction shares one")
 
 
 def _names(value: str | list[Any]) -> list[Any]:
@@ -76,16 +87,18 @@ def _run(request: Request) -> int:
                 f"--{name} is missing: give some, as in {example}, or an --experiment (see --list_experiments)"
             )
     _refuse_overridden(request)
-    found = initopt.compare(
-        {name: _network(name, value) for name, value in options["models"].items()},
-        _data(request),
-        options["initializations"],
-        loss_fn=request.make("loss"),
-        recipe=dict(vars(options["recipe"])),
-        out=out,
-        progress=request.progress,
-        **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
-    )
+    with _executor(request) as executor:
+        found = initopt.compare(
+            {name: _network(name, value) for name, value in options["models"].items()},
+            _data(request),
+            options["initializations"],
+            loss_fn=request.make("loss"),
+            recipe=dict(vars(options["recipe"])),
+            out=out,
+            executor=executor,
+            progress=request.progress,
+            **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
+        )
     _show(found)
     if options["report"]:
         print(f"\nReport: {Path(out).expanduser() / 'report' / 'report.html'}")
@@ -117,6 +130,15 @@ def _refuse_overridden(request: Request) -> None:
             )
 
 
+def _executor(request: Request) -> AbstractContextManager[RayExecutor | None]:
+    options = request.options
+    if options["ray_address"] is not None:
+        return RayExecutor(options["ray_address"], num_cpus=options["ray_num_cpus"], num_gpus=options["ray_num_gpus"])
+    for name in sorted(request.given & {"ray_num_cpus", "ray_num_gpus"}):
+        raise ValueError(f"--{name} is of a Ray cluster, and there is no --ray_address")
+    return nullcontext()
+
+
 def _network(name: str, value: Any) -> Network:
     """A network, as a file or the command line has it, its arguments checked against its signature."""
     own = dict(value) if isinstance(value, Mapping) else {"class_path": value}
@@ -142,10 +164,10 @@ def _data(request: Request) -> Any:
 
 def _show(found: Comparison) -> None:
     from initopt.comparison.analysis.summary import summarize
-    from initopt.comparison.report.tables import network_tables
+    from initopt.comparison.report.tables import results_table
 
     for network in summarize(found).networks:
-        results = network_tables(network)[0]
+        results = results_table(network)
         print(f"\n{network.name}: {results.title.lower()}")
         print(table(results.columns, results.rows))
 
@@ -177,5 +199,7 @@ examples:
         "loss": OWN_MODEL["loss"],
     },
     as_batches=False,
+    renamed={"recipe": "experiment", "list_recipes": "list_experiments"},
+    renamed_hint="; a recipe is how to train, as in --recipe.lr 0.1",
     experiments=True,
 )

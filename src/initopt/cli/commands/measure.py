@@ -109,8 +109,9 @@ the batches, with standard errors.""",
     examples="""\
 examples:
   initopt measure --model my_net.Net --model.depth 20 --data digits
-  initopt measure --config measure.yaml --steps 20 --json figures.json""",
+  initopt measure --config measure.yaml --num_batches 20 --json figures.json""",
     add_options=_add_options,
     run=_run,
     components=OWN_MODEL,
+    renamed={"steps": "num_batches"},
 )

@@ -16,8 +16,8 @@ from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import import_path
 from initopt.cli.files import as_yaml
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
-from initopt.methods import find_method, method_names
-from initopt.runs.result import Result
+from initopt.methods import Measuring, find_method, method_names
+from initopt.runs.result import CONTENTS, Result
 
 __all__ = ["COMMAND"]
 
@@ -39,7 +39,7 @@ def _add_options(parser: ArgumentParser) -> None:
         help="folder for the result; a folder that holds an earlier result is replaced, any other is refused",
     )
     group = parser.add_argument_group("the run")
-    given: set[str | int] = {"model", "batches", "loss_fn", "method", "seed", "progress", "callbacks"}
+    given: set[str | int] = {"model", "batches", "loss_fn", "method", "measuring", "seed", "progress", "callbacks"}
     group.add_function_arguments(initopt.optimize, as_group=False, skip=given, fail_untyped=False)
     add_common_options(parser)
 
@@ -53,8 +53,10 @@ def _run(request: Request) -> None:
         options["objective"] = import_path("objective", objective)
     kind = find_method(options.pop("method"))
     method = kind(**{option.name: options.pop(option.name) for option in fields(kind)})
+    how = {option.name: options.pop(option.name) for option in fields(Measuring) if option.name in options}
+    measuring = method.measuring(Measuring(**how)) if how else None
     model, batches, loss = make_problem(request)
-    result = initopt.optimize(model, batches, loss, method=method, progress=request.progress, **options)
+    result = initopt.optimize(model, batches, loss, method, measuring=measuring, progress=request.progress, **options)
     scheme = result.options.get("scheme")
     print(result)
     if scheme is not None and result.tried_scales is None:
@@ -72,7 +74,7 @@ def _checked_folder(out: Path | None) -> Path:
     if out is None:
         raise ValueError("--out DIR is missing: the folder for the result")
     out = out.expanduser()
-    check_replaceable(out, marker="result.json")
+    check_replaceable(out, CONTENTS)
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"--out {out}: {parent} is no folder that can be written to")
@@ -112,11 +114,11 @@ def _save(result: Result, out: Path, config: Any) -> None:
             problems.append(error)
 
     try:
-        write_folder(out, write, "result.json")
+        write_folder(out, write, CONTENTS)
     except FileExistsError as error:
         numbered = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
         beside = next(folder for folder in numbered if not os.path.lexists(folder))
-        write_folder(beside, write, "result.json")
+        write_folder(beside, write, CONTENTS)
         raise FileExistsError(f"{error}. The result is in {beside}") from None
     if problems:
         raise problems[0]
@@ -143,5 +145,6 @@ Then, before training:
     add_options=_add_options,
     run=_run,
     components=OWN_MODEL,
+    renamed={"measure_steps": "measure_batches"},
     method=f"how to improve the weights: {', '.join(method_names())}",
 )
