@@ -232,7 +232,8 @@ class TestMissing:
 class TestCommands:
     def test_measure_and_run(self, cli, timm, tmp_path):
         status, out, err = cli(
-            "measure --model timm:resnet50 --model.num_classes 10 --data digits --data.batch_size 16 --seed 3 --num_batches 2"
+            "measure --model timm:resnet50 --model.num_classes 10 --data digits --data.batch_size 16 --seed 3 "
+            "--num_batches 2"
         )
         assert (status, err) == (0, "")
         assert "GradCosine" in out
