@@ -16,6 +16,8 @@ import yaml
 
 import initopt
 from initopt.cli import main
+from initopt.cli.commands import COMMANDS
+from initopt.methods import NIO
 from tests.helpers import with_the_tests
 
 ROOT = Path(__file__).parents[2]
@@ -143,8 +145,17 @@ class TestHelp:
 
     def test_has_the_docstrings(self, cli):
         _, out, _ = cli("run --help")
-        assert "the bound gamma on the gradient norm" in " ".join(out.split())
-        assert "(default: 7.0)" in out
+        text = " ".join(out.split())
+        assert "--max_grad_norm X" in text
+        assert "(default: 7.0)" in text
+        assert "how many batches to hold back from the steps" in text
+        if "max_grad_norm:" in NIO.__doc__:
+            assert "--max_grad_norm X the bound gamma on the gradient norm" in text
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_every_command_is_found(self, cli, name):
+        assert cli("--help")[1].count(f"  {name} ") == 1
+        assert cli(f"{name} --help")[1].startswith(f"usage: initopt {name} ")
 
     def test_shows_the_arguments_of_what_was_chosen(self, cli):
         _, out, _ = cli("measure --model USER.Net --data digits --help")
@@ -336,11 +347,13 @@ class TestRun:
         assert "lr was 0.03 and is 0.5" in err
 
 
+GOOD_RUN = "run --model plain_mlp --data digits --data.batch_size 32 --loss CrossEntropyLoss --betas 0.8,0.9 --out o"
+
+
 class TestConfig:
     def test_command_line_comes_first(self, cli, user_module):
         Path("run.yaml").write_text(
-            f"model:\n  class_path: {user_module}.Net\n  init_args: {{width: 5}}\n"
-            "data: digits\nnum_batches: 2\nquietly: 1\n"
+            f"model: {{class_path: {user_module}.Net, init_args: {{width: 5}}}}\ndata: digits\nnum_batches: 2\nquietly: 1\n"
         )
         status, _, err = cli("measure --config run.yaml")
         assert status == 2
@@ -359,6 +372,38 @@ class TestConfig:
         Path("run.yaml").write_text(printed)
         assert cli("run --config run.yaml --print_config")[1] == printed
 
+    @pytest.mark.parametrize("line", ["demo", "measure", "run", "compare", "run --method gradinit", GOOD_RUN])
+    def test_what_is_printed_is_read_again(self, cli, line):
+        _, printed, err = cli(f"{line} --print_config")
+        assert err == ""
+        Path("printed.yaml").write_text(printed)
+        assert cli(f"{line.split()[0]} --config printed.yaml --print_config") == (0, printed, "")
+
+    def test_null_is_a_value(self, cli):
+        Path("run.yaml").write_text("{centre: null, microbatch: null}")
+        _, printed, _ = cli("run --config run.yaml --print_config")
+        assert yaml.safe_load(printed)["centre"] is None
+        Path("run.yaml").write_text("steps: null")
+        status, _, err = cli("run --config run.yaml --out o")
+        assert status == 2
+        assert "--steps: expected int; got None" in err
+
+    def test_the_last_file_and_the_last_flag_count(self, cli, user_module):
+        Path("a.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{act: Tanh, width: 4}}}}\nsteps: 2")
+        Path("b.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{width: 5}}}}")
+        _, printed, _ = cli("run --config a.yaml --model.width 6 --config=b.yaml --seed 3 --seed 4 --print_config")
+        found = yaml.safe_load(printed)
+        assert found["model"]["init_args"] == {"act": "Tanh", "width": 6}
+        assert (found["steps"], found["seed"]) == (2, 4)
+
+    def test_a_class_as_an_argument(self, cli):
+        line = "measure --model plain_mlp --model.activation torch.nn.LeakyReLU --model.activation.negative_slope 0.5"
+        _, printed, _ = cli(f"{line} --print_config")
+        Path("a.yaml").write_text(printed)
+        expected = {"class_path": "torch.nn.LeakyReLU", "init_args": {"negative_slope": 0.5, "inplace": False}}
+        _, again, _ = cli("measure --config a.yaml --print_config")
+        assert yaml.safe_load(again)["model"]["init_args"]["activation"] == expected
+
     def test_another_model_drops_the_arguments_of_the_first(self, cli, user_module):
         Path("run.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{act: Tanh, width: 4}}}}")
         _, printed, _ = cli("run --config run.yaml --model torch.nn.Identity --print_config")
@@ -372,6 +417,7 @@ class TestConfig:
             ("model: [3]", "model must be an import path"),
             ("model: {path: x}", "model must be an import path"),
             ("stpes: 3", "no option 'stpes'; did you mean 'steps'?"),
+            ("config: other.yaml", "no option 'config'"),
             ("loss: {class_path: math.sqrt, init_args: {x: 1}}", "no option 'loss.x'"),
             ("steps: many", "--steps: expected int; got many"),
             ("method: nope", "unknown --method 'nope'; known are 'nio', 'gradinit', 'metainit', 'lsuv'"),
@@ -404,20 +450,6 @@ class TestSpelling:
         )
 
     @pytest.mark.filterwarnings("default")
-    def test_old_names(self, cli):
-        """Of before 0.4, on the command line and in files."""
-        line = f"run {GOOD} --steps 2 --print_config"
-        status, out, err = cli(f"{line} --measure-steps=1")
-        assert (status, out) == cli(f"{line} --measure_batches 1")[:2]
-        assert "--measure_steps is called --measure_batches now" in err
-        Path("old.yaml").write_text("steps: 3\n")
-        status, out, err = cli("measure --model USER.Net --data digits --config old.yaml --print_config")
-        assert (status, yaml.safe_load(out)["num_batches"]) == (0, 3)
-        assert "--steps is called --num_batches now" in err
-        Path("old.yaml").write_text("steps: null\n")
-        assert cli(f"measure {MEASURED} --config old.yaml --print_config")[::2] == (0, "")
-
-    @pytest.mark.filterwarnings("default")
     def test_a_file_of_a_method_that_had_the_options_of_all(self, cli):
         Path("old.yaml").write_text("method: lsuv\nnum_subbatches: 8\nengine: exact\ngrad_params: null\nmeasure_steps: 1\n")
         status, _, err = cli(f"run {GOOD} --config old.yaml --out out")
@@ -425,6 +457,16 @@ class TestSpelling:
         result = initopt.Result.load("out")
         assert result.after.gram.shape == (1, 8, 8)
         assert result.options["measuring"]["engine"] == "exact"
+
+    @pytest.mark.filterwarnings("default")
+    def test_former_names(self, cli):
+        _, printed, err = cli(f"run {GOOD} --measure-steps 3 --print_config")
+        assert err == "initopt: warning: --measure_steps is now --measure_batches\n"
+        assert yaml.safe_load(printed)["measure_batches"] == 3
+        Path("old.yaml").write_text("steps: 4")
+        _, printed, err = cli("measure --config old.yaml --print_config")
+        assert err == "initopt: warning: --config old.yaml: steps is now num_batches\n"
+        assert yaml.safe_load(printed)["num_batches"] == 4
 
     def test_a_network_keeps_its_dashes(self, cli):
         _, out, _ = cli("compare --models.my-net USER.Net --initializations default --print_config")
@@ -437,7 +479,7 @@ class TestSpelling:
             (f"run {GOOD} --out o --measure-batch=3", "did you mean --measure_batches?"),
             (f"measure {MEASURED} --modle.width 3", "did you mean --model.width?"),
             (f"measure {MEASURED} --confg x.yaml", "did you mean --config?"),
-            ("compare --recipe digits --recipe.epoch 3 --out o", "did you mean --recipe.epochs?"),
+            ("compare --experiment digits --recipe.epoch 3 --out o", "did you mean --recipe.epochs?"),
             ("mesure --data digits", "there is no command 'mesure'; did you mean 'measure'?"),
         ],
     )
@@ -455,7 +497,7 @@ class TestSpelling:
             ("--initializations [default,nio]", "initializations", ["default", "nio"]),
             ("--seeds 3,5", "seeds", [3, 5]),
             ("--seeds 3", "seeds", 3),
-            ("--devices 0,1", "devices", "0,1"),
+            ("--devices 0,1", "devices", [0, 1]),
         ],
     )
     def test_lists_without_brackets(self, cli, options, name, expected):
@@ -492,7 +534,7 @@ class TestForeignFolder:
 
     def test_code_of_the_user_is_found_after_what_is_installed(self, cli, user_module):
         Path("yaml.py").write_text("raise RuntimeError('shadowed')")
-        assert cli(f"measure {MEASURED}")[0] == 0
+        assert cli(f"measure {MEASURED} --num_batches 1")[0] == 0
         assert sys.path[-1] == os.getcwd()
         status, _, err = cli("measure --model yaml.Net --data digits")
         assert status == 2
@@ -560,6 +602,7 @@ class TestErrors:
         ("line", "message"),
         [
             ("measure --data digits", "--model is missing"),
+            ("measure --model --data digits", "argument --model: expected one argument"),
             ("measure --model USER.Net", "--data is missing"),
             ("measure --data digits --model nowhere.Net", "no module 'nowhere'"),
             ("measure --data digits --model USER.Nett", "has no 'Nett'; did you mean 'Net'?"),
@@ -698,7 +741,7 @@ class TestCompare:
             "accelerator": "cpu",
         }
         Path("mine.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
-        status, _, err = cli("compare --recipe mine.yaml --recipe.lr [0.02,0.2] --report false --out out")
+        status, _, err = cli("compare --experiment mine.yaml --recipe.lr [0.02,0.2] --report false --out out")
         assert (status, err) == (0, "")
         found = initopt.comparison.load_comparison("out")
         assert (found.networks, found.initializations, found.seeds) == (
@@ -720,6 +763,24 @@ class TestCompare:
         cli(f"{line} --report false --out out")
         assert cli("compare --config printed.yaml --report false --out out")[0] == 0
 
+    @pytest.mark.filterwarnings("default")
+    def test_the_old_names_of_experiments(self, cli):
+        status, listed, err = cli("compare --list_recipes")
+        assert (status, listed) == (0, cli("compare --list-experiments")[1])
+        assert err.startswith("initopt: warning: --list_recipes is now --list_experiments; a recipe is how to train, ")
+        status, printed, err = cli("compare --recipe digits --recipe.epochs 3 --print_config")
+        assert (status, printed) == (0, cli("compare --experiment digits --recipe.epochs 3 --print_config")[1])
+        assert err.startswith("initopt: warning: --recipe is now --experiment; a recipe is how to train, ")
+        assert yaml.safe_load(printed)["recipe"]["epochs"] == 3
+
+    def test_arguments_of_the_loss(self, cli):
+        line = (
+            f"compare --models.mine USER.Net --data USER.Pieces --initializations default {QUICK} --report false --out out"
+        )
+        status, _, err = cli(f"{line} --loss CrossEntropyLoss --loss.label_smoothing 0.1")
+        assert (status, err) == (0, "")
+        assert "label_smoothing" in Path("out/comparison.json").read_text()
+
     def test_another_recipe_is_refused(self, cli):
         line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default] {QUICK} --out out"
         assert cli(f"{line} --report false")[0] == 0
@@ -732,7 +793,10 @@ class TestCompare:
         ("options", "message"),
         [
             ("", "--out DIR is missing"),
-            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or a --recipe (see --list_recipes)"),
+            (
+                "--out o",
+                "--models is missing: give some, as in --models.mlp plain_mlp, or an --experiment (see --list_experiments)",
+            ),
             ("--out o --models.m USER.Net", "--initializations is missing: give some"),
             ("--out o --models.m USER.Nett --initializations [nio]", "did you mean 'Net'?"),
             ("--out o --models.m plain --initializations [nio]", "--models takes a short name (cifar_resnet,"),
@@ -751,17 +815,20 @@ class TestCompare:
                 "--data USER.untyped_data needs --data.path",
             ),
             ("--out o --config method.yaml", "--config method.yaml: initopt compare has no option 'method'"),
-            ("--out o --recipe method.yaml", "--recipe method.yaml: initopt compare has no option 'method'"),
-            ("--out o --recipe cifar10-evidence-vit --models.mine USER.untyped_net", "init_args: {width: VALUE}}"),
+            ("--out o --experiment method.yaml", "--experiment method.yaml: initopt compare has no option 'method'"),
+            ("--out o --experiment cifar10-evidence-vit --models.mine USER.untyped_net", "init_args: {width: VALUE}}"),
             (
-                "--out o --recipe fields.yaml --recipe.optimizer_options.momentum 0.9",
+                "--out o --experiment fields.yaml --recipe.optimizer_options.momentum 0.9",
                 "--recipe.optimizer_options has no effect, since every network here has its own",
             ),
             (
-                "--out o --recipe cifar10-evidence --recipe.lr 0.5",
+                "--out o --experiment cifar10-evidence --recipe.lr 0.5",
                 "--recipe.lr has no effect, since every network here has its own, models.NAME.recipe.lr; write",
             ),
-            ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits and others"),
+            (
+                "--out o --experiment digit",
+                "--experiment digit: there is no such file; by name there are digits and others",
+            ),
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data mnist",

@@ -27,7 +27,7 @@ from initopt.comparison.storage.store import published
 from initopt.recipes import RECIPES
 from initopt.runs.result import CONTENTS as RESULT
 
-__all__ = ["DEMO", "run_demo"]
+__all__ = ["COMMAND", "run_demo"]
 
 _CONTENTS = Contents(".initopt-demo", ("results.json", "demo.png"), inner=RESULT)
 
@@ -168,7 +168,7 @@ def _print(text: str) -> None:
     print(text)
 
 
-def _add_options(parser: ArgumentParser, method: str) -> None:
+def _add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("options")
     group.add_function_arguments(run_demo, as_group=False, fail_untyped=False)
 
@@ -177,9 +177,7 @@ def _run(request: Request) -> None:
     run_demo(**request.options)
 
 
-DEMO = Command(
-    name="demo",
-    summary="see it work: a deep network on handwritten digits, from three starts",
+COMMAND = Command(
     usage="initopt demo [options]",
     description="""\
 Train a deep network on handwritten digits from its default start, Xavier's and
@@ -187,7 +185,6 @@ NIO's, and compare. Nothing is downloaded.""",
     examples="""\
 example:
   initopt demo --seeds 3 --out my-demo""",
-    choices={},
     add_options=_add_options,
     run=_run,
 )
