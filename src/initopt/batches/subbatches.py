@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from initopt.gram import functional
 
 __all__ = ["SPLITS", "Windows", "split_windows"]
 
@@ -49,6 +52,42 @@ class Windows:
                 0, window, torch.full((len(window),), 1 / (len(window) * len(self)), dtype=torch.float64, device="cpu")
             )
         return float(1 / weight.square().sum())
+
+    def expected_cosine(self, noise_scale: float = math.inf) -> float:
+        r"""The GradCosine that these sub-batches have of samples whose gradients are a common one and independent noise.
+
+        With :math:`s_{de}` samples that windows of :math:`n_d` and :math:`n_e` samples share, and the noise scale
+        :math:`N = \operatorname{tr} \Sigma / \|G\|^2`, the mean over the pairs :math:`d \ne e` of
+
+        .. math:: \frac{1 + N s_{de} / (n_d n_e)}{\sqrt{(1 + N / n_d) (1 + N / n_e)}},
+
+        each factor in place of its expected value. For windows of b samples without overlap it is b / (b + N).
+
+        Args:
+            noise_scale: N in samples (:func:`initopt.functional.noise_scale`), 0 or more. Infinite by default: no common
+                gradient at all, so that all agreement comes of shared samples.
+
+        Raises:
+            ValueError: if the noise scale is negative or not a number.
+
+        >>> round(split_windows(64, 4, 0.2, "published").expected_cosine(), 4)
+        0.2374
+        >>> round(split_windows(64, 4).expected_cosine(noise_scale=16), 4)
+        0.5
+        """
+        if not noise_scale >= 0:
+            raise ValueError(f"noise_scale must be a number of samples, 0 or more, or infinite; got {noise_scale}")
+        members = torch.zeros(len(self), self.batch_size, dtype=torch.float64, device="cpu")
+        for row, window in zip(members, self.indices, strict=True):
+            row[window] = 1 / len(window)
+        noise = members @ members.T  # s_de / (n_d n_e), and 1 / n_d on the diagonal
+        gram = noise if math.isinf(noise_scale) else 1 + noise_scale * noise
+        return float(functional.grad_cosine(gram))
+
+    @property
+    def noise_cosine(self) -> float:
+        """The noise floor of GradCosine: what shared samples alone give, without any common gradient; 0 without overlap."""
+        return self.expected_cosine()
 
 
 def _cyclic(batch_size: int, count: int, overlap: float) -> list[Tensor]:
