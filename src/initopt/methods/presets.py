@@ -1,8 +1,8 @@
 """Sets of keyword arguments.
 
-:data:`published` makes :func:`initopt.nio` do what the published code of the NIO paper did in its ImageNet run, with batches
-of 64, and :data:`published_class_defaults` what that code does if it is told nothing. :data:`published_measure`, the part of
-both that :func:`initopt.measure` has, makes that measure as the code does.
+:data:`published` makes :func:`initopt.nio` do what the published code of the NIO paper did in its ImageNet run, with
+batches of 64, and :data:`published_class_defaults` what that code does if it is told nothing. :data:`published_measure`,
+the part of both that :func:`initopt.measure` has, makes that measure as the code does.
 """
 
 from __future__ import annotations
