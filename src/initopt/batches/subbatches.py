@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from initopt._support.checks import check_choice, check_integer, check_number, with_plain_numbers
+from initopt.gram import functional
 
 __all__ = ["BATCH_NORMS", "SPLITS", "BatchNorm", "Split", "SubBatches", "Windows"]
 
@@ -56,6 +58,40 @@ class Windows:
                 0, window, torch.full((len(window),), 1 / (len(window) * len(self)), dtype=torch.float64, device="cpu")
             )
         return float(1 / weight.square().sum())
+
+    def expected_cosine(self, noise_scale: float = math.inf) -> float:
+        r"""The GradCosine that these sub-batches have of samples whose gradients are a common one and independent noise.
+
+        With :math:`s_{de}` samples that windows of :math:`n_d` and :math:`n_e` samples share, and the noise scale
+        :math:`N = \operatorname{tr} \Sigma / \|G\|^2`, the mean over the pairs :math:`d \ne e` of
+
+        .. math:: \frac{1 + N s_{de} / (n_d n_e)}{\sqrt{(1 + N / n_d) (1 + N / n_e)}},
+
+        each factor in place of its expected value. For windows of b samples without overlap it is b / (b + N).
+
+        Args:
+            noise_scale: N in samples (:func:`initopt.functional.noise_scale`), 0 or more. Infinite by default: no common
+                gradient at all, so that all agreement comes of shared samples.
+
+        Raises:
+            ValueError: if the noise scale is negative or not a number.
+
+        >>> round(SubBatches(count=4).windows(64).expected_cosine(noise_scale=16), 4)
+        0.5
+        """
+        if not noise_scale >= 0:
+            raise ValueError(f"noise_scale must be a number of samples, 0 or more, or infinite; got {noise_scale}")
+        members = torch.zeros(len(self), self.batch_size, dtype=torch.float64, device="cpu")
+        for row, window in zip(members, self.indices, strict=True):
+            row[window] = 1 / len(window)
+        noise = members @ members.T  # s_de / (n_d n_e), and 1 / n_d on the diagonal
+        gram = noise if math.isinf(noise_scale) else 1 + noise_scale * noise
+        return float(functional.grad_cosine(gram))
+
+    @property
+    def noise_cosine(self) -> float:
+        """The noise floor of GradCosine: what shared samples alone give, without any common gradient; 0 without overlap."""
+        return self.expected_cosine()
 
 
 def _cyclic(batch_size: int, count: int, overlap: float) -> list[Tensor]:
@@ -144,3 +180,14 @@ class SubBatches:
                 "(a DataLoader with drop_last=True leaves out a short last batch)"
             )
         return Windows(tuple(SPLITS[self.split](batch_size, self.count, self.overlap)), batch_size)
+
+    def noise_cosine(self, batch_size: int) -> float:
+        """The noise floor of GradCosine: what shared samples alone give, without any common gradient; 0 without overlap.
+
+        Raises:
+            ValueError: if the batch has fewer samples than sub-batches.
+
+        >>> round(SubBatches(count=4, overlap=0.2, split="published").noise_cosine(64), 4)
+        0.2374
+        """
+        return self.windows(batch_size).noise_cosine
