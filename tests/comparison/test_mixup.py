@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from initopt.comparison import Recipe
-from initopt.comparison.running.mixup import MixedBatches, MixupLoss, mixed
+from initopt.comparison.running.mixup import MixupLoss, mixed
 from initopt.comparison.spec.hardware import Hardware
 from initopt.comparison.spec.plan import Plan
 
@@ -36,12 +36,11 @@ def test_loss_is_the_cross_entropy_of_the_mixed_probabilities():
 
 
 def test_draws_follow_from_the_seed():
-    batches = MixedBatches([batch(), batch()], 0.4, 3)
-    first, second = batches
-    assert len(batches) == 2
-    assert torch.equal(first[0], next(iter(batches))[0])
-    assert not torch.equal(first[0], second[0])
-    assert not torch.equal(first[0], next(iter(MixedBatches([batch()], 0.4, 4)))[0])
+    keys = ((3, 0), (3, 0), (3, 1), (4, 0))
+    first, again, second, other = (mixed(batch(), 0.4, *key)[0] for key in keys)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("wrong", [{"x": 1}, (torch.ones(2, 3), torch.ones(2)), (torch.arange(2), torch.arange(2))])

@@ -19,12 +19,12 @@ from initopt.comparison.spec.hardware import Hardware
 from initopt.comparison.spec.initialization import as_initialization
 from initopt.comparison.spec.network import described
 from initopt.comparison.spec.plan import Plan
-from initopt.comparison.spec.recipe import lr_factor
+from initopt.comparison.spec.recipe import OPTIMIZERS, lr_factor
 from initopt.data import Splits
 from initopt.methods import NIO as NIO_OBJECT
 from initopt.methods import registry
 from initopt.recipes import RECIPES
-from tests.comparing import NIO, TIMES, blobs, compare, small, small_linear
+from tests.comparing import NIO, RECIPE, TIMES, blobs, compare, small, small_linear
 from tests.helpers import with_the_tests
 
 
@@ -505,3 +505,62 @@ class Sleepy(initopt.methods.NIO):
     """A method of another package, which does as NIO."""
 
     name = "sleepy"
+
+
+class TestParameterGroups:
+    def model(self):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+    def groups(self, **options):
+        recipe = Recipe(optimizer_options={"weight_decay": 0.1, "momentum": 0.9}, **options)
+        model = self.model()
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        made = recipe.create_optimizer(model, 0.5).param_groups
+        return {(group["lr"], group["weight_decay"]): {names[parameter] for parameter in group["params"]} for group in made}
+
+    def test_one_group_by_default(self):
+        assert set(self.groups()) == {(0.5, 0.1)}
+
+    def test_norms_do_not_decay(self):
+        found = self.groups(no_decay="norms")
+        assert found[0.5, 0.0] == {"1.weight", "1.bias"}
+        assert found[0.5, 0.1] == {"0.weight", "0.bias", "3.weight", "3.bias"}
+
+    def test_biases_at_a_tenth(self):
+        found = self.groups(bias_lr=0.1, no_decay=["norms", "biases"])
+        assert found == {
+            (0.5, 0.1): {"0.weight", "3.weight"},
+            (0.5, 0.0): {"1.weight"},
+            (0.05, 0.0): {"0.bias", "1.bias", "3.bias"},
+        }
+
+    def test_a_function(self):
+        found = self.groups(no_decay=lambda name, parameter, module: parameter.ndim == 1)
+        assert found[0.5, 0.0] == {"0.bias", "1.weight", "1.bias", "3.bias"}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"no_decay": "norm"}, "unknown no_decay 'norm'; known are 'biases'"),
+            ({"bias_lr": 0.0}, "bias_lr must be a number above 0; got 0.0"),
+        ],
+    )
+    def test_refuses(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            Recipe(**options)
+
+    def test_rates_follow_the_schedule_each_from_its_own_peak(self, tmp_path, monkeypatch):
+        seen = []
+
+        class Spy(torch.optim.SGD):
+            def step(self, closure=None):
+                seen.append([group["lr"] for group in self.param_groups])
+                return super().step(closure)
+
+        monkeypatch.setitem(OPTIMIZERS, "sgd", Spy)
+        recipe = RECIPE | {"lr": 0.1, "bias_lr": 0.5, "schedule": "linear", "epochs": 1}
+        compare(tmp_path / "out", initializations=["default"], seeds=1, recipe=recipe)
+        assert len(seen) > 2
+        assert all(bias == pytest.approx(weight / 2) for weight, bias in seen)
+        assert seen[0] == pytest.approx([0.1, 0.05])
+        assert seen[-1][0] < seen[0][0]

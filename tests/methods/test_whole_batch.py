@@ -360,3 +360,44 @@ def test_progress_shows_the_figures_of_each_kind_of_record(capsys: pytest.Captur
         shown = capsys.readouterr().err
         assert figure in shown
         assert "GradCosine" in shown  # of the measurements
+
+
+class TestNormsOfMetaInit:
+    """The published code puts batch norms into evaluation mode, in which those of a new network only scale and shift."""
+
+    def network(self) -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 3)).double()
+        with torch.no_grad():
+            model[1].weight.uniform_(0.5, 1.5)
+        return model
+
+    def batches(self) -> list[Batch]:
+        return [(x.double(), y) for x, y in make_batches(6)]
+
+    def test_running_statistics_are_those_of_norms_that_the_user_froze(self) -> None:
+        frozen, model = self.network(), self.network()
+        frozen[1].eval()
+        expected = initopt.metainit(frozen, self.batches(), steps=4, measure_batches=0)
+        found = initopt.metainit(model, self.batches(), steps=4, measure_batches=0, norms="running")
+        assert found.scales == pytest.approx(expected.scales, rel=1e-12)
+        assert model[1].training
+
+    def test_a_new_norm_is_the_identity(self) -> None:
+        model = self.network()
+        with torch.no_grad():
+            model[1].weight.fill_(1.0)
+            model[1].eps = 0.0
+        without = nn.Sequential(model[0], nn.Tanh(), model[3])
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        found = initopt.metainit(
+            model, self.batches(), steps=3, measure_batches=0, norms="running", scale_params="linear", grad_params="linear"
+        )
+        model.load_state_dict(state)
+        expected = initopt.metainit(without, self.batches(), steps=3, measure_batches=0)
+        assert list(found.scales.values()) == pytest.approx(list(expected.scales.values()), rel=1e-10)
+
+    def test_it_is_not_what_norms_on_the_batch_do(self) -> None:
+        one = initopt.metainit(self.network(), self.batches(), steps=3, measure_batches=0)
+        other = initopt.metainit(self.network(), self.batches(), steps=3, measure_batches=0, norms="running")
+        assert one.scales != pytest.approx(other.scales, rel=1e-3)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import initopt
 from initopt.cli import main
 from initopt.cli.commands.compare import _network
 from initopt.cli.files import describe_experiment, read_experiment
@@ -26,7 +27,8 @@ CIFAR = re.compile(r"(cifar100?)-(vgg|resnet|densenet|wrn)([0-9-]+)-(bn|nobn)")
 FUNCTIONS = {"vgg": "vgg", "resnet": "cifar_resnet", "densenet": "densenet", "wrn": "wide_resnet"}
 TITLES = {"vgg": "VGG", "resnet": "ResNet", "densenet": "DenseNet", "wrn": "WRN"}
 STARTS = ["default", "default, warm-up", "metainit", "gradinit", "nio"]
-STARTS_FROM_KAIMING = [*STARTS[:2], "kaiming_normal", *(f"kaiming_normal + {method}" for method in STARTS[2:]), "nio"]
+PUBLISHED = "GradInit's start"
+STARTS_OF_GRADINIT = [*STARTS[:2], PUBLISHED, *(f"{PUBLISHED} + {method}" for method in STARTS[2:]), "nio"]
 CIFAR_RECIPES = [name for name in RECIPES if CIFAR.fullmatch(name)]
 IMAGENET_RECIPES = [name for name in RECIPES if name.startswith("imagenet")]
 ROOT = Path(__file__).parents[2]
@@ -116,17 +118,44 @@ def test_a_recipe_for_cifar_is_what_its_name_says(name, scale):
     if scale is None:
         assert title.split(",")[0].lower().replace("-", "") == f"{family}{sizes}".replace("-", "")
     plan = planned(values)
-    assert list(plan.initializations) == (STARTS if family == "wrn" else STARTS_FROM_KAIMING)
+    assert list(plan.initializations) == (STARTS if family == "wrn" else STARTS_OF_GRADINIT)
     assert text.endswith(f"from {'five' if family == 'wrn' else 'seven'} starts")
     warm = plan.recipe_of(title, "default, warm-up").warmup_steps
     ours = plan.recipe_of(title, "default")
     samples = values["data"]["init_args"].get("train_samples", 50_000)
     assert warm == (5 if scale is None else 1) * (samples // ours.batch_size)
-    assert ours.epochs == 500 if scale is None else ours.epochs <= 8
+    assert ours.epochs == 200 if scale is None else ours.epochs <= 8
     assert ours.clip_grad_norm == (1.0 if norm == "nobn" and family != "densenet" else None)
+    assert (ours.optimizer_options, ours.no_decay) == ({"momentum": 0.9, "weight_decay": 1e-4}, "norms")
+    assert ours.bias_lr == (0.1 if family == "resnet" and norm == "nobn" else 1.0)
     assert scales == ("small",)
     assert text.startswith(f"{data.upper().replace('CIFAR', 'CIFAR-')}, {TITLES[family]}-{sizes} with")
     assert ("without batch norm" in text) == (norm == "nobn")
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier"), [("vgg19-nobn", 0.01), ("resnet110-bn", 64**-0.5), ("densenet100-nobn", None)]
+)
+def test_the_start_of_the_published_scripts(name, classifier):
+    """Convolutions by fan_out, biases 0, and a classifier that is not Kaiming's."""
+    plan = planned(read_experiment(RECIPES[f"cifar10-{name}"], "small"))
+    (network,) = plan.networks.values()
+    torch.manual_seed(0)
+    model = network.make()
+    *_, last = model.modules()
+    before = last.weight.detach().clone()
+    for step in plan.initializations[PUBLISHED].steps:
+        initopt.schemes.apply_(model, step.name, seed=0, **step.options)
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    for conv in convolutions:
+        expected = (2 / (conv.out_channels * conv.kernel_size[0] ** 2)) ** 0.5
+        assert float(conv.weight.detach().std()) == pytest.approx(expected, rel=0.25)
+    assert not any(module.bias.detach().any() for module in [last, *convolutions] if module.bias is not None)
+    if classifier == 0.01:
+        assert float(last.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
+    else:
+        assert torch.equal(last.weight, before)
+        assert float(last.weight.detach().abs().max()) <= last.in_features**-0.5
 
 
 @pytest.mark.parametrize("name", CIFAR_RECIPES)

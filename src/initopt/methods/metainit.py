@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +25,7 @@ from initopt.methods.base import MethodRun
 from initopt.methods.records import Record, StepRecord
 from initopt.methods.scales import ScalesMethod, ScalesRun
 from initopt.model.double_backward import plain_attention, plain_embedding, plain_norms
+from initopt.model.modes import running_statistics
 from initopt.model.parameters import ParameterFilter
 from initopt.model.preserve import Originals
 from initopt.model.problem import Problem, as_real
@@ -33,7 +34,7 @@ from initopt.model.randomness import seeded
 __all__ = ["Inputs", "MetaInit", "Norms", "gradient_quotient"]
 
 Inputs = Literal["data", "random"]
-Norms = Literal["exact", "fused"]
+Norms = Literal["exact", "running", "fused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,17 @@ class MetaInit(ScalesMethod):
 
     Warning:
         The derivative of the quotient is a third derivative of the loss, which PyTorch has wrong, silently, for its layer,
-        batch and instance norms (seen in 2.13; 2.15 refuses it for batch norm). The published code uses these;
-        ``norms="fused"`` does so, too.
+        batch and instance norms (seen in 2.13; 2.15 refuses it for batch norm). So they are taken apart by default. The
+        published code has nothing of that: it puts its batch norms into evaluation mode, in which those of a new network
+        do not normalize, which is ``norms="running"``.
 
     Attributes:
         inputs: ``"data"``, or ``"random"``: standard normal inputs in the place of those of each batch, whose targets stay,
             as the paper allows. The batches then have to be (inputs, targets), with floating-point inputs.
         quotient_eps: the epsilon of the quotient.
-        norms: ``"exact"``, norms composed of elementary operations, with right derivatives, or ``"fused"``, PyTorch's own
-            norms, as in the published code. There is no difference for models without such norms.
+        norms: ``"exact"``, norms composed of elementary operations, with right derivatives; ``"running"``, the same, but
+            batch norms normalize with their running statistics, as in the published code; or ``"fused"``, PyTorch's own
+            norms on the batch. There is no difference for models without such norms.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up g; all
             that train, by default.
 
@@ -77,7 +80,7 @@ class MetaInit(ScalesMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("inputs", self.inputs, ("data", "random"))
-        check_choice("norms", self.norms, ("exact", "fused"))
+        check_choice("norms", self.norms, ("exact", "running", "fused"))
         check_number("quotient_eps", self.quotient_eps, above=0, finite=True)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
@@ -96,13 +99,22 @@ class _MetaInitRun(ScalesRun):
             with seeded(self._problem.seed, number, 1):
                 data = _with_random_inputs(data)
         try:
-            with plain_embedding(), plain_norms() if self._method.norms == "exact" else nullcontext():
+            with plain_embedding(), self._norms():
                 quotient, norm, derivatives = self._evaluate(data, number)
         except (RuntimeError, NotImplementedError) as error:
             explain_missing(error)
             raise
         self.descend(derivatives)
         return [StepRecord(number, None, norm, None, quotient, False, time.perf_counter() - start)]
+
+    def _norms(self) -> ExitStack:
+        """How norms are run within a step."""
+        stack = ExitStack()
+        if self._method.norms == "running":
+            stack.enter_context(running_statistics(self._problem.model))
+        if self._method.norms != "fused":
+            stack.enter_context(plain_norms())
+        return stack
 
     def _evaluate(self, data: Any, number: int) -> tuple[float, float, Tensor]:
         """The gradient quotient, the norm of the gradient, and <dW_k, W_k> of the quotient for every scaled tensor."""

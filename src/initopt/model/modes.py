@@ -15,7 +15,15 @@ from initopt._support._torch_private import BATCH_NORMS, INSTANCE_NORMS, STRUCTU
 from initopt.model.double_backward import watching
 from initopt.model.randomness import drawing_on
 
-__all__ = ["Eager", "ModeGuard", "StructureGuard", "has_batch_statistics", "measuring", "ran_in_evaluation_mode"]
+__all__ = [
+    "Eager",
+    "ModeGuard",
+    "StructureGuard",
+    "has_batch_statistics",
+    "measuring",
+    "ran_in_evaluation_mode",
+    "running_statistics",
+]
 
 
 @contextmanager
@@ -58,6 +66,22 @@ def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
         for module in new:
             _AS_SET_BY_THE_USER.pop(module, None)
         guard.put_back()
+
+
+@contextmanager
+def running_statistics(model: nn.Module) -> Iterator[None]:
+    """Have the batch norms of a model normalize with their running statistics until the block ends, as in evaluation.
+
+    Those of a new network are 0 and 1, so that its batch norms do nothing but scale and shift.
+    """
+    flags = [(module, module.training) for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
 
 
 _AS_SET_BY_THE_USER: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from initopt.model.randomness import Stream, seed_sequence
 
-__all__ = ["MixedBatches", "MixupLoss", "mixed"]
+__all__ = ["MixupLoss", "mixed"]
 
 
 def mixed(batch: Any, alpha: float, seed: int, *key: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -50,27 +49,6 @@ def _can_be_mixed(batch: Any) -> bool:
         return False
     inputs, labels = batch
     return inputs.is_floating_point() and labels.ndim == 1 and not labels.is_floating_point() and not labels.is_complex()
-
-
-class MixedBatches:
-    """Batches, mixed, the same way in each pass.
-
-    Args:
-        batches: an iterable that can be iterated over again.
-        alpha: how evenly samples are mixed.
-        seed: of the run.
-        key: which batches these are, in numbers.
-    """
-
-    def __init__(self, batches: Iterable[Any], alpha: float, seed: int, *key: int) -> None:
-        self._batches, self._alpha, self._key = batches, alpha, (seed, *key)
-
-    def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(self._batches):
-            yield mixed(batch, self._alpha, *self._key, number)
 
 
 class MixupLoss:

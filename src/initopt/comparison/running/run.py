@@ -98,14 +98,12 @@ def _trained(fabric: Fabric, plan: Plan, splits: Splits, job: Job, model: nn.Mod
     assert looked_at is not None
     loaders = plan.hardware.loaders
     judge = Judge(looked_at, recipe.batch_size, as_loss(plan.loss_fn), fabric.device, job.seed, loaders)
-    loss = as_loss(_loss_fn(plan, recipe))
+    loss = as_loss(MixupLoss(recipe.label_smoothing) if recipe.mixup else _loss_fn(plan, recipe))
     return train(fabric, model, splits.train, loss, recipe, job.lr, judge, subset, job.seed, loaders)
 
 
 def _loss_fn(plan: Plan, recipe: Recipe) -> Any:
-    """What is minimized, and what an initialization sees."""
-    if recipe.mixup:
-        return MixupLoss(recipe.label_smoothing)
+    """What an initialization sees, and, without mixup, what is minimized."""
     return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing) if recipe.label_smoothing else plan.loss_fn
 
 

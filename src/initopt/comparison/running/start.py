@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import initopt
 from initopt.comparison.running.batches import start_batches
-from initopt.comparison.running.mixup import MixedBatches
 from initopt.comparison.spec.initialization import Custom, Initialization, Scheme, Step
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.recipe import Recipe
@@ -72,7 +71,9 @@ def prepare_start(
         measured: whether to measure on the batches held back.
         loaders: how many other processes make the batches.
     """
-    held, others = _batches(dataset, recipe, seed, initialization.batch_size, loaders)
+    held, others = start_batches(  # never mixed: mixup is a part of training
+        dataset, recipe.batch_size, recipe.measure_batches, seed, initialization.batch_size, loaders
+    )
     held = held if measured else []
     before = _measured(model, held, loss_fn, seed)
     _wait(model)
@@ -121,16 +122,6 @@ def _take(
         allow_trained=True,  # what is compared is somebody's start
     )
     return result.scales
-
-
-def _batches(
-    dataset: Any, recipe: Recipe, seed: int, others_size: int | None, loaders: int
-) -> tuple[list[Any], Iterable[Any]]:
-    """The batches held back, and the others, as training sees them."""
-    held, others = start_batches(dataset, recipe.batch_size, recipe.measure_batches, seed, others_size, loaders)
-    if not recipe.mixup:
-        return held, others
-    return list(MixedBatches(held, recipe.mixup, seed, 0)), MixedBatches(others, recipe.mixup, seed, 1)
 
 
 def _measured(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | None, seed: int) -> dict[str, float] | None:

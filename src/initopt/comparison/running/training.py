@@ -78,10 +78,10 @@ def train(
     Returns:
         The curve and how it ended; a run that diverges ends where its loss is no longer finite.
     """
-    optimizer = recipe.create_optimizer(model.parameters(), lr)
+    optimizer = recipe.create_optimizer(model, lr)
     order = EpochOrder(len(dataset), recipe.batch_size, seed, fabric.global_rank, fabric.world_size)  # type: ignore[arg-type]
     ready, updates = fabric.setup(model, optimizer)
-    return _Training(fabric, ready, updates, dataset, order, loss, recipe, lr, judge, subset, seed, loaders).run()
+    return _Training(fabric, ready, updates, dataset, order, loss, recipe, judge, subset, seed, loaders).run()
 
 
 @dataclass
@@ -93,7 +93,6 @@ class _Training:
     _order: EpochOrder
     _loss: Loss
     _recipe: Recipe
-    _lr: float
     _judge: Judge
     _subset: Subset
     _seed: int
@@ -138,7 +137,7 @@ class _Training:
         recipe = self._recipe
         factor = lr_factor(number, recipe.epochs * len(self._order), recipe.schedule, recipe.warmup_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr * factor
+            group["lr"] = group["initial_lr"] * factor
         self._optimizer.zero_grad()
         if recipe.mixup:
             batch = mixed(batch, recipe.mixup, self._seed, self._order.epoch, self._fabric.global_rank, number)

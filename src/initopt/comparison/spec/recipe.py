@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from initopt._support.checks import check_integer, check_number, plain_numbers
 from initopt._support.words import did_you_mean
 from initopt.comparison.storage.record import MOST_POINTS
+from initopt.model.parameters import ParameterFilter, as_predicate, trainable_parameters
 
 __all__ = ["OPTIMIZERS", "Recipe", "lr_factor"]
 
@@ -38,6 +40,10 @@ class Recipe:
     Args:
         optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
         optimizer_options: further arguments of the class in ``torch.optim``, such as ``{"momentum": 0.9}``.
+        no_decay: which parameters have no weight decay: names of kinds (``"norms"``, ``"biases"``, ``"positions"``,
+            ``"embeddings"``, ``"linear"``, ``"convolutions"``), or a function of (qualified name, parameter, owning
+            module); none, by default.
+        bias_lr: learning rate of biases, in units of the learning rate: 0.1 for a tenth of it.
         lr: peak learning rate; or several, of which the one that does best on the validation split is taken, for each
             network and initialization by itself.
         schedule: of the learning rate after the warm-up: ``"constant"``, ``"cosine"`` or ``"linear"``, down to zero.
@@ -63,6 +69,8 @@ class Recipe:
 
     optimizer: Optimizer = "sgd"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
+    no_decay: ParameterFilter | None = None
+    bias_lr: float = 1.0
     lr: float | Sequence[float] = 0.01
     schedule: Schedule = "constant"
     warmup_steps: int = 0
@@ -95,6 +103,9 @@ class Recipe:
         check_number("mixup", self.mixup, minimum=0, finite=True)
         if self.clip_grad_norm is not None:
             check_number("clip_grad_norm", self.clip_grad_norm, above=0, finite=True)
+        check_number("bias_lr", self.bias_lr, above=0, finite=True)
+        if self.no_decay is not None:
+            as_predicate(self.no_decay, "no_decay")
         self._check_optimizer()
 
     def _check_lr(self) -> None:
@@ -123,7 +134,7 @@ class Recipe:
                     f"optimizer_options: {self.optimizer!r} has no option {name!r}; it has {', '.join(known)}{hint}"
                 )
         try:
-            self.create_optimizer([torch.nn.Parameter(torch.zeros(1))], self.lrs[0])
+            self.create_optimizer(nn.Linear(1, 1), self.lrs[0])
         except (TypeError, ValueError) as error:
             given = dict(self.optimizer_options)
             raise ValueError(f"optimizer_options: {self.optimizer!r} refuses {given}: {error}") from None
@@ -133,11 +144,33 @@ class Recipe:
         """All learning rates, from the least."""
         return tuple(self.lr) if isinstance(self.lr, list) else (float(self.lr),)  # type: ignore[arg-type]
 
-    def create_optimizer(self, parameters: Any, lr: float) -> torch.optim.Optimizer:
-        """The optimizer of some parameters."""
+    def create_optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """The optimizer of a model; each of its groups has its peak learning rate as ``"initial_lr"``, too.
+
+        >>> norm = nn.LayerNorm(3)
+        >>> groups = Recipe(optimizer="adamw", no_decay="norms", bias_lr=0.5).create_optimizer(norm, 0.1).param_groups
+        >>> [(group["lr"], group["weight_decay"]) for group in groups]
+        [(0.1, 0.0), (0.05, 0.0)]
+        """
         kind: Any = OPTIMIZERS[self.optimizer]
-        made: torch.optim.Optimizer = kind(parameters, lr=lr, **_with_pairs(self.optimizer_options))
+        made: torch.optim.Optimizer = kind(self._groups(model, lr), lr=lr, **_with_pairs(self.optimizer_options))
+        for group in made.param_groups:
+            group["initial_lr"] = group["lr"]
         return made
+
+    def _groups(self, model: nn.Module, lr: float) -> Iterable[Any]:
+        if self.no_decay is None and self.bias_lr == 1.0:
+            return model.parameters()
+        spared = as_predicate(self.no_decay or (), "no_decay")
+        groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+        for parameter in trainable_parameters(model):
+            is_spared = any(spared(name, parameter.value, module) for name, module in parameter.holders)
+            is_slow = parameter.is_bias and self.bias_lr != 1.0
+            group = groups.setdefault((is_spared, is_slow), {"params": []})
+            group["params"].append(parameter.value)
+            group |= {"weight_decay": 0.0} if is_spared else {}
+            group |= {"lr": lr * self.bias_lr} if is_slow else {}
+        return groups.values()
 
     def changed(self, changes: Mapping[str, Any], whose: str = "recipe") -> Recipe:
         """The same recipe with some fields changed.
