@@ -203,7 +203,9 @@ def shrunk(values, path):
     values |= {"seeds": 1, "accelerator": "cpu", "report": False}
     for start in values["initializations"]:
         if isinstance(start, dict) and "method" in start:
-            start["options"]["steps"] = 1
+            for part in start["method"] if isinstance(start["method"], list) else [start]:
+                if isinstance(part, dict) and "method" in part:
+                    part["options"] = part.get("options", {}) | {"steps": 1}
             start["batch_size"] = min(4, start.get("batch_size", 8))
     return values
 

@@ -134,7 +134,8 @@ class Recipe:
                     f"optimizer_options: {self.optimizer!r} has no option {name!r}; it has {', '.join(known)}{hint}"
                 )
         try:
-            self.create_optimizer(nn.Linear(1, 1), self.lrs[0])
+            made: Any = kind
+            made([nn.Parameter(torch.zeros(1, device="cpu"))], lr=self.lrs[0], **_with_pairs(self.optimizer_options))
         except (TypeError, ValueError) as error:
             given = dict(self.optimizer_options)
             raise ValueError(f"optimizer_options: {self.optimizer!r} refuses {given}: {error}") from None
