@@ -13,12 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import initopt
 from initopt.engines.auto import Need, free_memory
 from initopt.engines.stacked import contributions as uses
-from initopt.model.modes import measuring
-from initopt.model.preserve import preserved
-from tests.engines.test_derivatives import BEYOND_GROUPS, GRAM_TOLERANCE, Session, assert_close
-from tests.gallery import ENTRIES
+from initopt.testing import ENTRIES
+from tests.engines._cases import BEYOND_GROUPS, check
 from tests.helpers import Batch, make_batches, make_model
-from tests.truth import truth
 
 
 def network(largest: int = 10**6) -> nn.Sequential:
@@ -205,16 +202,13 @@ def test_this_machine_has_memory() -> None:
 MEASURED = [name for name, entry in ENTRIES.items() if "subbatch" in entry.modes and name not in BEYOND_GROUPS]
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("name", MEASURED)
 def test_measuring_without_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same Gram matrix, also by single rows."""
-    session = Session(name, "subbatch", "groups")
-    expected = truth(name, "subbatch").gram
     for rows in (uses._ROWS, 1):
         monkeypatch.setattr(uses, "_ROWS", rows)
-        with preserved(session.model), measuring(session.model, session.entry.train_mode):
-            found = session.evaluate(differentiate=False).gram
-        assert_close(found, expected, GRAM_TOLERANCE["groups"], f"{name}, {rows} entries at a time")
+        check(name, "subbatch", "groups", functions=())
 
 
 class Largest(TorchDispatchMode):

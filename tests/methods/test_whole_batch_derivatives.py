@@ -9,16 +9,23 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import initopt
+from initopt._gallery.truth import (
+    along,
+    as_real,
+    cross_entropy,
+    differences_along,
+    fresh_buffers,
+    plain_operations,
+    prepared,
+    trained,
+)
 from initopt.methods import scales as scales_run
 from initopt.model.randomness import seeded
-from tests.gallery import ENTRIES, SEED, Entry
-from tests.truth import as_real, cross_entropy, fresh_buffers, plain_weight_norm, set_mode
+from initopt.testing import ENTRIES, SEED, Entry
 
 ETA = 0.05
-SMOOTH_STEP, KINKED_STEP = 1e-3, 1e-6
 CASES = [name for name, entry in ENTRIES.items() if entry.double_backward]
 JOINABLE = [name for name in CASES if name != "matrix_products"]
 """Without one that works for batches of one size only."""
@@ -48,9 +55,9 @@ class Definition:
     """A model of the gallery and the loss of whole batches."""
 
     def __init__(self, entry: Entry) -> None:
-        self.entry, self.model = entry, entry.model()
-        set_mode(self.model, entry.train_mode)
-        self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.entry = entry
+        self.model, _ = prepared(entry)
+        self.named = trained(self.model)
         self.values = list(self.named.values())
 
     def loss(self, batch: Any, *number: int) -> Tensor:
@@ -72,27 +79,13 @@ class Definition:
         return [None if g is None else as_real(g.to_dense()) for g in found]
 
     def along(self, value: Tensor) -> dict[str, float]:
-        found = torch.autograd.grad(value, self.values, materialize_grads=True, allow_unused=True)
-        return {
-            n: float((as_real(g.to_dense()) * as_real(p.detach())).sum())
-            for (n, p), g in zip(self.named.items(), found, strict=True)
-        }
+        return along(self.named, torch.autograd.grad(value, self.values, materialize_grads=True, allow_unused=True))
 
-    def central(self, function: Callable[[], float], step: float | None = None) -> dict[str, float]:
-        """Fourth-order central differences with respect to the scale of each parameter."""
-        step = step or (SMOOTH_STEP if self.entry.smooth else KINKED_STEP)
-        found = {}
-        for name, parameter in self.named.items():
-            original, values = parameter.detach().clone(), {}
-            for steps in (-2, -1, 1, 2):
-                with torch.no_grad():
-                    parameter.copy_(original * (1 + steps * step))
-                values[steps] = function()
-            with torch.no_grad():
-                parameter.copy_(original)
-            inner, outer = values[1] - values[-1], values[2] - values[-2]
-            found[name] = (8 * inner - outer) / (12 * step)
-        return found
+    def central(self, function: Callable[[], float], smooth: bool | None = None) -> dict[str, float]:
+        """Central differences with respect to the scale of each parameter."""
+        smooth = self.entry.smooth if smooth is None else smooth
+        slopes = differences_along(self.named, lambda: {"": function()}, smooth)
+        return {name: values[""] for name, values in slopes.items()}
 
 
 def joined(left: Any, right: Any) -> Any:
@@ -111,8 +104,8 @@ def assert_close(found: dict[str, float], expected: dict[str, float], tolerance:
 
 
 @pytest.fixture(autouse=True)
-def plain_operations() -> Iterator[None]:
-    with sdpa_kernel(SDPBackend.MATH), plain_weight_norm():
+def right_second_derivatives() -> Iterator[None]:
+    with plain_operations():
         yield
 
 
@@ -122,6 +115,7 @@ NORMS: dict[str, Callable[[list[Tensor | None]], Tensor]] = {
 }
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("name", JOINABLE)
 def test_gradinit_constraint(name: str, optimizer: str) -> None:
@@ -138,6 +132,7 @@ def test_gradinit_constraint(name: str, optimizer: str) -> None:
         assert_close(found, central, 1e-6)
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize(
     ("optimizer", "normalize", "fresh"), [("sgd", True, False), ("sgd", False, True), ("adam", True, False)]
 )
@@ -179,10 +174,7 @@ def test_gradinit_objective(name: str, optimizer: str, normalize: bool, fresh: b
     value = objective()
     assert record.objective == pytest.approx(float(value), rel=1e-10)
     slopes = objective.slopes  # type: ignore[attr-defined]
-    expected = {
-        n: float((as_real(g.to_dense()) * as_real(p.detach())).sum())
-        for (n, p), g in zip(definition.named.items(), slopes, strict=True)
-    }
+    expected = along(definition.named, slopes)
     if not any(p._backward_hooks for p in parameters):
         assert_close(found, expected, 1e-9)
     if entry.conservative:
@@ -204,6 +196,7 @@ def quotient_of(definition: Definition, gradient: list[Tensor | None], eps: floa
     return total / count
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize(
     "name", [name for name in CASES if name not in {*WITHOUT_THIRD_DERIVATIVE, *THIRD_DERIVATIVE_WRONG_IN_TORCH}]
 )
@@ -247,7 +240,7 @@ def test_metainit_by_central_differences(name: str) -> None:
         return float(quotient_of(definition, gradient, eps).detach())
 
     # A short step: the quotient jumps where an entry of the gradient changes its sign.
-    assert_close(found, definition.central(quotient, step=1e-6), 1e-5)
+    assert_close(found, definition.central(quotient, smooth=False), 1e-5)
 
 
 @pytest.mark.parametrize("name", WITHOUT_THIRD_DERIVATIVE)
