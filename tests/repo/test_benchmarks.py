@@ -180,7 +180,7 @@ def test_methods_are_timed_and_leave_the_model_as_it_was(tmp_path: Path, monkeyp
 
 
 def test_accuracy_of_an_entry_of_the_gallery() -> None:
-    subjects = {(subject.name, subject.mode): subject for subject in accuracy.of_gallery()}
+    subjects = {(subject.entry.name, subject.mode): subject for subject in accuracy.of_gallery()}
     mlp = accuracy.measure(subjects["mlp", "subbatch"])
     assert mlp["engines"]["graph float64"]["derivative"] < 1e-12
     assert 1e-10 < mlp["engines"]["graph float32"]["derivative"] < 1e-5
