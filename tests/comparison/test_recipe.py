@@ -1,9 +1,10 @@
 """What a comparison is told to do, and what is refused before any work."""
 
+import dataclasses
 import functools
 import itertools
 import math
-import sys
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 import torch
@@ -12,14 +13,17 @@ from torch import nn
 
 import initopt
 import initopt.zoo
-from initopt.comparison import Initialization, Network, Recipe
+from initopt.comparison import Initialization, Network, Recipe, comparing
 from initopt.comparison.spec.hardware import Hardware
+from initopt.comparison.spec.initialization import as_initialization
 from initopt.comparison.spec.network import described
 from initopt.comparison.spec.plan import Plan
 from initopt.comparison.spec.schedule import lr_factor
 from initopt.data import Splits
+from initopt.methods import NIO as NIO_OBJECT
+from initopt.methods import registry
 from initopt.recipes import RECIPES
-from tests.comparing import NIO, blobs, compare, small
+from tests.comparing import NIO, blobs, compare, small, small_linear
 
 
 class TestRecipe:
@@ -189,7 +193,7 @@ def test_without_the_extra(monkeypatch, tmp_path):
     def found(name):
         return None if name in ("scipy", "tensorboard") else math
 
-    monkeypatch.setattr(sys.modules["initopt.compare"], "find_spec", found)
+    monkeypatch.setattr(comparing, "find_spec", found)
     with pytest.raises(ImportError, match=r"a comparison needs scipy, tensorboard: pip install 'initopt\[compare\]'"):
         compare(tmp_path / "out")
 
@@ -253,10 +257,197 @@ class TestBatchSizeOfAnInitialization:
             compare(tmp_path / "out", initializations=[start], models={"mlp": small})
 
     def test_a_preset_gives_options(self):
-        method = Initialization(method="nio", preset="published", options={"batch_norm": "subbatch"}).create_method()
+        start = Initialization(method="nio", preset="published", options={"batch_norm": "subbatch"})
+        (method,) = start.steps
         assert (method.split, method.batch_norm) == ("published", "subbatch")
         assert method.grad_params is initopt.presets.published["grad_params"]
         with pytest.raises(ValueError, match="unknown preset 'publishd'; known are 'published'"):
             Initialization(method="nio", preset="publishd")
         with pytest.raises(TypeError, match="initialization 'gradinit': method 'gradinit' has no option 'split'"):
             Initialization(method="gradinit", preset="published")
+
+
+def halved(model, batches, loss_fn, factor=0.5):
+    """An initialization of the user's own."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    factor: float
+
+    def __call__(self, model, batches, loss_fn):
+        halved(model, batches, loss_fn, self.factor)
+
+
+def within():
+    def inner(model, batches, loss_fn):
+        halved(model, batches, loss_fn)
+
+    return inner
+
+
+class TestAnyInitialization:
+    @pytest.mark.parametrize(
+        ("value", "name", "steps"),
+        [
+            ("orthogonal", "orthogonal", [{"scheme": "orthogonal", "options": {}}]),
+            (halved, "halved", [{"function": f"{__name__}.halved"}]),
+            (
+                functools.partial(halved, factor=2.0),
+                "halved",
+                [{"function": {"class_path": f"{__name__}.halved", "init_args": {"factor": 2.0}}}],
+            ),
+            (Scaled(3.0), "Scaled", [{"function": {"class_path": f"{__name__}.Scaled", "init_args": {"factor": 3.0}}}]),
+            (
+                functools.partial(initopt.nio, steps=3),
+                "nio",
+                [{"function": {"class_path": "initopt._api.nio", "init_args": {"steps": 3}}}],
+            ),
+            ({"name": "mine", "method": lambda model, batches, loss_fn: None}, "mine", [{"function": {"name": "mine"}}]),
+            ({"name": "mine", "method": within()}, "mine", [{"function": {"name": "mine"}}]),
+            (
+                ["default", {"scheme": "orthogonal", "scheme_options": {"gain": 2.0}}, halved],
+                "default + orthogonal + halved",
+                [{"scheme": "orthogonal", "options": {"gain": 2.0}}, {"function": f"{__name__}.halved"}],
+            ),
+            (
+                {
+                    "scheme": "orthogonal",
+                    "method": [halved, {"name": "twice", "method": lambda model, batches, loss_fn: None}],
+                },
+                "orthogonal + halved + twice",
+                [
+                    {"scheme": "orthogonal", "options": {}},
+                    {"function": f"{__name__}.halved"},
+                    {"function": {"name": "twice"}},
+                ],
+            ),
+        ],
+    )
+    def test_name_and_identity(self, value, name, steps):
+        found = as_initialization(value)
+        assert found.name == name
+        assert found.describe() == {"steps": steps, "recipe": {}}
+
+    def test_a_method_is_the_same_by_name_and_as_an_object(self):
+        ways = [{"method": "nio", "options": {"steps": 3}}, NIO_OBJECT(steps=3), [NIO_OBJECT(steps=3)]]
+        first, *others = [as_initialization(way) for way in ways]
+        assert {other.name for other in others} == {"nio"} == {first.name}
+        assert all(other.describe() == first.describe() for other in others)
+        (step,) = first.describe()["steps"]
+        assert (step["method"], step["options"]["steps"]) == ("nio", 3)
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (
+                lambda model, batches, loss_fn: None,
+                "initialization '<lambda>' cannot be known again by an import path .* say what it is called",
+            ),
+            (within(), "initialization 'inner' cannot be known again by an import path"),
+            (
+                functools.partial(halved, factor=lambda: 2),
+                "initialization 'halved' cannot be known again by an import path",
+            ),
+            ([within()], "initialization 'inner' cannot be known again"),
+            (
+                small,
+                r"initialization 'small' is called with \(model, batches, loss_fn\), but too many positional arguments",
+            ),
+            ([], "initialization 'default' is an empty list"),
+            (["orthogonal", "default"], "part 'default' of initialization 'orthogonal .*' is the model's own start"),
+            (["orthogonal", {"recipe": {"lr": 1}, "method": "nio"}], "part 'nio' of .* has a recipe or a batch_size"),
+            (["orthogonal", "noi"], "unknown initialization 'noi'; known are .*; did you mean 'nio'"),
+            ({"method": [halved], "options": {"steps": 3}}, "initialization 'halved' has options or a preset"),
+            ({"method": halved, "preset": "published"}, "initialization 'halved' has options or a preset"),
+            ({"method": NIO_OBJECT(), "options": {"steps": 3}}, "initialization 'nio' has options or a preset"),
+            (NIO_OBJECT, "initialization 'NIO': method is the class NIO; pass an instance"),
+            ({"method": 3}, "the method of an initialization is a name, a Method, a function .*; got 3"),
+        ],
+    )
+    def test_refuses(self, value, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            as_initialization(value)
+
+    def test_one_after_the_other(self, tmp_path):
+        starts = [
+            "default",
+            halved,
+            NIO,
+            {"name": "halved, then nio", "method": [halved, NIO]},
+            {"name": "nio, then halved", "method": [NIO, halved]},
+            {"name": "nothing", "method": lambda model, batches, loss_fn: None},
+            {"name": "nio by hand", "method": functools.partial(initopt.nio, steps=3, measure_steps=0, progress=False)},
+            {"name": "nio twice", "method": [NIO, NIO]},
+        ]
+        found = compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})
+        runs = {run.initialization: run for run in found.runs}
+        assert {run.status for run in found.runs} == {"done"}
+        assert runs["nothing"].after == runs["default"].after
+        assert runs["nothing"].curve == runs["default"].curve
+        assert runs["halved"].after != runs["default"].after
+        assert runs["nio by hand"].after["grad_norm"] == pytest.approx(runs["nio"].after["grad_norm"], rel=1e-6)
+        assert runs["halved, then nio"].scales is not None
+        assert runs["nio, then halved"].scales is None
+        assert runs["nio twice"].scales["0.weight"] > runs["nio"].scales["0.weight"] > 1
+        assert runs["nio, then halved"].curve != runs["halved, then nio"].curve
+        compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})  # the same, known again
+        starts[1] = {"name": "halved", "method": functools.partial(halved, factor=0.25)}
+        with pytest.raises(initopt.MismatchError, match="initializations.halved"):
+            compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})
+
+    def test_what_a_function_draws_follows_from_the_seed(self, tmp_path):
+        torch.manual_seed(1)
+        first = compare(tmp_path / "a", initializations=[noisy], seeds=2)
+        torch.manual_seed(2)
+        again = compare(tmp_path / "b", initializations=["default", noisy], seeds=2)
+        assert [run.curve for run in first.runs] == [run.curve for run in again.runs[2:]]
+        assert first.runs[0].after != first.runs[1].after
+
+    def test_a_function_that_fails_or_returns_a_model_fails_its_run(self, tmp_path):
+        found = compare(tmp_path / "out", initializations=[another, raises], seeds=1)
+        assert [run.status for run in found.runs] == ["failed", "failed"]
+        assert "another returned a Linear; it has to change the model in place" in found.runs[0].error
+        assert found.runs[1].error.startswith("ZeroDivisionError")
+
+    def test_what_cannot_be_sent_to_workers(self, tmp_path):
+        start = {"name": "mine", "method": lambda model, batches, loss_fn: None}
+        with pytest.raises(ValueError, match="initialization 'mine' cannot be sent to other processes"):
+            compare(tmp_path / "out", initializations=[start], workers=2)
+
+    def test_a_method_of_another_package(self, tmp_path, monkeypatch):
+        entry = EntryPoint("sleepy", f"{__name__}:Sleepy", "initopt.methods")
+        monkeypatch.setattr(
+            registry, "entry_points", lambda group, name=None: EntryPoints([entry] * (name in (None, "sleepy")))
+        )
+        found = compare(tmp_path / "out", initializations=["sleepy"], seeds=1)
+        assert [(run.initialization, run.status) for run in found.runs] == [("sleepy", "done")]
+        described = found.details["initializations"]["sleepy"]["steps"][0]
+        assert (described["method"], described["class_path"]) == ("sleepy", f"{__name__}.Sleepy")
+        assert as_initialization(Sleepy(steps=2)).describe()["steps"][0]["options"]["steps"] == 2
+        with pytest.raises(TypeError, match="initialization 'sleepy': method 'sleepy' has no option 'step'"):
+            Initialization(method="sleepy", options={"step": 3})
+
+
+def noisy(model, batches, loss_fn):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def another(model, batches, loss_fn):
+    return nn.Linear(6, 3)
+
+
+def raises(model, batches, loss_fn):
+    raise ZeroDivisionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sleepy(initopt.methods.NIO):
+    """A method of another package, which does as NIO."""
+
+    name = "sleepy"

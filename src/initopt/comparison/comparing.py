@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -17,12 +17,13 @@ from initopt._support.errors import warn
 from initopt._support.processes import processor_threads
 from initopt._support.progress import Progress, counter
 from initopt.comparison.spec.hardware import Hardware
-from initopt.comparison.spec.initialization import Initialization
+from initopt.comparison.spec.initialization import Function, Initialization
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.plan import Plan
 from initopt.comparison.spec.recipe import Recipe
 from initopt.comparison.storage.store import Comparison, load_comparison
 from initopt.data import Splits
+from initopt.methods import Method
 from initopt.model.losses import LossFunction
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _PACKAGES = {
 def compare(
     models: Mapping[str, Callable[[], nn.Module] | Network],
     data: Any,
-    initializations: Iterable[str | Mapping[str, Any] | Initialization],
+    initializations: Iterable[str | Method | Function | Sequence[Any] | Mapping[str, Any] | Initialization],
     *,
     out: str | os.PathLike[str],
     recipe: Recipe | Mapping[str, Any] | None = None,
@@ -77,8 +78,11 @@ def compare(
             :class:`initopt.comparison.Network`, for changes to the recipe.
         data: ``"digits"``, or an object with the data sets ``train``, ``validation`` and ``test``
             (:class:`initopt.data.Splits`, say), or a function that returns one.
-        initializations: names (``"default"`` is the model's own start; a method in :data:`initopt.methods.METHODS`; a
-            scheme in ``initopt.schemes``), or dicts of the arguments of :class:`initopt.comparison.Initialization`.
+        initializations: each of them a name (``"default"`` is the model's own start; a scheme in ``initopt.schemes.NAMES``;
+            a method in :func:`initopt.methods.method_names`, those of other packages among them); a method with its
+            options, such as ``NIO(steps=50)``; a function ``(model, batches, loss_fn) -> None`` that changes a model in
+            place; a list of these, which work one after the other; or a dict of the arguments of
+            :class:`initopt.comparison.Initialization`.
         out: folder for the runs and the report.
         recipe: how to train, as a :class:`initopt.comparison.Recipe` or a dict of its fields.
         seeds: how many, or which ones.

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -38,7 +38,8 @@ def check_sendable(plan: Plan) -> None:
     Raises:
         ValueError: the message says what it is.
     """
-    parts = {f"models[{name!r}]": network for name, network in plan.networks.items()}
+    parts: dict[str, Any] = {f"models[{name!r}]": network for name, network in plan.networks.items()}
+    parts |= {f"initialization {name!r}": value for name, value in plan.initializations.items()}
     for what, value in (parts | {"data": plan.data, "loss_fn": plan.loss_fn}).items():
         try:
             pickle.dumps(value)
