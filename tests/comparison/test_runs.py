@@ -432,6 +432,7 @@ def test_event_files_are_what_tensorboard_reads(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.processes
 def test_two_processes_share_each_run(tmp_path, strategy):
     """By gloo; without batch norm, whose statistics each would have of its own half."""
     script = tmp_path / "script.py"

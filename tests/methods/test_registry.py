@@ -90,6 +90,7 @@ def test_a_killed_run_of_it_goes_on_and_it_starts_from_a_scheme(packages: Path) 
     assert found.after.grad_norm == expected.after.grad_norm
 
 
+@pytest.mark.processes
 def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
     install(tmp_path, "quieter", *example())
     command = [sys.executable, "-m", "initopt", "run", "--method", "quieter"]

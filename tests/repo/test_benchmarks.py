@@ -126,15 +126,18 @@ def test_what_fails_or_takes_too_long_is_left_out_with_a_reason(monkeypatch: pyt
     assert "more than 0 s" in timing.take_turns({"training": training}, "cpu", 2)["training"]["skipped"]
 
 
+@pytest.mark.processes
 def test_memory_of_a_larger_batch_is_larger() -> None:
     small, large = (process_memory(Case("tiny-resnet", batch_size=size), "graph", threads=1) for size in (16, 512))
     assert large["peak"] - large["before"] > 3 * (small["peak"] - small["before"]) > 0
 
 
+@pytest.mark.processes
 def test_memory_of_what_fails_says_why() -> None:
     assert "no-such-engine" in process_memory(TINY, "no-such-engine", threads=1)["skipped"]
 
 
+@pytest.mark.processes
 def test_a_run_is_stored_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "engines-cpu.json"
     cases = [Case("tiny-resnet", count, batch_size=8, memory=False) for count in (2, 4, 8)]
@@ -157,6 +160,7 @@ def test_a_run_is_stored_and_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(plot.over_networks(list(results["cases"].values())).axes) == 2
 
 
+@pytest.mark.processes
 def test_methods_are_timed_and_leave_the_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
     case = Case("tiny-resnet", batch_size=8)

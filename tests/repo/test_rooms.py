@@ -1,6 +1,7 @@
 """The order of the rooms, and that each uses only what is below it."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,6 +116,7 @@ def test_the_entrance_hall_is_empty() -> None:
     assert {path.name for path in SRC.iterdir() if path.is_file()} <= allowed
 
 
+@pytest.mark.processes
 def test_no_module_hides_behind_a_public_function() -> None:
     functions = {name for name in initopt.__all__ if callable(getattr(initopt, name))}
     assert not functions & set(MODULES)
@@ -122,6 +124,16 @@ def test_no_module_hides_behind_a_public_function() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.processes
 def test_the_package_does_not_import_what_is_for_tests() -> None:
     code = "import sys, initopt; assert not {f'initopt.{n}' for n in %r} & set(sys.modules)" % (FOR_TESTS,)  # noqa: UP031
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TESTS = sorted(Path(__file__).parents[1].rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_no_test_module_imports_another_one(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(r"^\s*(?:from|import) (?:tests\.)?(?:\w+\.)*test_\w+", text, re.MULTILINE)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 if not STUDY.is_dir():
     pytest.skip("the study comes with the repository alone", allow_module_level=True)
