@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import itertools
-import math
+import subprocess
+import sys
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
@@ -13,7 +14,8 @@ from torch import nn
 
 import initopt
 import initopt.zoo
-from initopt.comparison import Initialization, Network, Recipe, comparing
+from initopt.comparison import Initialization, Network, Recipe
+from initopt.comparison.report import report as report_module
 from initopt.comparison.spec.hardware import Hardware
 from initopt.comparison.spec.initialization import as_initialization
 from initopt.comparison.spec.network import described
@@ -23,7 +25,8 @@ from initopt.data import Splits
 from initopt.methods import NIO as NIO_OBJECT
 from initopt.methods import registry
 from initopt.recipes import RECIPES
-from tests.comparing import NIO, blobs, compare, small, small_linear
+from tests.comparing import NIO, TIMES, blobs, compare, small, small_linear
+from tests.helpers import with_the_tests
 
 
 class TestRecipe:
@@ -189,13 +192,65 @@ def test_refuses_before_any_work(tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_extra(monkeypatch, tmp_path):
-    def found(name):
-        return None if name in ("scipy", "tensorboard") else math
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(report_module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"a report needs jinja2: pip install 'initopt\[compare\]'"):
+        compare(tmp_path / "out", report=True)
+    assert not (tmp_path / "out").exists()
 
-    monkeypatch.setattr(comparing, "find_spec", found)
-    with pytest.raises(ImportError, match=r"a comparison needs scipy, tensorboard: pip install 'initopt\[compare\]'"):
-        compare(tmp_path / "out")
+
+WITHOUT = """
+import sys, warnings
+sys.modules |= dict.fromkeys(("jinja2", "lightning_fabric", "pandas", "pyarrow", "scipy", "tensorboard"))
+from initopt.comparison.analysis.summary import summarize
+from tests.comparing import RECIPE, compare
+out = sys.argv[1]
+found = compare(out, recipe=RECIPE | {"lr": [0.01, 0.1], "clip_grad_norm": 1.0})
+assert [run.status for run in [*found.runs, *found.selection]] == ["done"] * 12, found
+assert not found.problems
+assert summarize(found).networks[0].entries[1].final_difference.p is not None
+assert compare(out, recipe=RECIPE | {"lr": [0.01, 0.1], "clip_grad_norm": 1.0}) == found
+for call, words in (
+    (lambda: compare(out, recipe=RECIPE | {"precision": "bf16-mixed"}), "precision='bf16-mixed' needs Lightning Fabric"),
+    (lambda: compare(out + "2", devices=2), "devices=2, .* needs Lightning Fabric: pip install 'initopt.compare.'"),
+    (lambda: found.to_dataframe(), "needs pandas: pip install 'initopt.pandas.'"),
+):
+    try:
+        call()
+    except ImportError as error:
+        import re
+        assert re.search(words, str(error)), error
+    else:
+        raise AssertionError(words)
+"""
+
+
+def test_a_comparison_without_the_packages_of_any_extra(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tmp_path / "out")], env=with_the_tests(), capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_one_device_gives_what_fabric_gives(tmp_path, monkeypatch):
+    recipe = {"lr": [0.01, 0.1], "clip_grad_norm": 0.1, "optimizer": "adamw", "mixup": 0.2, "epochs": 2, "batch_size": 16}
+    recipe["measure_batches"] = 2
+    ours = table_of(compare(tmp_path / "one", recipe=recipe, models={"net": functools.partial(small, dropout=0.3)}))
+    monkeypatch.setattr(Hardware, "_device", lambda self: None)
+    fabric = compare(tmp_path / "fabric", recipe=recipe, models={"net": functools.partial(small, dropout=0.3)})
+    assert "lightning-fabric" in fabric.versions
+    assert table_of(fabric) == ours
+
+
+def table_of(found):
+    """What a comparison found but for times and versions."""
+    runs = [dataclasses.replace(run, versions={}, **dict.fromkeys(TIMES)) for run in [*found.runs, *found.selection]]
+    return sorted(map(repr, runs))
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match=r"Lightning Fabric does not run with accelerator='cuda', devices=\[77\]"):
+        Hardware("cuda", [77]).fabric("32-true")
 
 
 def test_the_comparison_of_the_digits_is_one():

@@ -476,8 +476,8 @@ class TestWriteReport:
             write_report(tmp_path)
 
     def test_what_is_not_installed_is_named(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(report_module, "find_spec", lambda name: None if name == "scipy" else object())
-        with pytest.raises(ImportError, match=r"a report needs scipy: pip install 'initopt\[compare\]'"):
+        monkeypatch.setattr(report_module, "find_spec", lambda name: None if name == "jinja2" else object())
+        with pytest.raises(ImportError, match=r"a report needs jinja2: pip install 'initopt\[compare\]'"):
             write_report(tmp_path)
 
     def test_all_or_nothing(self, tmp_path, monkeypatch):

@@ -414,7 +414,7 @@ class TestStorageThatFails:
         shutil.rmtree(tmp_path / "out" / "runs" / "small" / "default")
         counted.clear()
         if damage == "truncated":
-            (place / "curve.parquet").write_bytes(b"PAR1")
+            (place / "run.json").write_bytes((place / "run.json").read_bytes()[:-100])
         elif damage == "unreadable":
             original = os.open
 

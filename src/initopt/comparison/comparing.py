@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +28,7 @@ from initopt.model.losses import LossFunction
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["compare", "require_extra"]
-
-_PACKAGES = {
-    "filelock": "filelock",
-    "jinja2": "jinja2",
-    "lightning_fabric": "lightning-fabric",
-    "pyarrow": "pyarrow",
-    "scipy": "scipy",
-    "tensorboard": "tensorboard",
-}
+__all__ = ["compare"]
 
 
 @suggesting
@@ -107,7 +97,8 @@ def compare(
         ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
         MismatchError: if the folder holds another comparison; the message says in what it differs.
         FileExistsError, PermissionError, BlockingIOError: if the folder is not ours, cannot be written, or is in use.
-        ImportError: if the extra is missing: ``pip install 'initopt[compare]'``.
+        ImportError: if ``report``, several devices or another precision than ``"32-true"`` need packages that are not
+            installed; the message says which: ``pip install 'initopt[compare]'``.
 
     Warns:
         UserWarning: if a run could not be stored or read; the others are done.
@@ -121,7 +112,10 @@ def compare(
     >>> [(run.initialization, run.seed, run.status) for run in found.runs]
     [('default', 0, 'done'), ('default', 1, 'done'), ('nio', 0, 'done'), ('nio', 1, 'done')]
     """
-    require_extra()
+    if report:
+        from initopt.comparison.report.report import refuse_without_packages
+
+        refuse_without_packages()
     check_integer("threads", threads, 1)
     hardware = Hardware(accelerator, devices, strategy, threads, check_integer("loaders", loaders, 0))
     plan = Plan.create(
@@ -160,17 +154,6 @@ def compare(
     if found.problems:
         warn(f"not all of the comparison in {folder} is there:\n  " + "\n  ".join(found.problems))
     return found
-
-
-def require_extra() -> None:
-    """Refuse to go on without the packages of the extra ``compare``.
-
-    Raises:
-        ImportError: the message says what to install.
-    """
-    missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise ImportError(f"a comparison needs {', '.join(missing)}: pip install 'initopt[compare]'")
 
 
 def _check_sharing(plan: Plan, processes: int) -> None:

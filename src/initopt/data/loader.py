@@ -96,7 +96,7 @@ class SeededBatches:
 
     Args:
         batches: an iterable that can be iterated over again.
-        seed: one or more integers.
+        seed: a seed, and a key, see :func:`initopt.model.randomness.seed_sequence`.
 
     >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset

@@ -7,13 +7,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum, auto
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["GENERATORS", "Generator", "OwnGenerator", "RandomState", "derive_seed", "seeded"]
+__all__ = [
+    "GENERATORS",
+    "Generator",
+    "OwnGenerator",
+    "RandomState",
+    "Stream",
+    "derive_seed",
+    "mixed_seed",
+    "seed_sequence",
+    "seeded",
+]
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -96,9 +107,9 @@ class OwnGenerator:
         else:
             generator.setstate(state)
 
-    def seed(self, *parts: int) -> None:
-        """Make its draws depend on ``parts`` alone."""
-        mixed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+    def seed(self, seed: int, *key: int) -> None:
+        """Make its draws depend on the seed and the key alone."""
+        mixed = mixed_seed(seed, *key)
         generator = self._generator
         if isinstance(generator, torch.Generator):
             generator.manual_seed(mixed)
@@ -118,16 +129,60 @@ def derive_seed(seed: int | None) -> int:
     return int(torch.randint(2**31, (), generator=generator, device="cpu"))
 
 
+class Stream(IntEnum):
+    """What is drawn at random in the runs of a comparison, each from a stream of its own.
+
+    A stream is the first number of a key, see :func:`seed_sequence`. Keys without a stream, which are those of the batches
+    of a method, begin with the number of a batch, and no number of a batch is as large as these.
+    """
+
+    WEIGHTS = 2**31
+    """The weights of the model's own start."""
+    SCHEME = auto()
+    """The weights that a scheme draws."""
+    FUNCTION = auto()
+    """What an initialization of the user's own draws."""
+    START_ORDER = auto()
+    """The order of the training set for initializations and the measurements of a start."""
+    START_DATA = auto()
+    """What the data set draws for these batches."""
+    ORDER = auto()
+    """The order of the training set in an epoch."""
+    DATA = auto()
+    """What the data set draws in an epoch."""
+    MODEL = auto()
+    """What the model draws in training (dropout)."""
+    MIXTURES = auto()
+    """Shares and partners of mixup."""
+    LOOKS = auto()
+    """What a data set draws where a model is looked at."""
+
+
+def seed_sequence(seed: int, *key: int) -> np.random.SeedSequence:
+    """The state of a generator for one purpose; other keys, longer and shorter ones among them, have other states.
+
+    >>> states = [seed_sequence(5, *key).generate_state(1)[0] for key in ((), (0,), (0, 0), (1,), (Stream.WEIGHTS,))]
+    >>> len(set(states))
+    5
+    """
+    return np.random.SeedSequence(seed, spawn_key=key)
+
+
+def mixed_seed(seed: int, *key: int) -> int:
+    """A seed below 2**32 that follows from another one and a key, see :func:`seed_sequence`."""
+    return int(seed_sequence(seed, *key).generate_state(1)[0])
+
+
 @contextmanager
-def seeded(*parts: int) -> Iterator[None]:
-    """Random draws inside the block depend on ``parts`` alone, and those after it do not notice.
+def seeded(seed: int, *key: int) -> Iterator[None]:
+    """Random draws inside the block depend on the seed and the key alone, and those after it do not notice.
 
     A forward pass that is run again (for its second derivative, or before and after) has to draw the same noise. One thread
     at a time is in such a block, since the generators are the process's.
     """
     with _EXCLUSIVE:
         before = RandomState.now()
-        mixed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+        mixed = mixed_seed(seed, *key)
         try:
             # Not torch.manual_seed: it would also leave a seed for accelerators that are not in use yet.
             torch.default_generator.manual_seed(mixed)

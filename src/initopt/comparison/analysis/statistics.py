@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEVEL", "Estimate", "Paired", "estimate", "holm", "intervals", "paired_difference"]
+__all__ = [
+    "LEVEL",
+    "Estimate",
+    "Paired",
+    "estimate",
+    "holm",
+    "intervals",
+    "paired_difference",
+    "student_quantile",
+    "student_tails",
+]
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""The level of all intervals."""
 
 _RESAMPLES = 9999
 
@@ -102,24 +114,66 @@ def intervals(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 
 
 def _bootstrap(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    from scipy import stats
-
     count = len(values)
-    tail = stats.norm.cdf(-math.sqrt(count / (count - 1)) * stats.t.ppf((1 + LEVEL) / 2, count - 1))
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        axis=0,
-        n_resamples=_RESAMPLES,
-        batch=max(1, 2_000_000 // values.size),  # of some MB at a time
-        confidence_level=1 - 2 * tail,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    # Means of equal values can leave them by a rounding.
-    least, largest = values.min(0), values.max(0)
-    ends = found.confidence_interval
-    return np.clip(ends.low, least, largest), np.clip(ends.high, least, largest)
+    tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * student_quantile(LEVEL, count - 1))
+    generator, means = np.random.default_rng(0), []
+    most = max(1, 2_000_000 // values.size)  # resamples at a time, of some MB
+    for begin in range(0, _RESAMPLES, most):
+        drawn = generator.integers(0, count, (min(most, _RESAMPLES - begin), count))
+        means.append(values.T[:, drawn].mean(-1))
+    found = np.quantile(np.concatenate(means, axis=1), [tail, 1 - tail], axis=1)
+    low, high = np.clip(found, values.min(0), values.max(0))  # which means of equal values can leave by a rounding
+    return low, high
+
+
+def student_tails(t: float, degrees: int) -> float:
+    r"""The probability that Student's t, of some degrees of freedom, is further from zero than ``t``, on either side.
+
+    That is the regularized incomplete beta function :math:`I_x(n/2, 1/2)` at :math:`x = n/(n+t^2)`.
+
+    >>> round(student_tails(2.776, 4), 4), round(student_tails(0.0, 4), 4)
+    (0.05, 1.0)
+    """
+    x = degrees / (degrees + t * t)
+    if x in (0.0, 1.0):
+        return x
+    a, b = degrees / 2, 0.5
+    if x > (a + 1) / (a + b + 2):  # where the fraction of the other tail converges
+        return 1 - _incomplete_beta(b, a, t * t / (degrees + t * t))
+    return _incomplete_beta(a, b, x)
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularized incomplete beta function, by its continued fraction (Lentz); x below (a + 1)/(a + b + 2)."""
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
+    fraction, upper, lower = 1.0, 1.0, 0.0
+    for step in range(1, 1000):
+        m, odd = divmod(step, 2)
+        if odd:
+            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        lower = 1 / (1 + term * lower)
+        upper = 1 + term / upper
+        fraction *= upper * lower
+        if abs(upper * lower - 1) < 1e-15:
+            break
+    return front / fraction
+
+
+@cache
+def student_quantile(level: float, degrees: int) -> float:
+    """How far from zero Student's t, of some degrees of freedom, is with a probability of 1 - ``level``, on either side.
+
+    >>> round(student_quantile(0.95, 4), 3)
+    2.776
+    """
+    low, high = 0.0, 1.0
+    while student_tails(high, degrees) > 1 - level:
+        high *= 2
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if student_tails(middle, degrees) > 1 - level else (low, middle)
+    return middle
 
 
 def paired_difference(ours: Mapping[int, float], reference: Mapping[int, float]) -> Paired:
@@ -151,9 +205,8 @@ def paired_difference(ours: Mapping[int, float], reference: Mapping[int, float])
     elif float(np.ptp(values)) <= 1e-9 * largest:
         p = 1.0 if float(np.abs(values).max()) <= 1e-9 * largest else None
     else:
-        from scipy import stats
-
-        p = float(stats.ttest_rel([ours[seed] for seed in shared], [reference[seed] for seed in shared]).pvalue)
+        error = float(values.std(ddof=1)) / math.sqrt(len(values))
+        p = student_tails(float(values.mean()) / error, len(values) - 1)
     return Paired(differences, estimate(list(values)), p)
 
 

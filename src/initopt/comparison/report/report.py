@@ -36,7 +36,7 @@ from initopt.comparison.report.row_figures import gradients_figure, results_figu
 from initopt.comparison.report.tables import cost_table, gradients_table, network_tables, overview_table, selection_table
 from initopt.comparison.storage.store import load_comparison, refuse_link
 
-__all__ = ["network_figures", "to_document", "to_html", "to_markdown", "write_report"]
+__all__ = ["network_figures", "refuse_without_packages", "to_document", "to_html", "to_markdown", "write_report"]
 
 _MARKER = ".initopt-report"
 _FIGURES = "figures"
@@ -58,7 +58,7 @@ def write_report(folder: Path) -> Path:
         FileExistsError: if ``report`` holds files that no report wrote; the message names them.
         ImportError: if a package that the report needs is not installed; the message says what to install.
     """
-    _refuse_without("jinja2", "pyarrow", "scipy")
+    refuse_without_packages()
     out = Path(folder) / "report"
     refuse_link(out)
     check_replaceable(out, _MARKER)
@@ -78,10 +78,10 @@ def write_report(folder: Path) -> Path:
     return out / "report.html"
 
 
-def _refuse_without(*packages: str) -> None:
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise ImportError(f"a report needs {' and '.join(missing)}: pip install 'initopt[compare]'")
+def refuse_without_packages() -> None:
+    """Raise an ImportError if a package is missing that a report needs; the message says which."""
+    if find_spec("jinja2") is None:
+        raise ImportError("a report needs jinja2: pip install 'initopt[compare]'")
 
 
 def _images(document: Document) -> list[Image]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -31,11 +32,12 @@ __all__ = ["failed", "run_group", "versions"]
 
 
 def versions() -> dict[str, str]:
-    """Of everything that results depend on."""
+    """The versions of everything that results depend on; Lightning Fabric only where it is in use."""
+    fabric = {"lightning-fabric": version("lightning-fabric")} if "lightning_fabric" in sys.modules else {}
     return {
         "initopt": __version__,
         "torch": torch.__version__,
-        "lightning-fabric": version("lightning-fabric"),
+        **fabric,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }

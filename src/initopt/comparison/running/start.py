@@ -18,12 +18,10 @@ from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.recipe import Recipe
 from initopt.gram.measurement import STATISTICS
 from initopt.model.losses import LossFunction
-from initopt.model.randomness import seeded
+from initopt.model.randomness import Stream, mixed_seed, seeded
 from initopt.schemes import apply_
 
 __all__ = ["Start", "own_start", "prepare_start"]
-
-_WEIGHTS, _SCHEME, _FUNCTION = 0, 1, 6  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Start:
 
 def own_start(network: Network, seed: int) -> nn.Module:
     """The model with its own start, which follows from the seed."""
-    with seeded(seed, _WEIGHTS):
+    with seeded(seed, Stream.WEIGHTS):
         return network.make()
 
 
@@ -104,11 +102,10 @@ def _take(
         TypeError: if a function returns another model in the place of changing this one.
     """
     if isinstance(step, Scheme):
-        with seeded(seed, _SCHEME):
-            apply_(model, step.name, seed=seed, **step.options)
+        apply_(model, step.name, seed=mixed_seed(seed, Stream.SCHEME, number), **step.options)
         return {}
     if isinstance(step, Custom):
-        with seeded(seed, _FUNCTION, number):
+        with seeded(seed, Stream.FUNCTION, number):
             returned = step.function(model, batches, loss_fn)
         if isinstance(returned, nn.Module) and returned is not model:
             raise TypeError(f"{step.identity} returned a {type(returned).__name__}; it has to change the model in place")

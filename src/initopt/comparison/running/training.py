@@ -21,15 +21,12 @@ from initopt.comparison.spec.recipe import Recipe
 from initopt.comparison.spec.schedule import lr_factor
 from initopt.comparison.storage.record import CurvePoint, Subset
 from initopt.model.losses import Loss
-from initopt.model.randomness import seeded
+from initopt.model.randomness import Stream, seeded
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Trained", "train"]
-
-_DRAWS = 2
-"""The stream of random numbers that the model itself draws in training (dropout)."""
 
 _FAR_ABOVE = 3.0
 """A training loss that ends this many times as high as it began is that of a run that diverged."""
@@ -111,7 +108,7 @@ class _Training:
         self._first_loss = math.nan
 
     def run(self) -> Trained:
-        with seeded(self._seed, _DRAWS, self._fabric.global_rank), outputs_of(self._model) as outputs:
+        with seeded(self._seed, Stream.MODEL, self._fabric.global_rank), outputs_of(self._model) as outputs:
             self._look()
             self._train(outputs)
         return self._found
@@ -150,7 +147,7 @@ class _Training:
             group["lr"] = self._lr * factor
         self._optimizer.zero_grad()
         if recipe.mixup:
-            batch = mixed(batch, recipe.mixup, *self._order.draws, number)
+            batch = mixed(batch, recipe.mixup, self._seed, self._order.epoch, self._fabric.global_rank, number)
         loss = self._loss(self._model, batch, batch_size(batch))
         self._fabric.backward(loss)
         if recipe.clip_grad_norm is not None:

@@ -198,8 +198,8 @@ class Initialization:
         if identity is None and not self.name:
             raise ValueError(
                 f"initialization {_name(function)!r} cannot be known again by an import path ({function!r}): it is "
-                "a lambda, defined in another function, or belongs to an object. Define it at the top level of a module and bind "
-                "arguments with functools.partial, or say what it is called: {'name': 'my start', 'method': ...}"
+                "a lambda, defined in another function, or part of an object. Define it at the top level of a module and "
+                "bind arguments with functools.partial, or say what it is called: {'name': 'my start', 'method': ...}"
             )
         return Custom(function, {"name": self.name} if identity is None else identity)
 

@@ -12,7 +12,7 @@ import torch
 
 from initopt._support.checks import check_integer, check_number, did_you_mean, plain_numbers
 from initopt.comparison.spec.schedule import SCHEDULES, Schedule
-from initopt.comparison.storage.curve_file import MOST_POINTS
+from initopt.comparison.storage.record import MOST_POINTS
 
 __all__ = ["OPTIMIZERS", "Recipe"]
 
