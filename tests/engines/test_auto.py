@@ -15,6 +15,7 @@ import initopt
 from initopt.engines.auto import Need, free_memory, missing_derivative
 from initopt.engines.per_subbatch import GraphEngine
 from tests.engines import _memory
+from tests.engines._tanh import TanhOnce
 from tests.helpers import make_batches, make_model
 
 
@@ -295,46 +296,17 @@ def test_multihead_attention_runs_together(masked: str | None, weights: bool, pa
     torch.testing.assert_close(*measured, rtol=1e-9, atol=1e-14)
 
 
-class Refusing(torch.autograd.Function):
-    """Has no second derivative, and says so in words of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.tanh(x)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return RefusingBackward.apply(slope, x)
-
-
-class RefusingBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, slope: Tensor, x: Tensor) -> Tensor:
-        return slope * (1 - torch.tanh(x) ** 2)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        raise RuntimeError("once is enough for this kernel")
-
-
-class OnceOnly(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Refusing.apply(x)
-
-
 def test_a_second_derivative_that_is_refused_in_unknown_words() -> None:
     def model(middle: nn.Module) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(6, 8), middle, nn.Linear(8, 3)).double()
 
     with pytest.warns(UserWarning, match=r"it says: once is enough for this kernel\) has no second derivative, so deriv"):
-        result = quick(model(OnceOnly()), _double(make_batches()))
+        result = quick(model(TanhOnce("once is enough for this kernel")), _double(make_batches()))
     assert result.engine == "differences"
     assert result.scales == pytest.approx(quick(model(nn.Tanh()), _double(make_batches())).scales, rel=1e-4)
     with pytest.raises(RuntimeError, match="once is enough"):
-        quick(model(OnceOnly()), _double(make_batches()), engine="exact")
+        quick(model(TanhOnce("once is enough for this kernel")), _double(make_batches()), engine="exact")
 
 
 def test_auto_keeps_to_its_budget() -> None:
