@@ -14,6 +14,7 @@ import torch
 
 import initopt
 from initopt.methods import METHODS, find_method, method_names
+from initopt.testing import check_method
 from tests.helpers import make_batches, make_model, values, with_the_tests
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -30,7 +31,7 @@ def install(folder: Path, package: str, source: str, entry: str) -> None:
 
 def example() -> tuple[str, str]:
     """The module and the entry point of the documentation."""
-    text = DOCS.read_text(encoding="utf-8").partition("<!-- tests/test_plugins.py runs this -->")[2]
+    text = DOCS.read_text(encoding="utf-8").partition("<!-- tests/methods/test_registry.py runs this -->")[2]
     source = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     entry = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
     assert source is not None
@@ -69,6 +70,14 @@ def test_the_documented_example(packages: Path) -> None:
         initopt.optimize(model, make_batches(), method="quieter", loud=True)
     with pytest.raises(ValueError, match="steps must be an integer of 1 or more"):
         initopt.optimize(model, make_batches(), method="quieter", steps=0)
+
+
+def test_the_documented_example_passes_the_check_of_methods(packages: Path) -> None:
+    install(packages, "quieter", *example())
+    method = find_method("quieter")(steps=3, max_grad_norm=1e-6, factor=0.9)  # type: ignore[call-arg]
+    assert check_method(method, ["mlp", "batch_norm_1d", "zero_bias", "dropout_training"]) == 4
+    with pytest.raises(AssertionError, match="layer_norm: .*scale"):
+        check_method(method, ["layer_norm"], beyond={"layer_norm": "scale"})
 
 
 def test_a_killed_run_of_it_goes_on_and_it_starts_from_a_scheme(packages: Path) -> None:
