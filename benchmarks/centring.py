@@ -45,7 +45,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 def measured(model: nn.Module, batches: Any) -> dict[str, float]:
     """The figures of one network."""
-    found = initopt.measure(model, batches, steps=10, seed=0, progress=False)
+    found = initopt.measure(model, batches, num_batches=10, seed=0, progress=False)
     names = ("grad_cosine", "centred_grad_cosine", "grad_norm", "centred_grad_norm", "output_spread")
     return {name: getattr(found, name) for name in names}
 
@@ -65,7 +65,7 @@ def rows() -> list[dict[str, Any]]:
                 found.append({"network": name, "seed": seed, "start": float(factor)} | measured(model, batches))
             torch.manual_seed(seed)
             model = make()
-            options: dict[str, Any] = {"centre": None, "max_grad_norm": 5.0, "measure_steps": 0, "progress": False}
+            options: dict[str, Any] = {"centre": None, "max_grad_norm": 5.0, "measure_batches": 0, "progress": False}
             initopt.nio(model, batches, seed=seed, **options)
             found.append({"network": name, "seed": seed, "start": "uncentred nio"} | measured(model, batches))
             print(name, seed, flush=True)

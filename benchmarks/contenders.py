@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initopt import objectives
+from initopt.batches.subbatches import SubBatches
 from initopt.engines import ENGINES, Engine
+from initopt.model.losses import as_loss
 from initopt.model.modes import measuring
+from initopt.model.parameters import Parameters
 from initopt.model.preserve import preserved
 from initopt.model.problem import Problem
 
@@ -42,17 +45,10 @@ Contender = Callable[[], AbstractContextManager[Step]]
 
 def make_problem(model: nn.Module, case: Case, num_subbatches: int | None = None) -> Problem:
     """What the steps of a case work on."""
-    return Problem.create(
-        model,
-        None if case.precision == "float32" else _loss_in_bf16,
-        num_subbatches=num_subbatches or case.num_subbatches,
-        overlap=case.overlap,
-        split="cyclic",
-        batch_norm=case.batch_norm,  # type: ignore[arg-type]
-        grad_params=None,
-        scale_params=None,
-        seed=0,
-    )
+    loss = as_loss(None if case.precision == "float32" else _loss_in_bf16)
+    count = num_subbatches or case.num_subbatches
+    subbatches = SubBatches(count=count, overlap=case.overlap, batch_norm=case.batch_norm)  # type: ignore[arg-type]
+    return Problem(model, loss, Parameters.of(model), subbatches, seed=0)
 
 
 def contender_names(case: Case) -> list[str]:

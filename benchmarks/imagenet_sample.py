@@ -83,14 +83,14 @@ class Sample:
         setting: a key of ``SETTINGS``.
         batch_size: B.
         steps: the most steps of NIO.
-        measure_steps: batches that are held back.
+        measure_batches: batches that are held back.
     """
 
     network: str
     setting: str = "defaults"
     batch_size: int = 64
     steps: int = 100
-    measure_steps: int = 6
+    measure_batches: int = 6
 
     def __post_init__(self) -> None:
         if self.setting == "published" and self.network.startswith("swin"):
@@ -145,7 +145,7 @@ def run_sample(
         save(out, results)
 
     time_training(TIMED + 1)  # the first one chooses kernels
-    options = {**SETTINGS[sample.setting], "measure_steps": sample.measure_steps, "seed": 0}
+    options = {**SETTINGS[sample.setting], "measure_batches": sample.measure_batches, "seed": 0}
     checkpoint = out.with_name(f"{out.stem}-{sample.key.replace(' ', '-')}.checkpoint")
     result = _as_far_as_time_allows(model, batches, sample.steps, deadline, options, checkpoint, clock, keep)
     time_training(TIMED)
@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
-    sample = Sample(options.network, options.setting, options.batch_size, options.steps, options.measure_steps)
+    sample = Sample(options.network, options.setting, options.batch_size, options.steps, options.measure_batches)
     torch.set_num_threads(options.threads)
     deadline = time.monotonic() + 60 * options.minutes
     splits = imagenet(options.data, streaming=True, image_size=options.image_size)

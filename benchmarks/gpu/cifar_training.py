@@ -305,7 +305,7 @@ def _begin(
         steps = {"steps": setting.nio_steps} if start == "nio" else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            initopt.optimize(model, others, method=start, measure_steps=0, seed=seed, progress=False, **steps)
+            initopt.optimize(model, others, method=start, measure_batches=0, seed=seed, progress=False, **steps)
     synchronize(setting.device)
     about |= {"start_seconds": time.perf_counter() - begun, "after": _figures(model, held)}
     if path is not None:

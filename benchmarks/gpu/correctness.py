@@ -149,7 +149,7 @@ class _Attention(nn.Module):
 
 def _nio(model: nn.Module, batches: Any, **options: Any) -> initopt.Result:
     return initopt.nio(
-        model, batches, **{"steps": 6, "measure_steps": 2, "lr": 0.05, "seed": 0, "progress": False, **options}
+        model, batches, **{"steps": 6, "measure_batches": 2, "lr": 0.05, "seed": 0, "progress": False, **options}
     )
 
 
@@ -233,8 +233,8 @@ def autocast(device: torch.device) -> Found:
 
     seen, right = [], True
     for build, batches in ((_smooth, _images(9)), (partial(small_vit, 16, 4, depth=2, width=48), _images(9))):
-        expected = _nio(_made(build), batches, measure_steps=0)
-        found = _nio(_made(build).to(device), batches, loss_fn=loss, measure_steps=0)
+        expected = _nio(_made(build), batches, measure_batches=0)
+        found = _nio(_made(build).to(device), batches, loss_fn=loss, measure_batches=0)
         far = _far(found, expected)
         right = right and far < 0.05 and all(value.dtype == torch.float32 for value in found.weights.values())
         seen.append(f"{found.engine}; scales off by {far:.0e}")
@@ -244,8 +244,8 @@ def autocast(device: torch.device) -> Found:
 def half_precision_weights(device: torch.device) -> Found:
     """Weights in bfloat16."""
     batches = [(inputs.bfloat16(), targets) for inputs, targets in _images(9)]
-    expected = _nio(_made(_smooth), _images(9), measure_steps=0)
-    found = _nio(_made(_smooth).bfloat16().to(device), batches, measure_steps=0)
+    expected = _nio(_made(_smooth), _images(9), measure_batches=0)
+    found = _nio(_made(_smooth).bfloat16().to(device), batches, measure_batches=0)
     far = _far(found, expected)
     kinds = {value.dtype for value in found.weights.values()}
     return far < 0.1 and kinds == {torch.bfloat16}, f"{found.engine}; scales off by {far:.0e}"
@@ -264,13 +264,13 @@ def small_budget(device: torch.device) -> Found:
     """Less memory than the graphs of all sub-batches take, and less than one."""
     build = partial(small_vit, 16, 4, depth=4, width=48)
     batches = _images(5, size=64)
-    expected = _nio(_made(build).to(device), batches, steps=3, measure_steps=0, engine="recompute")
+    expected = _nio(_made(build).to(device), batches, steps=3, measure_batches=0, engine="recompute")
     peaks, seen, right = {}, [], True
     for budget in (1e12, 2e7, 8e6):
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        found = _nio(_made(build).to(device), batches, steps=3, measure_steps=0, memory_budget=budget)
+        found = _nio(_made(build).to(device), batches, steps=3, measure_batches=0, memory_budget=budget)
         peaks[budget] = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
         far = _far(found, expected)
         right = right and far < 1e-2 and (found.engine == "recompute") == (budget < 1e12)
@@ -290,10 +290,10 @@ def out_of_memory(device: torch.device) -> Found:
     model = _made(build).to(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    expected = _nio(model, batches, steps=2, measure_steps=0, engine="recompute")
+    expected = _nio(model, batches, steps=2, measure_batches=0, engine="recompute")
     needed = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    _nio(_made(build).to(device), batches, steps=2, measure_steps=0, engine="groups")
+    _nio(_made(build).to(device), batches, steps=2, measure_batches=0, engine="groups")
     most = torch.cuda.max_memory_allocated()
     model = _made(build).to(device)
     torch.cuda.empty_cache()
@@ -301,7 +301,7 @@ def out_of_memory(device: torch.device) -> Found:
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(device).total_memory)
     try:
         with _warnings() as warned:
-            found = _nio(model, batches, steps=2, measure_steps=0, memory_budget=1e12)
+            found = _nio(model, batches, steps=2, measure_batches=0, memory_budget=1e12)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     far = _far(found, expected)
@@ -320,7 +320,7 @@ def resume(device: torch.device) -> Found:
     def build() -> nn.Module:
         return nn.Sequential(*_smooth(), nn.Dropout(0.3))  # type: ignore[arg-type]
 
-    options: dict[str, Any] = {"steps": 9, "train_mode": True, "measure_steps": 0, "checkpoint_every": 2}
+    options: dict[str, Any] = {"steps": 9, "train_mode": True, "measure_batches": 0, "checkpoint_every": 2}
     unbroken, again = (_nio(_made(build).to(device), _images(9), **options) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "run.ckpt"
@@ -348,7 +348,7 @@ def other_methods(device: torch.device) -> Found:
         def run(place: torch.device | str, method: str = method, steps: Mapping[str, int] = steps) -> initopt.Result:
             model = _made(_smooth).double().to(place)
             batches = _double(_images(9))
-            options: dict[str, Any] = {"measure_steps": 1, "seed": 0, "progress": False, **steps}
+            options: dict[str, Any] = {"measure_batches": 1, "seed": 0, "progress": False, **steps}
             return initopt.optimize(model, batches, method=method, **options)
 
         expected, there = run("cpu"), run(device)
@@ -368,7 +368,7 @@ def state_of_others(device: torch.device) -> Found:
     expected = draw()
     torch.manual_seed(5)
     initopt.measure(model, _images(2), progress=False)
-    _nio(model, _images(4), steps=2, measure_steps=1)
+    _nio(model, _images(4), steps=2, measure_batches=1)
     kept = {
         "generator": torch.equal(draw(), expected),
         "buffers": all(torch.equal(value, before[name]) for name, value in model.named_buffers()),

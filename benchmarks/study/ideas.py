@@ -13,10 +13,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from initopt import functional
+from initopt.batches.subbatches import SubBatches
 from initopt.engines.invariance import scale_invariant
 from initopt.gram.objectives import get
 from initopt.methods.scale_optimizer import Kind, ScaleAdam
 from initopt.model.double_backward import plain_attention
+from initopt.model.losses import as_loss
+from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
 
 __all__ = ["Idea", "loss_of", "nio_with"]
@@ -68,17 +71,7 @@ def nio_with(
         lr: as in :func:`initopt.nio`.
     """
     source = chain.from_iterable(repeat(batches))
-    problem = Problem.create(
-        model,
-        loss_of,
-        num_subbatches=4,
-        overlap=0.2,
-        split="cyclic",
-        batch_norm="subbatch",
-        grad_params=None,
-        scale_params=None,
-        seed=0,
-    )
+    problem = Problem(model, as_loss(loss_of), Parameters.of(model), SubBatches(overlap=0.2), seed=0)
     model.train()
     run: _Run | None = None
     for number in range(steps):

@@ -61,7 +61,7 @@ def bounded_nio(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, times
     own = initopt.measure(model, list(islice(batches, 5)), loss_fn, progress=False).grad_norm
     bound = max(1.0, times * own)
     initopt.nio(
-        model, batches, loss_fn, max_grad_norm=bound, measure_steps=0, progress=False, allow_trained=True, **options
+        model, batches, loss_fn, max_grad_norm=bound, measure_batches=0, progress=False, allow_trained=True, **options
     )
 
 

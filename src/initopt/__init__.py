@@ -6,10 +6,11 @@ Measure how good a network's starting point is on its own data, and improve it b
 from importlib import import_module
 from typing import Any
 
-from initopt import schemes
+from initopt import methods, schemes
 from initopt._api import gradinit, lsuv, metainit, nio, optimize
 from initopt._support.errors import (
     HarmError,
+    InitoptWarning,
     LoaderError,
     LossError,
     MismatchError,
@@ -21,17 +22,18 @@ from initopt._version import __version__
 from initopt.comparison.comparing import compare
 from initopt.gram import functional, objectives
 from initopt.gram.measurement import Measurement
-from initopt.methods import presets
-from initopt.methods.records import LayerRecord, StepRecord
+from initopt.methods import LayerRecord, Measuring, StepRecord, presets
 from initopt.runs.measuring import measure
 from initopt.runs.result import Result
 
 __all__ = [
     "HarmError",
+    "InitoptWarning",
     "LayerRecord",
     "LoaderError",
     "LossError",
     "Measurement",
+    "Measuring",
     "MismatchError",
     "NonFiniteError",
     "Result",
@@ -45,6 +47,7 @@ __all__ = [
     "lsuv",
     "measure",
     "metainit",
+    "methods",
     "nio",
     "objectives",
     "optimize",

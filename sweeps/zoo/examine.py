@@ -115,7 +115,7 @@ def _use(case: Case, model: nn.Module, batch: Any, finding: Finding) -> None:
     _expect_state(model, kept, {})
     with _timed(finding, "nio"):
         result = initopt.nio(
-            model, [batch], case.loss_fn, steps=1, num_subbatches=_NUM_SUBBATCHES, overlap=0.0, measure_steps=0
+            model, [batch], case.loss_fn, steps=1, num_subbatches=_NUM_SUBBATCHES, overlap=0.0, measure_batches=0
         )
     finding.engine, finding.reason = result.engine, result.engine_reason
     _expect_state(model, kept, result.scales)

@@ -22,7 +22,7 @@ Run = Callable[..., Any]
 
 
 def nio(model: nn.Module, batches: Any, loss_fn: Any = None, **options: Any) -> Any:
-    return initopt.nio(model, batches, loss_fn, **{"steps": 3, "measure_steps": 0, **options})
+    return initopt.nio(model, batches, loss_fn, **{"steps": 3, "measure_batches": 0, **options})
 
 
 both = pytest.mark.parametrize("run", [nio, initopt.measure], ids=["nio", "measure"])
@@ -47,9 +47,6 @@ both = pytest.mark.parametrize("run", [nio, initopt.measure], ids=["nio", "measu
         ),
         ({"engine": "coupled"}, "engine 'coupled' cannot be used here: .*engine=\"auto\""),
         ({"engine": "recompute", "batch_norm": "batch"}, 'batch_norm="batch" couples them'),
-        ({"steps": 0}, "steps must be an integer of 1 or more; got 0"),
-        ({"steps": -3}, "got -3"),
-        ({"steps": 1.5}, "got 1.5"),
         ({"grad_params": lambda *_: False}, r"grad_params matches none of the 8 trainable parameters \(0.weight, "),
     ],
 )
@@ -64,6 +61,9 @@ def test_bad_options(run: Run, options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"steps": 0}, "steps must be an integer of 1 or more; got 0"),
+        ({"steps": -3}, "got -3"),
+        ({"steps": 1.5}, "got 1.5"),
         ({"lr": float("inf")}, "lr must be a finite number above 0; got inf"),
         ({"eps": float("inf")}, "eps must be a finite number above 0; got inf"),
         ({"norm_weight": float("inf")}, "norm_weight must be a finite number 0 or more; got inf"),
@@ -83,7 +83,7 @@ def test_bad_options(run: Run, options: dict[str, Any], message: str) -> None:
         ({"min_scale": -1}, "min_scale must be a number 0 or more"),
         ({"min_bias_scale": -1}, "min_bias_scale must be a number 0 or more"),
         ({"objective": "entropy"}, "unknown objective 'entropy'; known are 'cosine', 'cosine.norm', "),
-        ({"measure_steps": -1}, "measure_steps must be an integer of 0 or more; got -1"),
+        ({"measure_batches": -1}, "measure_batches must be an integer of 0 or more; got -1"),
         ({"checkpoint_every": 0}, "checkpoint_every must be an integer of 1 or more"),
         ({"seed": -1}, "seed must be an integer of 0 or more"),
         ({"scale_params": lambda *_: False}, "scale_params matches none"),
@@ -95,6 +95,12 @@ def test_bad_options_of_nio(options: dict[str, Any], message: str) -> None:
 
     with pytest.raises(ValueError, match=message):
         nio(make_model(), make_batches(), never, **options)
+
+
+@pytest.mark.parametrize("number", [0, -3, 1.5])
+def test_a_bad_number_of_batches_to_measure(number: Any) -> None:
+    with pytest.raises(ValueError, match=f"num_batches must be an integer of 1 or more; got {number}"):
+        initopt.measure(make_model(), make_batches(), num_batches=number)
 
 
 def test_unknown_method_option_and_preset() -> None:
@@ -144,12 +150,12 @@ def test_a_generator_that_ends_early() -> None:
     with pytest.raises(initopt.LoaderError, match="ended after 2 of the 3 that are needed"):
         nio(make_model(), iter(make_batches(2)))
     with pytest.raises(initopt.LoaderError, match="ended after 2 of the 5 that are needed"):
-        initopt.measure(make_model(), iter(make_batches(2)), steps=5)
+        initopt.measure(make_model(), iter(make_batches(2)), num_batches=5)
 
 
 def test_fewer_batches_than_steps_to_measure_are_cycled_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="fewer than steps=5 different batches"):
-        assert initopt.measure(make_model(), make_batches(2), steps=5).num_batches == 5
+    with pytest.warns(UserWarning, match="fewer than num_batches=5 different batches"):
+        assert initopt.measure(make_model(), make_batches(2), num_batches=5).num_batches == 5
 
 
 @both
@@ -243,9 +249,9 @@ def test_a_single_callback_will_do() -> None:
 
 
 def test_numbers_of_numpy_are_options_like_any() -> None:
-    options = {"steps": 2, "num_subbatches": 2, "lr": 0.5, "betas": (0.5, 0.75), "measure_steps": 1, "seed": 3}
+    options = {"steps": 2, "num_subbatches": 2, "lr": 0.5, "betas": (0.5, 0.75), "measure_batches": 1, "seed": 3}
     theirs = {"steps": np.int64(2), "num_subbatches": np.int8(2), "lr": np.float32(0.5)}
-    theirs |= {"betas": (np.float64(0.5), np.float32(0.75)), "measure_steps": np.int64(1), "seed": np.uint32(3)}
+    theirs |= {"betas": (np.float64(0.5), np.float32(0.75)), "measure_batches": np.int64(1), "seed": np.uint32(3)}
     mine, result = nio(make_model(), make_batches(), **options), nio(make_model(), make_batches(), **theirs)
     assert result.scales == mine.scales
     assert result.options == mine.options

@@ -17,13 +17,13 @@ Run = Callable[..., Any]
 
 
 def nio(model: nn.Module, batches: Any, loss_fn: Any = None, **options: Any) -> Any:
-    return initopt.nio(model, batches, loss_fn, steps=2, measure_steps=1, **options)
+    return initopt.nio(model, batches, loss_fn, steps=2, measure_batches=1, **options)
 
 
 @pytest.mark.parametrize("method", [initopt.gradinit, initopt.metainit, initopt.lsuv])
 def test_every_method_looks(method: Run) -> None:
     with pytest.raises(initopt.LossError, match="they seem to count from 1: subtract 1"):
-        method(make_model(), relabelled(lambda y: y + 1), steps=2, measure_steps=1)
+        method(make_model(), relabelled(lambda y: y + 1), steps=2, measure_batches=1)
 
 
 both = pytest.mark.parametrize("run", [nio, initopt.measure], ids=["nio", "measure"])

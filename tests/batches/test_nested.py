@@ -87,7 +87,7 @@ def test_lists_of_samples_are_as_good_as_stacks(run: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     stacked = [(torch.randn(8, 60, generator=generator), torch.randint(3, (8,), generator=generator)) for _ in range(6)]
     lists = [(list(clips), labels.tolist()) for clips, labels in stacked]
-    options: dict[str, Any] = {"steps": 2, "measure_steps": 1, "seed": 0}
+    options: dict[str, Any] = {"steps": 2, "measure_batches": 1, "seed": 0}
     found = run(Clips(), lists, of_lists, **options)
     expected = run(Clips(), stacked, lambda m, batch: F.cross_entropy(m(list(batch[0])), batch[1]), **options)
     assert found.scales == pytest.approx(expected.scales, rel=1e-6)
@@ -179,5 +179,5 @@ def test_a_model_that_works_in_training_mode_only() -> None:
 def test_frozen_integer_weights_are_left_alone(run: Any) -> None:
     model = Quantized()
     weight = model.weight.clone()
-    run(model, [(x, y % 3)] * 20, **({"measure_steps": 0} if run is initopt.nio else {}))
+    run(model, [(x, y % 3)] * 20, **({"measure_batches": 0} if run is initopt.nio else {}))
     assert torch.equal(model.weight, weight)

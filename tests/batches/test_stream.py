@@ -96,7 +96,7 @@ def test_few_batches_are_shared_between_steps_and_measurement(
 ) -> None:
     for skip in (0, 1):
         stream = BatchStream(list(range(found)), count, held_back=10, skip=skip)
-        with pytest.warns(UserWarning, match=rf"{found} batch(es)?, too few to hold measure_steps=10 back"):
+        with pytest.warns(UserWarning, match=rf"{found} batch(es)?, too few to hold measure_batches=10 back"):
             assert list(stream) == handed_out[skip:]
         assert stream.held == held
 

@@ -1,9 +1,13 @@
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from initopt.batches.subbatches import SPLITS, split_windows
+from initopt.batches.subbatches import SPLITS, SubBatches
+from tests.helpers import split_windows
 
 
 @st.composite
@@ -107,3 +111,25 @@ def test_effective_sizes_are_bounded(split: str, splitting: tuple[int, int, floa
     sizes = [len(window) for window in windows.indices]
     assert min(sizes) - 1e-9 <= windows.small_batch <= max(sizes) + 1e-9
     assert windows.small_batch - 1e-9 <= windows.big_batch <= batch_size + 1e-9
+
+
+class TestSubBatches:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"count": 1}, "num_subbatches must be an integer of 2 or more, since GradCosine compares pairs; got 1"),
+            ({"count": True}, "got True"),
+            ({"overlap": 1.0}, r"must be in \[0, 1\); got 1.0"),
+            ({"overlap": "0.2"}, "overlap must be a number; got '0.2'"),
+            ({"split": "random"}, "unknown split 'random'; known are 'cyclic', 'published'"),
+            ({"batch_norm": None}, "unknown batch_norm None; known are 'subbatch', 'batch'"),
+            ({"microbatch": 0}, "microbatch must be an integer of 1 or more; got 0"),
+        ],
+    )
+    def test_it_checks_itself(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            SubBatches(**options)
+
+    def test_numbers_of_numpy_are_numbers(self) -> None:
+        found = SubBatches(count=np.int64(3), overlap=np.float32(0.25))
+        assert (type(found.count), type(found.overlap)) == (int, float)

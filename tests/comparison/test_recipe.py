@@ -435,7 +435,7 @@ class TestAnyInitialization:
             {"name": "halved, then nio", "method": [halved, NIO]},
             {"name": "nio, then halved", "method": [NIO, halved]},
             {"name": "nothing", "method": lambda model, batches, loss_fn: None},
-            {"name": "nio by hand", "method": functools.partial(initopt.nio, steps=3, measure_steps=0, progress=False)},
+            {"name": "nio by hand", "method": functools.partial(initopt.nio, steps=3, measure_batches=0, progress=False)},
             {"name": "nio twice", "method": [NIO, NIO]},
         ]
         found = compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})

@@ -134,7 +134,7 @@ class TestMeasuring:
         default, nio = found.runs
         model, (held, others) = own_start(Network(small), 0), start_batches(blobs().train, 16, 2, 0)
         before = initopt.measure(model, held, seed=0)
-        initopt.optimize(model, others, method="nio", steps=3, measure_steps=0, seed=0)
+        initopt.optimize(model, others, method="nio", steps=3, measure_batches=0, seed=0)
         after = initopt.measure(model, held, seed=0)
         assert default.before == default.after == nio.before
         assert nio.before["grad_cosine"] == pytest.approx(before.grad_cosine, abs=1e-6)

@@ -222,7 +222,7 @@ class TestImagenet:
     def test_nio_on_a_stream(self, pictures):
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         splits = imagenet(pictures, image_size=8, streaming=True)
-        result = initopt.nio(model, splits.batches(8), steps=3, measure_steps=2, progress=False)
+        result = initopt.nio(model, splits.batches(8), steps=3, measure_batches=2, progress=False)
         assert len(result.history) == 3
 
 

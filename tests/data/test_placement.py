@@ -168,5 +168,5 @@ def test_nio_and_start_batches_on_placed_data() -> None:
     expected, _ = start_batches(ours.train, 4, 2, seed=1)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(held, expected, strict=True))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE * SIDE, 3))
-    result = initopt.nio(model, others, steps=2, measure_steps=0, progress=False)
+    result = initopt.nio(model, others, steps=2, measure_batches=0, progress=False)
     assert len(result.history) == 2

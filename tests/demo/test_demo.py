@@ -200,7 +200,7 @@ class TestExperiment:
         monkeypatch.setattr(initopt, "nio", lambda model, batches, **options: taken.append((batches, options)))
         monkeypatch.setattr(experiment_module, "train", lambda *args: None)
         run_seed(0, **TINY)
-        (batches, options), held = taken[0], taken[0][1]["measure_steps"]
+        (batches, options), held = taken[0], taken[0][1]["measure_batches"]
         assert isinstance(batches, list)
         assert 0 < held < len(batches)
         rows = torch.cat([images for images, _ in batches]).flatten(1)

@@ -42,7 +42,7 @@ def bag_batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def quick(model: nn.Module, batches: Any, **options: Any) -> initopt.Result:
-    return initopt.nio(model, batches, **{"steps": 4, "measure_steps": 0, "lr": 0.05, **options})
+    return initopt.nio(model, batches, **{"steps": 4, "measure_batches": 0, "lr": 0.05, **options})
 
 
 def test_auto_goes_over_to_differences_and_names_the_operator() -> None:
@@ -324,7 +324,7 @@ def test_auto_keeps_to_its_budget() -> None:
 
 
 def test_a_budget_does_not_split_batch_norm() -> None:
-    result = initopt.nio(make_model(), make_batches(), steps=2, measure_steps=0, memory_budget=1)
+    result = initopt.nio(make_model(), make_batches(), steps=2, measure_batches=0, memory_budget=1)
     assert result.engine == "recompute"
     assert "samples are run at a time" not in result.engine_reason
 

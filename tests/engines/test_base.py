@@ -15,22 +15,14 @@ from initopt.model.preserve import preserved
 from initopt.model.problem import Problem
 from initopt.testing import ENTRIES, evaluate
 from tests.engines._cases import Session, assert_close, engine_cases, engines_for, tolerance
+from tests.helpers import make_problem
 
 SMALL = ["mlp", "batch_norm_2d", "tied_embedding_and_output", "counter_buffer", "noise_in_any_mode"]
 SMALL_CASES = [case for case in engine_cases() if case[0] in SMALL]
 
 
 def problem_of(model: nn.Module, **options: Any) -> Problem:
-    settings: dict[str, Any] = {
-        "num_subbatches": 3,
-        "overlap": 0.0,
-        "split": "cyclic",
-        "batch_norm": "subbatch",
-        "grad_params": None,
-        "scale_params": None,
-        "seed": 0,
-    }
-    return Problem.create(model, None, **{**settings, **options})
+    return make_problem(model, **{"num_subbatches": 3, **options})
 
 
 def batch_of(size: int = 12, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -157,17 +149,7 @@ def test_derivatives_of_numbers_that_depend_on_no_scale(mode: str, engine: str) 
             return (x * self.weight).sum(-1)
 
     model = Linear()
-    problem = Problem.create(
-        model,
-        lambda model, batch: model(batch[0]),
-        num_subbatches=3,
-        overlap=0.0,
-        split="cyclic",
-        batch_norm=mode,
-        grad_params=None,
-        scale_params=None,
-        seed=0,
-    )
+    problem = make_problem(model, lambda model, batch: model(batch[0]), num_subbatches=3, batch_norm=mode)
     batch = batch_of()
     evaluation = ENGINES[engine](problem).evaluate(problem.prepare(batch, 0), True)
     means = batch[0].unflatten(0, (3, 4)).mean(1)

@@ -15,9 +15,8 @@ import initopt
 from initopt.engines.first_batch import examine
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
-from initopt.model.problem import Problem
 from tests.engines._tanh import TanhOnce
-from tests.helpers import make_batches, make_model
+from tests.helpers import make_batches, make_model, make_problem
 
 
 def network(middle: nn.Module) -> nn.Sequential:
@@ -27,7 +26,7 @@ def network(middle: nn.Module) -> nn.Sequential:
 
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_a_second_derivative_that_is_missing_without_a_word(dtype: torch.dtype | None) -> None:
-    options: dict[str, Any] = {"steps": 4, "measure_steps": 0, "seed": 0}
+    options: dict[str, Any] = {"steps": 4, "measure_batches": 0, "seed": 0}
     expected = initopt.nio(network(nn.Tanh()), make_batches(), **options)
     with pytest.warns(
         UserWarning, match=r"the second derivative of the model is not the derivative of its gradients .* by f"
@@ -41,7 +40,7 @@ def test_a_second_derivative_that_is_missing_without_a_word(dtype: torch.dtype |
         warnings.simplefilter("error")
         initopt.nio(network(TanhOnce(dtype=dtype)), make_batches(), engine="differences", **options)
         initopt.measure(network(TanhOnce(dtype=dtype)), make_batches())
-        initopt.lsuv(network(TanhOnce(dtype=dtype)), make_batches(), measure_steps=0)
+        initopt.lsuv(network(TanhOnce(dtype=dtype)), make_batches(), measure_batches=0)
 
 
 class Reversible(torch.autograd.Function):
@@ -100,7 +99,7 @@ def test_two_equal_passes_that_differ_are_told(run: Any) -> None:
     with pytest.warns(
         UserWarning, match="two equal passes over the first sub-batch give the losses [0-9.]+ and [0-9.]+: the"
     ):
-        run(network(Noise()), make_batches(), engine="recompute", **({"measure_steps": 0} if run is initopt.nio else {}))
+        run(network(Noise()), make_batches(), engine="recompute", **({"measure_batches": 0} if run is initopt.nio else {}))
 
 
 def test_a_layer_that_takes_the_samples_for_time_is_told() -> None:
@@ -140,10 +139,7 @@ def test_the_price_is_one_or_two_training_steps() -> None:
     model = Passes()
     batch = make_batches(1, size=64)[0]
     with preserved(model) as kept, measuring(model):
-        problem = Problem.create(
-            model, None, num_subbatches=4, overlap=0.0, split="cyclic", batch_norm="subbatch", grad_params=None,
-            scale_params=None, seed=0, state=kept.state,
-        )  # fmt: skip
+        problem = make_problem(model, state=kept.state)
         samples.clear()
         assert examine(problem, batch, second=False) is None
         assert sum(samples) == 2 * 16
@@ -166,7 +162,7 @@ def test_the_price_is_one_or_two_training_steps() -> None:
 def test_no_false_alarm(make: Any, loss: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        initopt.nio(make(), make_batches(), loss, steps=1, measure_steps=0, scale_invariant=True, centre=None)
+        initopt.nio(make(), make_batches(), loss, steps=1, measure_batches=0, scale_invariant=True, centre=None)
 
 
 class Staircase(nn.Module):
@@ -196,4 +192,4 @@ class InnerCasts(nn.Module):
 def test_no_false_alarm_where_single_precision_is_hard_coded() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        initopt.nio(network(nn.Sequential(InnerCasts(), nn.Tanh())), make_batches(), steps=1, measure_steps=0)
+        initopt.nio(network(nn.Sequential(InnerCasts(), nn.Tanh())), make_batches(), steps=1, measure_batches=0)

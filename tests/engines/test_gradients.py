@@ -12,8 +12,7 @@ import initopt
 from initopt.engines import ENGINES
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
-from initopt.model.problem import Problem
-from tests.helpers import Batch, make_batches
+from tests.helpers import Batch, make_batches, make_problem
 from tests.quick import doubled, exact, plain_model, quick
 
 
@@ -44,7 +43,7 @@ def test_no_call_fires_a_hook_on_accumulated_gradients(run: str, engine: str) ->
         initopt.measure(model, make_batches(), **options)
         assert all(torch.equal(p, value) for p, value in zip(model.parameters(), before, strict=True))
     else:
-        getattr(initopt, run)(model, make_batches(), steps=2, measure_steps=1, **options)
+        getattr(initopt, run)(model, make_batches(), steps=2, measure_batches=1, **options)
     assert calls == []
 
 
@@ -78,10 +77,7 @@ def test_gradient_hooks_act_once(engine: str, where: str, hook: Any) -> None:
 def central_and_found(model: nn.Module, batch: Batch, engine: str) -> tuple[Tensor, Tensor]:
     """The derivative of GradCosine along every tensor, by central differences and by an engine."""
     with preserved(model), measuring(model):
-        problem = Problem.create(
-            model, None, num_subbatches=4, overlap=0.0, split="cyclic", batch_norm="subbatch", grad_params=None,
-            scale_params=None, seed=0,
-        )  # fmt: skip
+        problem = make_problem(model)
         chosen = ENGINES[engine](problem)
 
         def gram() -> Tensor:

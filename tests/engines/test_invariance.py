@@ -15,7 +15,7 @@ def images(count: int = 32, channels: int = 3, side: int = 16) -> tuple[torch.Te
 
 def moved(model: nn.Module, batch: object, **options: object) -> set[str]:
     """Names of the tensors that a step of NIO has moved."""
-    result = initopt.nio(model, [batch], steps=1, measure_steps=0, seed=0, **options)  # type: ignore[arg-type]
+    result = initopt.nio(model, [batch], steps=1, measure_batches=0, seed=0, **options)  # type: ignore[arg-type]
     return {name for name, scale in result.scales.items() if scale != 1.0}
 
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_leaves_the_same_alone(tmp_path) -> None:
     def run(steps: int, checkpoint=None) -> dict[str, float]:
         torch.manual_seed(0)
         batches = [images(), tuple(t.flip(0) for t in images())]
-        return initopt.nio(vgg(7, width=4), batches, steps=steps, measure_steps=0, seed=0, checkpoint=checkpoint).scales
+        return initopt.nio(vgg(7, width=4), batches, steps=steps, measure_batches=0, seed=0, checkpoint=checkpoint).scales
 
     whole = run(4)
     run(2, tmp_path / "state")
@@ -157,7 +157,7 @@ def test_a_sub_batch_without_a_gradient_does_not_end_the_run() -> None:
 
     inputs, targets = images()
     inputs[:8] = 0  # the first of four sub-batches
-    result = initopt.nio(model, [(inputs, targets)], loss, steps=2, overlap=0.0, measure_steps=0)
+    result = initopt.nio(model, [(inputs, targets)], loss, steps=2, overlap=0.0, measure_batches=0)
     assert all(torch.isfinite(torch.tensor(record.objective)) for record in result.history)
     assert result.scales["1.weight"] != 1.0
 

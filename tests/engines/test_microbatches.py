@@ -68,7 +68,7 @@ def test_batch_norm_is_not_split(engine: str) -> None:
         initopt.nio(make_model(), make_batches(), microbatch=2, engine=engine)
     frozen = make_model().train()
     frozen[1].eval()
-    assert initopt.nio(frozen, make_batches(), microbatch=2, engine=engine, steps=1, measure_steps=0).scales
+    assert initopt.nio(frozen, make_batches(), microbatch=2, engine=engine, steps=1, measure_batches=0).scales
 
 
 @pytest.mark.parametrize("engine", ["auto", "recompute", "differences"])

@@ -10,8 +10,7 @@ import initopt
 from initopt.engines import ENGINES
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
-from initopt.model.problem import Problem
-from tests.helpers import Batch
+from tests.helpers import Batch, make_problem
 
 
 def network() -> nn.Sequential:
@@ -32,10 +31,7 @@ def evaluate(
 ) -> tuple[Tensor, Tensor]:
     """The Gram matrix, and the derivatives of GradCosine along every tensor."""
     with preserved(model), measuring(model):
-        problem = Problem.create(
-            model, loss_fn, num_subbatches=count, overlap=0.0, split="cyclic", batch_norm="subbatch", grad_params=None,
-            scale_params=None, seed=0,
-        )  # type: ignore[arg-type]  # fmt: skip
+        problem = make_problem(model, loss_fn, num_subbatches=count)
         evaluation = ENGINES[engine](problem).evaluate(problem.prepare(data or batch(), 0), differentiate=True)
         gram = evaluation.gram.requires_grad_()
         (derivative,) = torch.autograd.grad(initopt.functional.grad_cosine(gram), gram)
@@ -91,7 +87,7 @@ def test_channels_last(engine: str) -> None:
 def test_a_run_in_bfloat16_moves_the_weights() -> None:
     model = network().to(torch.bfloat16)
     inputs, targets = batch()
-    result = initopt.nio(model, [(inputs.bfloat16(), targets)] * 4, steps=6, measure_steps=1, lr=0.05)
+    result = initopt.nio(model, [(inputs.bfloat16(), targets)] * 4, steps=6, measure_batches=1, lr=0.05)
     assert {value.dtype for value in result.weights.values()} == {torch.bfloat16}
     assert result.before is not None
     assert result.after is not None

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from initopt import functional
-from initopt.batches.subbatches import Windows, split_windows
+from initopt.batches.subbatches import Windows
 from initopt.gram.measurement import Measurement
+from tests.helpers import split_windows
 
 SIGNAL = torch.tensor([0.3, -0.2, 0.5, 0.0, 0.1], dtype=torch.float64)
 SPREAD = torch.tensor([1.0, 0.5, 2.0, 0.1, 0.7], dtype=torch.float64)

@@ -40,7 +40,7 @@ RESUMED = {"mlp", "batch_norm_residual", "tied_embedding_and_output", "numpy_and
 
 
 def run(method: Method, model: nn.Module, batches: Any, loss_fn: Any = None, **options: Any) -> initopt.Result:
-    return method(model, batches, loss_fn, **{"steps": 3, "measure_steps": 0, "seed": SEED, **options})
+    return method(model, batches, loss_fn, **{"steps": 3, "measure_batches": 0, "seed": SEED, **options})
 
 
 def refuses(method: Method, options: dict[str, Any], message: str) -> None:
@@ -68,7 +68,7 @@ def derivatives_of(method: str, entry: Entry, batches: list[Any], **options: Any
     with patch.object(scales_run.ScalesRun, "descend", keep):
         result = initopt.optimize(
             model, batches, entry.loss_fn(), method=method, steps=1, seed=SEED, train_mode=entry.train_mode,
-            measure_steps=0, **options,
+            measure_batches=0, **options,
         )  # fmt: skip
     ((names, values, kind),) = found
     assert kind == ("constraint" if result.history[0].constrained else "objective")

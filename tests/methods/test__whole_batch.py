@@ -134,7 +134,7 @@ def test_a_missing_second_derivative_is_said_where_it_is_needed() -> None:
 
 @both
 def test_results_are_stored_and_drawn(method: Method, tmp_path: Any) -> None:
-    result = run(method, make_model(), make_batches(), measure_steps=2, steps=4)
+    result = run(method, make_model(), make_batches(), measure_batches=2, steps=4)
     result.save(tmp_path / "out")
     loaded = initopt.Result.load(tmp_path / "out")
     assert loaded.history == result.history
@@ -174,7 +174,7 @@ def test_progress_shows_the_figures_of_each_kind_of_record(capsys: pytest.Captur
         (initopt.lsuv, "variance"),
     ):
         options = {} if method is initopt.lsuv else {"steps": 2}
-        method(make_model(), make_batches(), measure_steps=2, progress=True, **options)
+        method(make_model(), make_batches(), measure_batches=2, progress=True, **options)
         shown = capsys.readouterr().err
         assert figure in shown
         assert "GradCosine" in shown  # of the measurements

@@ -54,14 +54,14 @@ def test_how_many_batches_steps_take() -> None:
                 given += 1
                 yield batch
 
-        result = run(initopt.gradinit, make_model(), stream(), steps=3, measure_steps=2, **options)
+        result = run(initopt.gradinit, make_model(), stream(), steps=3, measure_batches=2, **options)
         assert given == 3 * expected + 2
         own = initopt.measure(make_model(), make_batches(40)[3 * expected : 3 * expected + 2], seed=SEED)
         assert result.before.grad_norm == pytest.approx(own.grad_norm)
         method = GradInit(**options)
         assert method.batches_taken(result.history) == 3 * expected
     with pytest.raises(initopt.LoaderError, match="ended after 5 of the 11 that are needed"):
-        run(initopt.gradinit, make_model(), iter(make_batches(5)), max_grad_norm=1e9, measure_steps=2)
+        run(initopt.gradinit, make_model(), iter(make_batches(5)), max_grad_norm=1e9, measure_batches=2)
 
 
 def mixed_bound(batches: list[Batch]) -> float:
@@ -75,7 +75,7 @@ def test_a_killed_run_goes_on_at_the_right_batch(tmp_path: Any) -> None:
     options: dict[str, Any] = {
         "steps": 10,
         "max_grad_norm": mixed_bound(batches),
-        "measure_steps": 3,
+        "measure_batches": 3,
         "checkpoint_every": 1,
     }
     expected = run(initopt.gradinit, make_model(), batches, **options)

@@ -110,7 +110,7 @@ def variances(model: nn.Module, inputs: Tensor) -> dict[str, float]:
 
 def run(name: str, model: nn.Module, batch: Batch, **options: Any) -> initopt.Result:
     loss = small_gpt_loss if name == "gpt" else None
-    return initopt.lsuv(model, [batch], loss, **{"measure_steps": 0, "seed": 0, **options})
+    return initopt.lsuv(model, [batch], loss, **{"measure_batches": 0, "seed": 0, **options})
 
 
 @pytest.mark.filterwarnings("ignore:initopt. lsuv. .* was left alone")
@@ -161,7 +161,7 @@ def test_what_cannot_be_reached_is_told() -> None:
         model[0].bias.copy_(torch.tensor([5.0, -5.0, 5.0, -5.0]))
     batch = torch.randn(16, 8), torch.randint(4, (16,))
     with pytest.warns(UserWarning, match="'0.weight' has an output further than 0.1 from unit variance after 3 iterations"):
-        result = initopt.lsuv(model, [batch], scheme=None, max_iterations=3, measure_steps=0)
+        result = initopt.lsuv(model, [batch], scheme=None, max_iterations=3, measure_batches=0)
     assert result.history[0].iterations == 3
 
 
@@ -173,7 +173,7 @@ def test_a_constant_output_is_told_and_left_alone() -> None:
     with torch.no_grad():
         model[2].bias.zero_()
     with pytest.warns(UserWarning, match=re.escape("'2.weight' has an output of variance 0, and was left alone")):
-        result = initopt.lsuv(model, [batch], scheme=None, measure_steps=0)
+        result = initopt.lsuv(model, [batch], scheme=None, measure_batches=0)
     assert result.scales["2.weight"] == 1
     assert result.history[1].variance_after == 0
 
@@ -191,7 +191,7 @@ class Attention(nn.Module):
 def test_what_is_left_alone_is_told() -> None:
     batch = torch.randn(16, 5, 8), torch.randint(4, (16,))
     with pytest.warns(UserWarning, match="lsuv") as caught:
-        result = initopt.lsuv(Attention(), [batch], measure_steps=0)
+        result = initopt.lsuv(Attention(), [batch], measure_batches=0)
     assert [str(warning.message) for warning in caught] == [
         "initopt: lsuv: 'attention.out_proj.weight' was left alone, since no module that holds it was called",
         "initopt: lsuv: 'attention.in_proj_weight' was left alone, being no weight of a linear layer or convolution, "
@@ -213,7 +213,7 @@ def test_a_shared_weight_is_scaled_for_its_first_output() -> None:
 
     model = Shared()
     inputs = 3 * torch.randn(64, 8)
-    result = initopt.lsuv(model, [(inputs, torch.randint(8, (64,)))], tolerance=0.001, measure_steps=0)
+    result = initopt.lsuv(model, [(inputs, torch.randint(8, (64,)))], tolerance=0.001, measure_batches=0)
     found = variances(model, inputs)
     assert abs(found["early"] - 1) < 0.001 < abs(found["late"] - 1)
     assert len(result.history) == 1
@@ -225,7 +225,7 @@ def test_several_passes_and_hooks_of_the_user() -> None:
     calls: list[float] = []
     handle = model[1].register_forward_hook(lambda module, args, output: calls.append(float(output.detach().var())))
     batches = [(inputs, targets), (3 * inputs, targets)]
-    result = initopt.lsuv(model, batches, steps=2, tolerance=0.001, measure_steps=0, allow_trained=True)
+    result = initopt.lsuv(model, batches, steps=2, tolerance=0.001, measure_batches=0, allow_trained=True)
     assert len(calls) == 5  # the scheme's look at the nonlinearities, two looks at the first batch, and the passes
     assert calls[3:] == pytest.approx([1, 1], rel=0.01)
     assert [record.step for record in result.history] == [0] * 10 + [1] * 10
@@ -264,7 +264,7 @@ def test_layers_that_never_run_and_outputs_that_are_not_finite() -> None:
 
     batch = torch.randn(16, 8), torch.randint(4, (16,))
     with pytest.raises(ValueError, match="lsuv found no layer that runs: .*'layer.weight' is called as a module"):
-        initopt.lsuv(Functional(), [batch], measure_steps=0)
+        initopt.lsuv(Functional(), [batch], measure_batches=0)
     model = nn.Sequential(nn.Linear(8, 4))
     before = values(model)
     bad = batch[0].clone()
@@ -272,20 +272,20 @@ def test_layers_that_never_run_and_outputs_that_are_not_finite() -> None:
     with pytest.raises(
         initopt.NonFiniteError, match="in step 0: the variance of the output of the layer with '0.weight' is nan"
     ):
-        initopt.lsuv(model, [(bad, batch[1])], measure_steps=0)
+        initopt.lsuv(model, [(bad, batch[1])], measure_batches=0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_it_is_stored_and_drawn(tmp_path: Any) -> None:
     model, batch, _ = built("mlp")
-    result = initopt.lsuv(model, [batch] * 3, measure_steps=2, checkpoint=tmp_path / "state")
+    result = initopt.lsuv(model, [batch] * 3, measure_batches=2, checkpoint=tmp_path / "state")
     result.save(tmp_path / "out")
     loaded = initopt.Result.load(tmp_path / "out")
     assert loaded.history == result.history
     assert list(loaded.to_dataframe()["layer"]) == [record.layer for record in result.history]
     assert loaded.plot().axes[0].get_title(loc="left").startswith("variance of each layer")
     other, _, _ = built("mlp")
-    again = initopt.lsuv(other, [batch] * 3, measure_steps=2, checkpoint=tmp_path / "state")  # done: only loaded
+    again = initopt.lsuv(other, [batch] * 3, measure_batches=2, checkpoint=tmp_path / "state")  # done: only loaded
     assert again.history == result.history
     assert again.scales == result.scales
     assert again.after.grad_norm == result.after.grad_norm
@@ -306,5 +306,5 @@ def test_an_autocast_context_made_beforehand_sees_every_rescaling() -> None:
     for loss in (None, mixed):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
-        found.append(initopt.lsuv(model, batches, loss, measure_steps=0, seed=0).scales)
+        found.append(initopt.lsuv(model, batches, loss, measure_batches=0, seed=0).scales)
     assert found[1] == pytest.approx(found[0], rel=0.05)

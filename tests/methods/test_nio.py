@@ -27,7 +27,7 @@ def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
         "overlap": entry.overlap,
         "batch_norm": mode,
         "train_mode": entry.train_mode,
-        "measure_steps": 0,
+        "measure_batches": 0,
         "seed": SEED,
         "lr": LR,
         "betas": BETAS,
@@ -45,7 +45,7 @@ def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
 def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
     def method(entry: Entry) -> NIO:
         options = settings_of(entry, mode) | {"centre": "output"}
-        return NIO(steps=2, **{key: options[key] for key in options if key not in ("measure_steps", "seed")})
+        return NIO(steps=2, **{key: options[key] for key in options if key not in ("measure_batches", "seed")})
 
     assert check_method(method, [name], resume=name in RESUMED) == 1
 

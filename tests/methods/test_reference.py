@@ -84,7 +84,7 @@ def test_nio_reproduces_the_published_code(case: str) -> None:
     record, model, batches = load(case)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     options = {**initopt.presets.published, **options_of(record["config"])}
-    result = initopt.nio(model, batches, measure_steps=0, **options)
+    result = initopt.nio(model, batches, measure_batches=0, **options)
 
     assert len(result.history) == len(record["history"])
     for found, expected in zip(result.history, record["history"], strict=True):
@@ -110,7 +110,7 @@ def test_gradinit_and_metainit_reproduce_the_published_code(case: str) -> None:
     record, model, batches = load(case)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     method = getattr(initopt, record["config"]["method"])
-    result = method(model, batches, measure_steps=0, **rival_options_of(record["config"]))
+    result = method(model, batches, measure_batches=0, **rival_options_of(record["config"]))
     assert {name: result.scales[name] for name in record["scales"]} == pytest.approx(record["scales"], rel=1e-11)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), start[name] * record["scales"][name], rtol=1e-11, atol=0)
@@ -187,7 +187,7 @@ def test_gradinit_with_other_options(name: str, optimizer: str, normalize: bool,
         model, other = MODELS[name]().double(), MODELS[name]().double()
         other.load_state_dict(model.state_dict())
         config["max_grad_norm"] = bound or sorted(norms)[len(norms) // 2]
-        result = initopt.gradinit(model, batches, measure_steps=0, **rival_options_of(config))
+        result = initopt.gradinit(model, batches, measure_batches=0, **rival_options_of(config))
         assert result.scales == pytest.approx(published_gradinit(other, batches, config), rel=1e-10)
         norms = [step.grad_norm for step in result.history]
     assert len({step.constrained for step in result.history}) == 2
@@ -229,7 +229,7 @@ def test_metainit_on_other_models(name: str) -> None:
     model, other = MODELS[name]().double(), MODELS[name]().double()
     other.load_state_dict(model.state_dict())
     config = load("metainit_mlp")[0]["config"]
-    result = initopt.metainit(model, batches, measure_steps=0, **rival_options_of(config))
+    result = initopt.metainit(model, batches, measure_batches=0, **rival_options_of(config))
     assert result.scales == pytest.approx(published_metainit(other, batches, config), rel=1e-9)
 
 

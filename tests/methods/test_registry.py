@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_the_documented_example(packages: Path) -> None:
     model = make_model()
     start = values(model)
     options: dict[str, Any] = {"steps": 8, "max_grad_norm": 0.3, "factor": 0.8}
-    result = initopt.optimize(model, make_batches(), method="quieter", measure_steps=2, **options)
+    result = initopt.optimize(model, make_batches(), method="quieter", measure_batches=2, **options)
     assert result.method == "quieter"
     assert result.options["factor"] == 0.8
     shrunk = sum(record.constrained for record in result.history)
@@ -83,7 +84,7 @@ def test_the_documented_example_passes_the_check_of_methods(packages: Path) -> N
 def test_a_killed_run_of_it_goes_on_and_it_starts_from_a_scheme(packages: Path) -> None:
     install(packages, "quieter", *example())
     options: dict[str, Any] = {
-        "method": "quieter", "steps": 6, "max_grad_norm": 0.3, "scheme": "xavier_normal", "seed": 0, "measure_steps": 1,
+        "method": "quieter", "steps": 6, "max_grad_norm": 0.3, "scheme": "xavier_normal", "seed": 0, "measure_batches": 1,
         "checkpoint_every": 1,
     }  # fmt: skip
     expected = initopt.optimize(make_model(), make_batches(), **options)
@@ -111,7 +112,7 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
 
     done = run(
         *("--model", "plain_mlp", "--model.depth", "3", "--data", "digits", "--out", str(tmp_path / "out")),
-        *("--steps", "3", "--factor", "0.5", "--max_grad_norm", "0.01", "--measure_steps", "2"),
+        *("--steps", "3", "--factor", "0.5", "--max_grad_norm", "0.01", "--measure_batches", "2"),
     )
     assert done.returncode == 0, done.stderr
     result = initopt.Result.load(tmp_path / "out")
@@ -120,6 +121,64 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
     helped = run("--help")
     assert "quieter" in helped.stdout
     assert "what the scales are multiplied by in a step" in " ".join(helped.stdout.split())
+
+
+OWN_RECORD = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from initopt.methods import Method, MethodRun, Record
+
+
+@dataclass(frozen=True)
+class Note(Record):
+    loudness: float
+    words: str
+
+    def summary(self):
+        return self.words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noter(Method):
+    name: ClassVar[str] = "noter"
+    record: ClassVar[type[Record]] = Note
+
+    def start(self, problem, engine, originals):
+        return _Run()
+
+
+class _Run(MethodRun):
+    def step(self, number, batches):
+        next(batches)
+        return [Note(number, 0.5 * number, f"step {number}")]
+
+    def scales(self):
+        return {}
+
+    def state(self):
+        return {}
+
+    def load_state(self, state):
+        pass
+"""
+
+
+def test_a_method_with_records_of_its_own(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(packages, "noter", OWN_RECORD, "[initopt.methods]\nnoter = noter:Noter\n")
+    options: dict[str, Any] = {"method": "noter", "steps": 3, "measure_batches": 1, "checkpoint": packages / "state"}
+    initopt.optimize(make_model(), make_batches(), **options | {"steps": 2})
+    result = initopt.optimize(make_model(), make_batches(), **options)
+    assert [(record.step, record.loudness, record.summary()) for record in result.history] == [
+        (0, 0.0, "step 0"), (1, 0.5, "step 1"), (2, 1.0, "step 2"),
+    ]  # fmt: skip
+    assert list(result.to_dataframe().columns) == ["step", "loudness", "words"]
+    assert result.plot().axes
+    result.save(packages / "result")
+    assert initopt.Result.load(packages / "result").history == result.history
+    monkeypatch.setattr("initopt.methods.registry.entry_points", lambda **_: EntryPoints())
+    with pytest.raises(ValueError, match=r"history\[0\] has no .*\(no installed package has its method 'noter'\)"):
+        initopt.Result.load(packages / "result")
 
 
 BROKEN = {
@@ -139,7 +198,7 @@ def test_broken_packages(package: str, packages: Path) -> None:
     install(packages, package, source, f"[initopt.methods]\n{package} = {value}\n")
     with pytest.raises(error, match=message):
         initopt.optimize(make_model(), make_batches(), method=package)
-    assert initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0).method == "nio"
+    assert initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0).method == "nio"
 
 
 def test_names_that_clash(packages: Path) -> None:

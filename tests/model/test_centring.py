@@ -31,6 +31,7 @@ from initopt.model.preserve import preserved
 from initopt.model.problem import Batch, Problem
 from initopt.testing import ENTRIES, INDEX
 from tests.engines._cases import CASES, assert_close, check, engines_for_entry
+from tests.helpers import make_problem
 
 ODD = {"contrastive", "nested_outputs", "one_sample_each"}
 """Entries with tests of their own."""
@@ -152,17 +153,7 @@ def flattened(nest: Any) -> Iterator[Tensor]:
 
 
 def mlp_problem(model: nn.Module, loss_fn: Any = None, count: int = 2) -> Problem:
-    return Problem.create(
-        model,
-        loss_fn,
-        num_subbatches=count,
-        overlap=0.0,
-        split="cyclic",
-        batch_norm="subbatch",
-        grad_params=None,
-        scale_params=None,
-        seed=0,
-    )
+    return make_problem(model, loss_fn, num_subbatches=count)
 
 
 def settled(model: nn.Module, data: Any, loss_fn: Any = None) -> Problem:
@@ -191,7 +182,7 @@ class TestWhatIsCentred:
         model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
         with pytest.warns(UserWarning, match=r"gradients are not centred: the loss asks the same.*centre=None"):
             result = initopt.nio(
-                model, [vectors()] * 3, lambda model, batch: model(batch[0]).sum(1).mean(), steps=2, measure_steps=1
+                model, [vectors()] * 3, lambda model, batch: model(batch[0]).sum(1).mean(), steps=2, measure_batches=1
             )
         assert len(result.history) == 2
         assert result.history[0].centred_grad_norm is None
@@ -363,7 +354,7 @@ class TestFoundInReview:
                 return F.cross_entropy(output @ output.T, torch.arange(len(output)))
 
         for loss, words in ((asks_the_same, "asks the same"), (Compares(), "compares samples")):
-            problem = replace(mlp_problem(nn.Linear(6, 3), loss), batch_norm=mode)
+            problem = make_problem(nn.Linear(6, 3), loss, num_subbatches=2, batch_norm=mode)
             problem.settle(problem.prepare(vectors(16), 0))
             assert words in str(problem.centring.off)
 

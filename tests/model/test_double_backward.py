@@ -27,7 +27,7 @@ def run(gate: nn.Module) -> initopt.Result:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), gate, nn.Linear(8, 3)).double()
     batches = [(torch.randn(8, 6, dtype=torch.float64), torch.randint(3, (8,))) for _ in range(2)]
-    return initopt.nio(model, batches, steps=2, measure_steps=0, num_subbatches=2)
+    return initopt.nio(model, batches, steps=2, measure_batches=0, num_subbatches=2)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -27,7 +27,7 @@ def test_running_statistics_are_neither_used_nor_changed(mode: str, train_mode: 
     plain = measure(with_statistics(normed(nn.BatchNorm1d(8)), 0, 1).train(training), batch_of(), **options)
     model = with_statistics(normed(nn.BatchNorm1d(8)), 5, 9).train(training)
     torch.testing.assert_close(measure(model, batch_of(), **options), plain, rtol=1e-6, atol=0)
-    initopt.nio(model, [batch_of()], steps=2, measure_steps=0, num_subbatches=2, **options)
+    initopt.nio(model, [batch_of()], steps=2, measure_batches=0, num_subbatches=2, **options)
     assert model[1].running_mean.tolist() == [5] * 8
     assert model[1].running_var.tolist() == [9] * 8
     assert int(model[1].num_batches_tracked) == 0
@@ -165,7 +165,9 @@ def test_attention_is_plain_where_second_derivatives_are_taken(mode: str, fails:
         with pytest.raises(initopt.NonFiniteError):
             initopt.measure(model, [(inputs * torch.nan, targets)], num_subbatches=2, batch_norm=mode)
     else:
-        initopt.nio(model, [(inputs, targets)], steps=1, measure_steps=0, num_subbatches=2, batch_norm=mode, engine="exact")
+        initopt.nio(
+            model, [(inputs, targets)], steps=1, measure_batches=0, num_subbatches=2, batch_norm=mode, engine="exact"
+        )
         assert set(seen) - {FUSED}
     assert seen
     seen.clear()

@@ -48,12 +48,12 @@ def test_parametrized_tensors() -> None:
 @pytest.mark.parametrize("keep", [lambda name: True, lambda name, parameter: True, lambda a, b, c, d: True])
 def test_a_filter_of_another_form_is_refused(name: str, keep: Any) -> None:
     with pytest.raises(TypeError, match=rf"{name} must be a function of \(name, parameter, module\); got one of the form"):
-        initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0, **{name: keep})
+        initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0, **{name: keep})
 
 
 def test_a_filter_with_a_further_default_is_fine() -> None:
     def keep(name: str, parameter: nn.Parameter, module: nn.Module, kind: type = nn.Linear) -> bool:
         return isinstance(module, kind)
 
-    result = initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0, scale_params=keep)
+    result = initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0, scale_params=keep)
     assert "1.weight" not in result.scales

@@ -74,7 +74,7 @@ class Witness:
 def test_a_run_changes_parameter_values_only() -> None:
     model = make_model(dropout=0.5)
     witness = Witness(model)
-    initopt.nio(model, make_batches(), steps=4, measure_steps=2, train_mode=True)
+    initopt.nio(model, make_batches(), steps=4, measure_batches=2, train_mode=True)
     witness.check(weights_too=False)
 
 
@@ -110,7 +110,7 @@ def test_a_failure_in_the_loss_puts_everything_back(error: BaseException, after:
     model = make_model()
     witness = Witness(model)
     with pytest.raises(type(error)):
-        initopt.nio(model, make_batches(), failing_loss(after, error), steps=6, measure_steps=0)
+        initopt.nio(model, make_batches(), failing_loss(after, error), steps=6, measure_batches=0)
     witness.check(weights_too=True)
 
 
@@ -119,7 +119,7 @@ def test_a_failure_in_the_loader_puts_everything_back(error: BaseException) -> N
     model = make_model()
     witness = Witness(model)
     with pytest.raises(type(error)):
-        initopt.nio(model, failing_loader(4, error), steps=6, measure_steps=0)
+        initopt.nio(model, failing_loader(4, error), steps=6, measure_batches=0)
     witness.check(weights_too=True)
 
 
@@ -144,13 +144,13 @@ def test_a_failure_in_the_model_after_it_wrote_into_a_buffer_puts_everything_bac
     cache = model.cache
     weights = values(model)
     result_of = make_batches(6)
-    initopt.nio(model, result_of, steps=3, measure_steps=0)
+    initopt.nio(model, result_of, steps=3, measure_batches=0)
     assert model.cache is cache
     assert float(model.calls) == 0
     model.load_state_dict(weights)
     model.limit = -1e9
     with pytest.raises(ValueError, match="too much") as caught:
-        initopt.nio(model, result_of, steps=3, measure_steps=0)
+        initopt.nio(model, result_of, steps=3, measure_batches=0)
     assert "(in step 0)" in "".join(caught.value.__notes__)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
@@ -161,7 +161,7 @@ def test_a_nan_in_the_third_batch_names_the_step_and_puts_everything_back() -> N
     batches = make_batches()
     batches[2][0][0, 0] = torch.nan
     with pytest.raises(initopt.NonFiniteError, match="in step 2: the loss of sub-batch 0 is nan"):
-        initopt.nio(model, batches, steps=6, measure_steps=0)
+        initopt.nio(model, batches, steps=6, measure_batches=0)
     witness.check(weights_too=True)
 
 
@@ -172,11 +172,11 @@ def terminate(record: initopt.StepRecord) -> None:
 
 def test_a_bad_batch_that_is_held_back_costs_the_measurement_and_not_the_steps() -> None:
     batches = make_batches(6)
-    expected = initopt.nio(make_model(), batches, steps=4, measure_steps=2, seed=0)
+    expected = initopt.nio(make_model(), batches, steps=4, measure_batches=2, seed=0)
     batches[4][0][0, 0] = torch.nan
     model = make_model()
     with pytest.warns(UserWarning, match=r"all steps of nio are done, but .*batch 0 of the measurement: the loss of sub-"):
-        result = initopt.nio(model, batches, steps=4, measure_steps=2, seed=0)
+        result = initopt.nio(model, batches, steps=4, measure_batches=2, seed=0)
     assert result.scales == expected.scales
     assert (result.before, result.after) == (None, None)
     assert torch.equal(model[0].weight, result.weights["0.weight"])
@@ -187,7 +187,7 @@ def test_sigterm_under_the_command_line_puts_everything_back() -> None:
     model = make_model()
     witness = Witness(model)
     with pytest.raises(Terminated) as caught, terminable():
-        initopt.nio(model, make_batches(), steps=6, measure_steps=0, callbacks=[terminate])
+        initopt.nio(model, make_batches(), steps=6, measure_batches=0, callbacks=[terminate])
     assert caught.value.code == 143
     witness.check(weights_too=True)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -196,7 +196,7 @@ def test_sigterm_under_the_command_line_puts_everything_back() -> None:
 def test_the_handlers_of_a_process_are_its_own() -> None:
     seen: list[object] = []
     callbacks = [lambda record: seen.append(signal.getsignal(signal.SIGTERM))]
-    initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0, callbacks=callbacks)
+    initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0, callbacks=callbacks)
     assert seen == [signal.SIG_DFL]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -209,7 +209,7 @@ def test_a_program_that_handles_sigterm_itself_keeps_its_handler() -> None:
             make_model(),
             make_batches(),
             steps=2,
-            measure_steps=0,
+            measure_batches=0,
             callbacks=[lambda record: os.kill(os.getpid(), signal.SIGTERM)],
         )
     finally:
@@ -256,7 +256,7 @@ def test_a_ctrl_c_that_is_swallowed_comes_again() -> None:
     model = make_model()
     weights = values(model)
     with pytest.raises(KeyboardInterrupt):
-        initopt.nio(model, make_batches(), loss, steps=6, measure_steps=0)
+        initopt.nio(model, make_batches(), loss, steps=6, measure_batches=0)
     assert len(calls) == 3
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
@@ -265,7 +265,9 @@ def test_a_handler_that_does_not_raise_is_called_each_time() -> None:
     arrived: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda *_: arrived.append(1))
     try:
-        result = initopt.nio(make_model(), make_batches(), steps=3, measure_steps=0, callbacks=[lambda record: interrupt()])
+        result = initopt.nio(
+            make_model(), make_batches(), steps=3, measure_batches=0, callbacks=[lambda record: interrupt()]
+        )
     finally:
         signal.signal(signal.SIGINT, previous)
     assert len(arrived) == len(result.history) == 3
@@ -291,7 +293,7 @@ def test_weights_and_result_belong_together(when: int) -> None:
     weights = values(model)
     Untidy.left = when
     with pytest.raises(KeyboardInterrupt):
-        initopt.nio(model, make_batches(), steps=3, measure_steps=1)
+        initopt.nio(model, make_batches(), steps=3, measure_batches=1)
     Untidy.left = None
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
@@ -305,7 +307,7 @@ def test_a_parameter_that_cannot_be_put_back_does_not_keep_the_others() -> None:
         model[1].running_mean.resize_(1)
 
     with pytest.raises(RuntimeError):
-        initopt.nio(model, make_batches(), steps=3, measure_steps=0, callbacks=[shrink])
+        initopt.nio(model, make_batches(), steps=3, measure_batches=0, callbacks=[shrink])
     same = {name: value.shape == weights[name].shape and torch.equal(value, weights[name])
             for name, value in model.state_dict().items()}  # fmt: skip
     assert all(same.values()), same
@@ -314,7 +316,7 @@ def test_a_parameter_that_cannot_be_put_back_does_not_keep_the_others() -> None:
 def test_a_run_in_another_thread_works() -> None:
     results = []
     thread = threading.Thread(
-        target=lambda: results.append(initopt.nio(make_model(), make_batches(), steps=2, measure_steps=0))
+        target=lambda: results.append(initopt.nio(make_model(), make_batches(), steps=2, measure_batches=0))
     )
     thread.start()
     thread.join()
@@ -323,17 +325,17 @@ def test_a_run_in_another_thread_works() -> None:
 
 def test_a_run_inside_no_grad_and_inference_mode_works() -> None:
     batches = make_batches()
-    expected = initopt.nio(make_model(), batches, steps=2, measure_steps=0).scales
+    expected = initopt.nio(make_model(), batches, steps=2, measure_batches=0).scales
     with torch.no_grad():
-        assert initopt.nio(make_model(), batches, steps=2, measure_steps=0).scales == expected
+        assert initopt.nio(make_model(), batches, steps=2, measure_batches=0).scales == expected
     model = make_model()
     with torch.inference_mode():
-        assert initopt.nio(model, batches, steps=2, measure_steps=0).scales == expected
+        assert initopt.nio(model, batches, steps=2, measure_batches=0).scales == expected
 
 
 def test_weights_can_be_trained_afterwards() -> None:
     model = make_model()
-    initopt.nio(model, make_batches(), steps=3, measure_steps=1)
+    initopt.nio(model, make_batches(), steps=3, measure_batches=1)
     inputs, targets = make_batches()[0]
     nn.functional.cross_entropy(model(inputs), targets).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())

@@ -116,7 +116,7 @@ def test_small_losses_do_not_overflow() -> None:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return 1e-15 * nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    small = quick(plain_model().float(), make_batches(), loss, objective="cosine", measure_steps=0)
-    large = quick(plain_model().float(), make_batches(), objective="cosine", measure_steps=0)
+    small = quick(plain_model().float(), make_batches(), loss, objective="cosine", measure_batches=0)
+    large = quick(plain_model().float(), make_batches(), objective="cosine", measure_batches=0)
     # The bound is far from both, and cosines know no scale; Adam's eps and clipping do, a little.
     assert [r.grad_cosine for r in small.history[:1]] == pytest.approx([r.grad_cosine for r in large.history[:1]], rel=1e-4)

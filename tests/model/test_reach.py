@@ -52,7 +52,7 @@ def run(where: str, **options: Any) -> tuple[Biased, initopt.Result]:
     model = Biased(where).double()
     batches = [(torch.randn(8, 6, dtype=torch.float64), torch.randint(3, (8,))) for _ in range(5)]
     options |= {"scale_biases": True, "scale_invariant": True, "num_subbatches": 2, "seed": 0}
-    return model, initopt.nio(model, batches, steps=3, measure_steps=2, **options)
+    return model, initopt.nio(model, batches, steps=3, measure_batches=2, **options)
 
 
 @pytest.mark.parametrize("engine", ["auto", "recompute", "plain", "differences"])
@@ -84,7 +84,7 @@ def test_buffers_that_the_steps_wrote_to_are_not_measured() -> None:
     model = Counting()
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(5)]
     expected = initopt.measure(model, batches[3:])
-    found = initopt.nio(model, batches, steps=3, measure_steps=2)
+    found = initopt.nio(model, batches, steps=3, measure_batches=2)
     torch.testing.assert_close(found.before.gram, expected.gram)
 
 

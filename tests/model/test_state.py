@@ -176,7 +176,7 @@ def test_a_run_changes_the_weights_of_the_model_only(name: str) -> None:
     others = [t for t in others if t is not None and id(t) not in own]
     before = [t.detach().clone() for t in others]
     measured = initopt.measure(model, make_batches()[3:5], loss, seed=0)
-    result = initopt.nio(model, make_batches(), loss, steps=3, measure_steps=2, seed=0, num_subbatches=4)
+    result = initopt.nio(model, make_batches(), loss, steps=3, measure_batches=2, seed=0, num_subbatches=4)
     assert all(torch.equal(t, value) for t, value in zip(others, before, strict=True))
     torch.testing.assert_close(result.before.gram, measured.gram, rtol=1e-4, atol=1e-7)
 
@@ -193,7 +193,7 @@ def test_a_state_of_the_size_of_a_batch_does_not_end_a_run() -> None:
             return y
 
     model = Stateful()
-    initopt.nio(model, make_batches(), steps=2, measure_steps=1)
+    initopt.nio(model, make_batches(), steps=2, measure_batches=1)
     initopt.measure(model, make_batches())
     assert model.h == 0
 
@@ -252,8 +252,8 @@ def test_generators_of_the_user_s_own_are_replayed_and_put_back(kind: str, engin
     assert torch.equal(*grams)
     assert state_of(generator) == before
     assert not torch.equal(initopt.measure(small(), make_batches(), loss, seed=1).gram, grams[0])
-    found = initopt.nio(small(), make_batches(), loss, steps=3, measure_steps=0, seed=0, engine=engine)
-    exact = initopt.nio(small(), make_batches(), loss, steps=3, measure_steps=0, seed=0, engine="plain")
+    found = initopt.nio(small(), make_batches(), loss, steps=3, measure_batches=0, seed=0, engine=engine)
+    exact = initopt.nio(small(), make_batches(), loss, steps=3, measure_batches=0, seed=0, engine="plain")
     assert found.scales == pytest.approx(exact.scales, rel=1e-2)
     assert state_of(generator) == before
 
@@ -264,7 +264,7 @@ def test_the_generators_of_a_loader_are_put_back() -> None:
     before = loader.generator.get_state()
     initopt.measure(small(), loader)
     assert torch.equal(loader.generator.get_state(), before)
-    initopt.nio(small(), loader, steps=6, measure_steps=1)
+    initopt.nio(small(), loader, steps=6, measure_batches=1)
     assert torch.equal(loader.generator.get_state(), before)
 
 
@@ -303,7 +303,7 @@ def test_a_frozen_norm_is_frozen_in_a_callback_too() -> None:
             found.append(torch.equal(*grams))
         assert not model.training
 
-    initopt.nio(model, make_batches(), steps=2, measure_steps=1, callbacks=callback)
+    initopt.nio(model, make_batches(), steps=2, measure_batches=1, callbacks=callback)
     assert found == [True] * 4
     assert model.training
     assert not model[1].training
@@ -312,17 +312,17 @@ def test_a_frozen_norm_is_frozen_in_a_callback_too() -> None:
 def test_what_would_change_the_weights_under_way_is_refused_in_a_callback() -> None:
     model = make_model()
     weights = values(model)
-    for inner in (partial(initopt.nio, steps=1, measure_steps=0), lambda m, b: initopt.schemes.apply_(m, "orthogonal")):
+    for inner in (partial(initopt.nio, steps=1, measure_batches=0), lambda m, b: initopt.schemes.apply_(m, "orthogonal")):
         with pytest.raises(RuntimeError, match="is being optimized, and this call, out of a callback"):
             initopt.nio(
-                model, make_batches(), steps=2, measure_steps=0,
+                model, make_batches(), steps=2, measure_batches=0,
                 callbacks=lambda record, inner=inner: inner(model, make_batches()),
             )  # fmt: skip
         assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     other = make_model()
-    initopt.nio(model, make_batches(), steps=2, measure_steps=0,
-                callbacks=lambda record: initopt.nio(other, make_batches(), steps=1, measure_steps=0))  # fmt: skip
-    initopt.nio(model, make_batches(), steps=1, measure_steps=0, scheme="orthogonal")
+    initopt.nio(model, make_batches(), steps=2, measure_batches=0,
+                callbacks=lambda record: initopt.nio(other, make_batches(), steps=1, measure_batches=0))  # fmt: skip
+    initopt.nio(model, make_batches(), steps=1, measure_batches=0, scheme="orthogonal")
 
 
 def test_a_model_that_another_thread_works_on_is_refused() -> None:
@@ -339,7 +339,7 @@ def test_a_model_that_another_thread_works_on_is_refused() -> None:
         thread.start()
         thread.join()
 
-    initopt.nio(model, make_batches(), steps=1, measure_steps=0, callbacks=callback)
+    initopt.nio(model, make_batches(), steps=1, measure_batches=0, callbacks=callback)
     assert len(errors) == 1
     assert "is being measured or optimized in another thread" in errors[0]
     initopt.measure(model, make_batches())
@@ -347,7 +347,7 @@ def test_a_model_that_another_thread_works_on_is_refused() -> None:
 
 def test_two_threads_on_two_models_give_what_each_gives_alone() -> None:
     def run(seed: int) -> initopt.Result:
-        options: dict[str, Any] = {"steps": 3, "measure_steps": 1, "seed": seed, "train_mode": True}
+        options: dict[str, Any] = {"steps": 3, "measure_batches": 1, "seed": seed, "train_mode": True}
         return initopt.nio(make_model(seed, dropout=0.5), make_batches(seed=seed), **options)
 
     alone = [run(seed) for seed in range(2)]
@@ -356,7 +356,7 @@ def test_two_threads_on_two_models_give_what_each_gives_alone() -> None:
     found: dict[int, initopt.Result] = {}
     models = {seed: make_model(seed, dropout=0.5) for seed in range(2)}
     torch.set_rng_state(before)
-    options: dict[str, Any] = {"steps": 3, "measure_steps": 1, "train_mode": True}
+    options: dict[str, Any] = {"steps": 3, "measure_batches": 1, "train_mode": True}
 
     def go(seed: int) -> None:
         found[seed] = initopt.nio(models[seed], make_batches(seed=seed), seed=seed, **options)
@@ -376,9 +376,9 @@ def test_a_copy_of_the_model_is_not_the_model() -> None:
     model = make_model()
 
     def callback(record: initopt.StepRecord) -> None:
-        initopt.nio(copy.deepcopy(model), make_batches(), steps=1, measure_steps=0)
+        initopt.nio(copy.deepcopy(model), make_batches(), steps=1, measure_batches=0)
 
-    initopt.nio(model, make_batches(), steps=1, measure_steps=0, callbacks=callback)
+    initopt.nio(model, make_batches(), steps=1, measure_batches=0, callbacks=callback)
 
 
 def test_a_parameter_that_is_written_to_late_is_told() -> None:

@@ -20,7 +20,6 @@ from initopt import objectives
 from initopt.engines import ENGINES
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
-from initopt.model.problem import Problem
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "benchmarks").is_dir():
@@ -43,6 +42,7 @@ from networks import NETWORKS, build
 from published import published_step
 from results import ratios
 
+from tests.helpers import make_problem
 from tests.image_files import write_split
 
 TINY = Case("tiny-resnet", batch_size=8, memory=False)
@@ -64,10 +64,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("network", ["tiny-resnet", "tiny-resnet-bn", "tiny-vit", "tiny-gpt"])
 def test_the_published_way_finds_what_the_coupled_engine_finds(network: str, overlap: float) -> None:
     model = build(network, "cpu").double()
-    options: dict[str, Any] = {"grad_params": None, "scale_params": None, "seed": 0}
-    problem = Problem.create(
-        model, None, num_subbatches=3, overlap=overlap, split="published", batch_norm="batch", **options
-    )
+    problem = make_problem(model, num_subbatches=3, overlap=overlap, split="published", batch_norm="batch")
     batch = problem.prepare(double(NETWORKS[network].batch(10)), 0)
     objective = objectives.get("cosine+norm")
     with preserved(model), measuring(model):

@@ -33,9 +33,9 @@ for make in (plain, normed):
     centred, too = copy.deepcopy(one), copy.deepcopy(one)
     two, others = copy.deepcopy(one), [copy.deepcopy(one) for _ in range(7)]
     batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(60)]
-    initopt.nio(one, batches, loss_of, steps=15, measure_steps=0, progress=False, **UNCENTRED)
+    initopt.nio(one, batches, loss_of, steps=15, measure_batches=0, progress=False, **UNCENTRED)
     nio_with(two, batches, idea=Idea(), steps=15)
-    initopt.nio(centred, batches, loss_of, steps=15, measure_steps=0, progress=False)
+    initopt.nio(centred, batches, loss_of, steps=15, measure_batches=0, progress=False)
     nio_with(too, batches, idea=Idea(centred="subbatch"), steps=15)
     for its, other in ((one, two), (centred, too)):
         for expected, found in zip(its.parameters(), other.parameters(), strict=True):

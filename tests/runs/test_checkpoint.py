@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,7 +38,7 @@ def kill(record):
         os.kill(os.getpid(), signal.SIGKILL)
 
 checkpoint = None if path == "none" else path
-result = initopt.nio(model, loader, steps=25, lr=0.05, measure_steps=2, train_mode=True, checkpoint=checkpoint,
+result = initopt.nio(model, loader, steps=25, lr=0.05, measure_batches=2, train_mode=True, checkpoint=checkpoint,
                      checkpoint_every=4, callbacks=[kill])
 result.save(out)
 """
@@ -84,7 +86,7 @@ def stop_at(step: int) -> object:
 def broken_run(path: Path, **options: object) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         initopt.nio(
-            make_model(), make_batches(), steps=10, measure_steps=0, checkpoint=path, checkpoint_every=2,
+            make_model(), make_batches(), steps=10, measure_batches=0, checkpoint=path, checkpoint_every=2,
             callbacks=[stop_at(6)], **options,
         )  # fmt: skip
 
@@ -92,10 +94,10 @@ def broken_run(path: Path, **options: object) -> None:
 def test_it_goes_on_from_the_stored_weights_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     broken_run(path)
-    unbroken = initopt.nio(make_model(), make_batches(), steps=10, measure_steps=0)
+    unbroken = initopt.nio(make_model(), make_batches(), steps=10, measure_batches=0)
     other = make_model(seed=7)
     with pytest.warns(UserWarning, match="began from other weights"):
-        result = initopt.nio(other, make_batches(), steps=10, measure_steps=0, checkpoint=path)
+        result = initopt.nio(other, make_batches(), steps=10, measure_batches=0, checkpoint=path)
     assert result.scales == unbroken.scales
     assert torch.equal(other[0].weight, unbroken.weights["0.weight"])
 
@@ -106,45 +108,45 @@ def test_a_loader_with_its_own_generator_is_played_again(tmp_path: Path) -> None
         return DataLoader(data, batch_size=32, shuffle=True, generator=generator)
 
     generator = torch.Generator().manual_seed(11)
-    unbroken = initopt.nio(make_model(), loader(), steps=10, measure_steps=0)
+    unbroken = initopt.nio(make_model(), loader(), steps=10, measure_batches=0)
     generator = torch.Generator().manual_seed(11)
     path = tmp_path / "run.ckpt"
     with pytest.raises(RuntimeError, match="stop"):
         initopt.nio(
-            make_model(), loader(), steps=10, measure_steps=0, checkpoint=path, checkpoint_every=1, callbacks=[stop_at(6)]
+            make_model(), loader(), steps=10, measure_batches=0, checkpoint=path, checkpoint_every=1, callbacks=[stop_at(6)]
         )
-    result = initopt.nio(make_model(), loader(), steps=10, measure_steps=0, checkpoint=path)  # generator moved on
+    result = initopt.nio(make_model(), loader(), steps=10, measure_batches=0, checkpoint=path)  # generator moved on
     assert result.scales == unbroken.scales
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     model = make_model()
-    initopt.nio(model, make_batches(), steps=4, measure_steps=0, checkpoint=path)
+    initopt.nio(model, make_batches(), steps=4, measure_batches=0, checkpoint=path)
     calls = []
     model = make_model()
-    longer = initopt.nio(model, make_batches(), steps=9, measure_steps=0, checkpoint=path, callbacks=[calls.append])
+    longer = initopt.nio(model, make_batches(), steps=9, measure_batches=0, checkpoint=path, callbacks=[calls.append])
     assert len(calls) == 5
-    assert longer.scales == initopt.nio(make_model(), make_batches(), steps=9, measure_steps=0).scales
+    assert longer.scales == initopt.nio(make_model(), make_batches(), steps=9, measure_batches=0).scales
     assert longer.options["steps"] == 9
 
 
 def test_a_finished_run_is_returned_without_a_step(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
-    done = initopt.nio(make_model(), make_batches(), steps=4, measure_steps=0, checkpoint=path)
+    done = initopt.nio(make_model(), make_batches(), steps=4, measure_batches=0, checkpoint=path)
     calls = []
-    again = initopt.nio(make_model(), make_batches(), steps=4, measure_steps=0, checkpoint=path, callbacks=[calls.append])
+    again = initopt.nio(make_model(), make_batches(), steps=4, measure_batches=0, checkpoint=path, callbacks=[calls.append])
     assert calls == []
     assert again.scales == done.scales
 
 
 def test_a_finished_run_of_other_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
-    initopt.nio(make_model(), make_batches(), steps=4, measure_steps=0, checkpoint=path)
+    initopt.nio(make_model(), make_batches(), steps=4, measure_batches=0, checkpoint=path)
     model = make_model(seed=1)
     before = values(model)
     with pytest.raises(ValueError, match="finished run that began from other weights"):
-        initopt.nio(model, make_batches(), steps=4, measure_steps=0, checkpoint=path)
+        initopt.nio(model, make_batches(), steps=4, measure_batches=0, checkpoint=path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -152,7 +154,7 @@ def test_other_options_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     broken_run(path)
     with pytest.raises(initopt.MismatchError, match=r"lr was 0\.03 and is 0\.5"):
-        initopt.nio(make_model(), make_batches(), steps=10, lr=0.5, measure_steps=0, checkpoint=path)
+        initopt.nio(make_model(), make_batches(), steps=10, lr=0.5, measure_batches=0, checkpoint=path)
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
@@ -160,14 +162,14 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     broken_run(path)
     model = torch.nn.Sequential(torch.nn.Linear(6, 3))
     with pytest.raises(initopt.MismatchError, match=r"'0\.weight' was float32 \[12, 6\] and is float32 \[3, 6\]"):
-        initopt.nio(model, make_batches(), steps=10, measure_steps=0, checkpoint=path)
+        initopt.nio(model, make_batches(), steps=10, measure_batches=0, checkpoint=path)
 
 
 def test_fewer_steps_than_done_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     broken_run(path)
     with pytest.raises(ValueError, match="is at step 6, beyond steps=3"):
-        initopt.nio(make_model(), make_batches(), steps=3, measure_steps=0, checkpoint=path)
+        initopt.nio(make_model(), make_batches(), steps=3, measure_batches=0, checkpoint=path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"\x08\0\0\0\0\0\0\0{}      "])
@@ -175,7 +177,7 @@ def test_a_foreign_or_truncated_file_is_refused_and_left(tmp_path: Path, content
     path = tmp_path / "run.ckpt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="run.ckpt"):
-        initopt.nio(make_model(), make_batches(), steps=3, measure_steps=0, checkpoint=path)
+        initopt.nio(make_model(), make_batches(), steps=3, measure_batches=0, checkpoint=path)
     assert path.read_bytes() == content
 
 
@@ -190,13 +192,13 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path, monke
 
     monkeypatch.setattr("initopt._support.tensorfile.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        initopt.nio(make_model(), make_batches(), steps=10, measure_steps=0, checkpoint=path)
+        initopt.nio(make_model(), make_batches(), steps=10, measure_batches=0, checkpoint=path)
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
 
 def small_run(path: Path | str | None, model: nn.Module | None = None, batches: Any = None, **options: Any) -> Any:
-    options = {"steps": 2, "measure_steps": 0, "checkpoint": path, **options}
+    options = {"steps": 2, "measure_batches": 0, "checkpoint": path, **options}
     return initopt.nio(make_model() if model is None else model, make_batches() if batches is None else batches, **options)
 
 
@@ -231,7 +233,7 @@ def as_floats(batches: list[Any]) -> list[Any]:
         ({}, {"batches": [(x, y.int()) for x, y in make_batches()]}, "the first batch is another one"),
         ({"model": WithFrozen()}, {"model": WithFrozen(frozen=2.0)}, "'gain', a buffer or frozen parameter, has"),
         ({"model": WithFrozen()}, {"model": WithFrozen(buffer=2.0)}, "'shift', a buffer or frozen"),
-        ({"measure_steps": 1}, {"measure_steps": 2}, "measure_steps was 1 and is 2"),
+        ({"measure_batches": 1}, {"measure_batches": 2}, "measure_batches was 1 and is 2"),
         ({"seed": 1}, {"seed": 2}, "seed was 1 and is 2"),
     ],
 )  # fmt: skip
@@ -341,8 +343,48 @@ def test_the_warning_is_about_the_users_line(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     broken_run(path)
     with pytest.warns(UserWarning, match="began from other weights") as caught:
-        initopt.nio(make_model(seed=7), make_batches(), steps=10, measure_steps=0, checkpoint=path)
+        initopt.nio(make_model(seed=7), make_batches(), steps=10, measure_batches=0, checkpoint=path)
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="different batches") as caught:
-        initopt.measure(make_model(), make_batches(2), steps=np.int64(3))
+        initopt.measure(make_model(), make_batches(2), num_batches=np.int64(3))
     assert caught[0].filename == __file__
+
+
+STORED = Path(__file__).parent / "stored"
+"""Of version 0.1.0 before methods were objects: runs of three steps that were stopped after two, and results."""
+
+
+@pytest.mark.parametrize("name", ["nio", "gradinit", "lsuv"])
+def test_a_checkpoint_of_the_format_before_goes_on(name: str, tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(16, 4, generator=generator), torch.randint(3, (16,), generator=generator)) for _ in range(12)]
+    path = tmp_path / "run.ckpt"
+    path.write_bytes((STORED / f"{name}_format_2.ckpt").read_bytes())
+    options: dict[str, Any] = {"method": name, "steps": 3, "seed": 0, "measure_batches": 2, "on_harm": "warn"}
+    numbers = []
+    found = initopt.optimize(
+        model(), batches, checkpoint=path, callbacks=lambda record: numbers.append(record.step), **options
+    )
+    assert set(numbers) == {2}
+    assert found.scales == pytest.approx(initopt.optimize(model(), batches, **options).scales, rel=1e-6)
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["initopt"])["format"] == "initopt checkpoint 3"
+    path.write_bytes((STORED / f"{name}_format_2.ckpt").read_bytes())
+    with pytest.raises(initopt.MismatchError, match="measure_batches was 2 and is 1"):
+        initopt.optimize(model(), batches, checkpoint=path, **options | {"measure_batches": 1})
+    if name != "nio":
+        how = initopt.Measuring(num_subbatches=2, overlap=0.5)
+        with pytest.raises(initopt.MismatchError, match="overlap was 0.0 and is 0.5\n  num_subbatches was 4 and is 2"):
+            initopt.optimize(model(), batches, checkpoint=path, measuring=how, **options)
+
+
+@pytest.mark.parametrize("name", ["gradinit", "lsuv"])
+def test_a_result_of_before_loads(name: str) -> None:
+    found = initopt.Result.load(STORED / f"{name}_result")
+    assert found.options["num_subbatches"] == 4
+    assert found.options["measure_steps"] == found.after.num_batches == 2
+    assert {type(record) for record in found.history} == {initopt.LayerRecord if name == "lsuv" else initopt.StepRecord}

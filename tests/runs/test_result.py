@@ -18,7 +18,7 @@ from tests.helpers import make_batches, make_model, values
 
 @pytest.fixture(scope="module")
 def result() -> initopt.Result:
-    return initopt.nio(make_model(), make_batches(), steps=6, measure_steps=3, max_grad_norm=math.inf)
+    return initopt.nio(make_model(), make_batches(), steps=6, measure_batches=3, max_grad_norm=math.inf)
 
 
 def test_it_loads_as_it_was_saved(result: initopt.Result, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_folder_is_json_and_safetensors_only(result: initopt.Result, tmp_pat
 def test_the_weights_are_those_of_the_model(tmp_path: Path) -> None:
     model = make_model()
     start = values(model)
-    result = initopt.nio(model, make_batches(), steps=6, measure_steps=0)
+    result = initopt.nio(model, make_batches(), steps=6, measure_batches=0)
     assert {name: value.tolist() for name, value in model.named_parameters()} == {
         name: value.tolist() for name, value in result.weights.items()
     }
@@ -64,7 +64,7 @@ def test_the_weights_are_those_of_the_model(tmp_path: Path) -> None:
 def test_saving_again_replaces_an_earlier_result(result: initopt.Result, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     result.save(tmp_path / "out")
-    other = initopt.nio(make_model(), make_batches(), steps=2, measure_steps=0)
+    other = initopt.nio(make_model(), make_batches(), steps=2, measure_batches=0)
     other.save(tmp_path / "out")
     assert len(initopt.Result.load(tmp_path / "out").history) == 2
     assert initopt.Result.load(tmp_path / "out").before is None
@@ -113,7 +113,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_weights_of_another_run_are_refused(result: initopt.Result, tmp_path: Path) -> None:
     result.save(tmp_path / "a")
     small = nn.Sequential(nn.Linear(6, 3))
-    initopt.nio(small, make_batches(), steps=1, measure_steps=0).save(tmp_path / "b")
+    initopt.nio(small, make_batches(), steps=1, measure_batches=0).save(tmp_path / "b")
     (tmp_path / "b" / "weights.safetensors").replace(tmp_path / "a" / "weights.safetensors")
     with pytest.raises(initopt.MismatchError, match=r"'0\.weight' is float32 \[12, 6\] in .* and float32 \[3, 6\] in"):
         initopt.Result.load(tmp_path / "a")
@@ -139,7 +139,7 @@ def test_the_history_as_a_table(result: initopt.Result) -> None:
 
 def test_the_picture_shows_bound_constrained_steps_and_every_scale(tmp_path: Path) -> None:
     options = {"lr": 0.1, "max_grad_norm": 0.8, "on_harm": "warn"}
-    result = initopt.nio(make_model(), make_batches(), steps=20, measure_steps=2, **options)
+    result = initopt.nio(make_model(), make_batches(), steps=20, measure_batches=2, **options)
     assert any(record.constrained for record in result.history)
     figure = result.plot()
     titles = [axes.get_title(loc="left") for axes in figure.axes]
@@ -160,7 +160,7 @@ def test_the_picture_shows_bound_constrained_steps_and_every_scale(tmp_path: Pat
 
 
 def test_the_picture_of_a_run_without_measurements_says_so() -> None:
-    figure = initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0).plot()
+    figure = initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0).plot()
     assert any("not measured" in text.get_text() for text in figure.axes[2].texts)
 
 
@@ -203,7 +203,7 @@ def test_names_that_wrappers_give_make_no_difference(result: initopt.Result, wra
     model = make_model(seed=9)
     result.apply(wrap(model))
     assert all(torch.equal(p, result.weights[name]) for name, p in model.named_parameters())
-    wrapped = initopt.nio(wrap(make_model()), make_batches(), steps=2, measure_steps=0)
+    wrapped = initopt.nio(wrap(make_model()), make_batches(), steps=2, measure_batches=0)
     bare = make_model(seed=9)
     wrapped.apply(bare)
     assert all(torch.equal(p, w) for p, w in zip(bare.parameters(), wrapped.weights.values(), strict=True))

@@ -49,7 +49,7 @@ class TestNioOnDeepPlainNetworks:
     @pytest.mark.parametrize(("depth", "activation"), [(10, nn.GELU), (20, nn.ReLU), (20, nn.Tanh)])
     def test_the_outputs_listen_to_the_inputs_afterwards(self, depth: int, activation: Callable[[], nn.Module]) -> None:
         model = mlp(depth, activation=activation)
-        result, told = quiet(initopt.nio, model, digits_like(), steps=60, measure_steps=4, seed=0)
+        result, told = quiet(initopt.nio, model, digits_like(), steps=60, measure_batches=4, seed=0)
         assert result.verdict.startswith("improved")
         assert not told
         assert "the outputs depend on the inputs now" in result.verdict or depth == 10
@@ -60,14 +60,14 @@ class TestNioOnDeepPlainNetworks:
         model = mlp(30)
         before = initopt.measure(model, digits_like(4), seed=0)
         assert before.output_spread < 1e-6
-        result, _ = quiet(initopt.nio, model, digits_like(), steps=1, measure_steps=4, seed=0)
+        result, _ = quiet(initopt.nio, model, digits_like(), steps=1, measure_batches=4, seed=0)
         scales = [scale for name, scale in result.scales.items() if name.endswith("weight")]
         assert all(1.5 < scale < 4 for scale in scales)
         assert max(scales) < 1.1 * min(scales), "one number for all, and one step"
 
     def test_a_healthy_network_is_not_lifted(self) -> None:
         model = mlp(2)
-        result, _ = quiet(initopt.nio, model, digits_like(), steps=1, measure_steps=4, seed=0)
+        result, _ = quiet(initopt.nio, model, digits_like(), steps=1, measure_batches=4, seed=0)
         assert all(0.9 < scale < 1.1 for scale in result.scales.values())
 
 
@@ -110,7 +110,7 @@ def test_nobody_is_left_with_a_deaf_network_without_a_word(way: str) -> None:
     before = values(model)
     result, told = None, []
     with contextlib.suppress(initopt.ZeroGradientError):  # which says it, too
-        result, told = quiet(initopt.nio, model, digits_like(), steps=30, measure_steps=4, seed=0)
+        result, told = quiet(initopt.nio, model, digits_like(), steps=30, measure_batches=4, seed=0)
     if result is None or result.verdict.startswith(("restored", "left alone")):
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     if result is not None and result.verdict.startswith("restored"):
@@ -129,7 +129,7 @@ class TestWhatUncentredStepsDo:
         "centre": None,
         "max_grad_norm": 5.0,
         "steps": 100,
-        "measure_steps": 4,
+        "measure_batches": 4,
         "seed": 0,
     }
 
@@ -168,7 +168,7 @@ def test_huge_targets_do_not_bring_all_scales_down() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
     before = values(model)
-    result, told = quiet(initopt.nio, model, batches, nn.MSELoss(), steps=100, measure_steps=4, seed=0)
+    result, told = quiet(initopt.nio, model, batches, nn.MSELoss(), steps=100, measure_batches=4, seed=0)
     assert result.verdict.startswith("restored: ")
     assert told
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -243,12 +243,12 @@ class TestTrainedModels:
         model, batches = self.trained()
         before = values(model)
         with pytest.raises(initopt.TrainedModelError, match="looks trained: its loss is .*allow_trained=True"):
-            initopt.optimize(model, batches, method=method, steps=1, measure_steps=2)
+            initopt.optimize(model, batches, method=method, steps=1, measure_batches=2)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     def test_are_worked_on_if_that_is_wanted(self) -> None:
         model, batches = self.trained()
-        result, _ = quiet(initopt.nio, model, batches, steps=2, measure_steps=2, allow_trained=True)
+        result, _ = quiet(initopt.nio, model, batches, steps=2, measure_batches=2, allow_trained=True)
         assert len(result.history) == 2
 
     def test_language_models_too(self) -> None:
@@ -264,14 +264,14 @@ class TestTrainedModels:
         ids = torch.randint(7, (16, 5))
         batches = [{"input_ids": ids, "labels": ids}] * 3
         with pytest.raises(initopt.TrainedModelError):
-            initopt.nio(Copy(8.0), batches, steps=1, measure_steps=1)
-        quiet(initopt.nio, Copy(0.1), batches, steps=1, measure_steps=1)
+            initopt.nio(Copy(8.0), batches, steps=1, measure_batches=1)
+        quiet(initopt.nio, Copy(0.1), batches, steps=1, measure_batches=1)
 
 
 @pytest.mark.parametrize("least", [0.0, 1.0])
 def test_scales_that_may_not_fall_or_may_vanish_are_judged_alike(least: float) -> None:
     """At min_scale=1 every scale begins at its minimum, and at 0 one that vanishes is at it."""
-    result, _ = quiet(initopt.nio, mlp(3), digits_like(), steps=20, measure_steps=4, seed=0, min_scale=least)
+    result, _ = quiet(initopt.nio, mlp(3), digits_like(), steps=20, measure_batches=4, seed=0, min_scale=least)
     assert "scales stand at their minimum" not in result.verdict
 
 
@@ -281,14 +281,14 @@ def test_an_unknown_policy_is_refused() -> None:
 
 
 def test_without_held_back_batches_nothing_is_judged() -> None:
-    result, _ = quiet(initopt.nio, mlp(1), digits_like(), steps=1, measure_steps=0)
+    result, _ = quiet(initopt.nio, mlp(1), digits_like(), steps=1, measure_batches=0)
     assert result.verdict.startswith("not judged")
-    assert "measure_steps=10" in str(result)
+    assert "measure_batches=10" in str(result)
 
 
 class TestSummary:
     def test_tells_the_verdict_the_figures_and_the_next_step_on_a_screen(self) -> None:
-        result, _ = quiet(initopt.nio, mlp(6), digits_like(), steps=30, measure_steps=4, seed=0)
+        result, _ = quiet(initopt.nio, mlp(6), digits_like(), steps=30, measure_batches=4, seed=0)
         text = str(result)
         assert text.startswith("nio: improved: centred GradCosine ")
         for words in ("before", "after", "moved most:", "left alone:", "a bias", "training steps", "Next: train, but look"):
@@ -298,19 +298,19 @@ class TestSummary:
         assert text.endswith("worth.")
 
     def test_of_weights_that_were_put_back(self) -> None:
-        options = {"centre": None, "steps": 60, "measure_steps": 2, "lr": 0.1, "max_grad_norm": 1e-3}
+        options = {"centre": None, "steps": 60, "measure_batches": 2, "lr": 0.1, "max_grad_norm": 1e-3}
         result, _ = quiet(initopt.nio, mlp(3), digits_like(), seed=0, **options)
         assert result.verdict.startswith("restored")
         assert "tried, and given up" in str(result)
         assert "Next: look for a layer that is dead" in str(result)
 
     def test_has_a_picture_in_notebooks(self) -> None:
-        result, _ = quiet(initopt.nio, mlp(2), digits_like(), steps=2, measure_steps=2, seed=0)
+        result, _ = quiet(initopt.nio, mlp(2), digits_like(), steps=2, measure_batches=2, seed=0)
         assert "data:image/png;base64," in result._repr_html_()
         assert result.before._repr_html_().startswith("<pre>")
 
     def test_survives_storage(self, tmp_path: Any) -> None:
-        result, _ = quiet(initopt.nio, mlp(4), digits_like(), steps=5, measure_steps=2, seed=0)
+        result, _ = quiet(initopt.nio, mlp(4), digits_like(), steps=5, measure_batches=2, seed=0)
         result.save(tmp_path / "r")
         again = initopt.Result.load(tmp_path / "r")
         assert str(again) == str(result)

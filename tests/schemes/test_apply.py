@@ -334,7 +334,7 @@ def test_any_method_starts_from_any_scheme(method: Method) -> None:
     """The scales refer to the scheme's weights, and what is measured before is the model's own."""
     for scheme in schemes.NAMES:
         model, other = make_model(), make_model()
-        result = method(model, make_batches(7), steps=1, measure_steps=2, scheme=scheme, seed=3, on_harm="warn")
+        result = method(model, make_batches(7), steps=1, measure_batches=2, scheme=scheme, seed=3, on_harm="warn")
         schemes.apply_(other, scheme, make_batches(1)[0], seed=3)
         for (n, p), start in zip(model.named_parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(p, start * result.scales[n], rtol=1e-6, atol=0)
@@ -345,7 +345,7 @@ def test_any_method_starts_from_any_scheme(method: Method) -> None:
 def test_before_is_of_the_models_own_weights(method: Method) -> None:
     batches = make_batches(5)
     model = make_model()
-    result = method(model, batches, steps=1, measure_steps=1, scheme="orthogonal", seed=3)
+    result = method(model, batches, steps=1, measure_batches=1, scheme="orthogonal", seed=3)
     taken = {"gradinit": 3}.get(method.__name__, 1)
     own = initopt.measure(make_model(), batches[taken : taken + 1], seed=3)
     assert result.before.grad_norm == pytest.approx(own.grad_norm)
@@ -359,12 +359,12 @@ def test_a_failed_run_gives_the_models_own_weights_back() -> None:
         raise KeyError("enough")
 
     with pytest.raises(KeyError):
-        initopt.nio(model, make_batches(), steps=5, scheme="kaiming_normal", callbacks=fail, measure_steps=0)
+        initopt.nio(model, make_batches(), steps=5, scheme="kaiming_normal", callbacks=fail, measure_batches=0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_killed_run_goes_on_from_the_scheme(tmp_path: Any) -> None:
-    options = {"steps": 6, "scheme": "xavier_normal", "measure_steps": 2, "seed": 1, "checkpoint_every": 1}
+    options = {"steps": 6, "scheme": "xavier_normal", "measure_batches": 2, "seed": 1, "checkpoint_every": 1}
 
     def stop(record: Any) -> None:
         if record.step == 3:

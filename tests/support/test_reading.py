@@ -61,7 +61,7 @@ def deep(levels: int) -> Any:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     initopt.nio(
-        make_model(), make_batches(), steps=3, measure_steps=2, checkpoint=folder / "run.ckpt", progress=False
+        make_model(), make_batches(), steps=3, measure_batches=2, checkpoint=folder / "run.ckpt", progress=False
     ).save(folder / "result")
     return folder
 
@@ -268,7 +268,7 @@ class TestCheckpoint:
     def refused(self, folder: Path) -> None:
         model, state = make_model(), np.random.get_state()[1].copy()
         with pytest.raises(ValueError, match=r"run\.ckpt"):
-            initopt.nio(model, make_batches(), steps=3, measure_steps=2, checkpoint=folder / "run.ckpt", progress=False)
+            initopt.nio(model, make_batches(), steps=3, measure_batches=2, checkpoint=folder / "run.ckpt", progress=False)
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), make_model().parameters(), strict=True))
         assert np.array_equal(np.random.get_state()[1], state)
 

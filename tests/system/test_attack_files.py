@@ -95,7 +95,7 @@ def run_and_save(folder: Path, pause: float = 0.0) -> None:
         make_model(dropout=0.3),
         make_batches(),
         steps=8,
-        measure_steps=2,
+        measure_batches=2,
         train_mode=True,
         checkpoint=folder / "run.ckpt",
         checkpoint_every=1,
@@ -332,7 +332,7 @@ def save_over_result(folder: Path) -> None:
 
 
 def go_on(folder: Path) -> None:
-    initopt.nio(make_model(), make_batches(), steps=4, measure_steps=2, checkpoint=folder / "run.ckpt", progress=False)
+    initopt.nio(make_model(), make_batches(), steps=4, measure_batches=2, checkpoint=folder / "run.ckpt", progress=False)
 
 
 def read_comparison(folder: Path) -> None:
@@ -374,7 +374,7 @@ def prepare(folder: Path) -> None:
     folder.mkdir()
     warnings.simplefilter("ignore")
     found = initopt.nio(
-        make_model(), make_batches(), steps=4, measure_steps=2, checkpoint=folder / "run.ckpt", progress=False
+        make_model(), make_batches(), steps=4, measure_batches=2, checkpoint=folder / "run.ckpt", progress=False
     )
     found.save(folder / "result")
     found.save(folder / "result.kept")
@@ -386,7 +386,7 @@ def prepare(folder: Path) -> None:
                 "data": "digits",
                 "steps": 3,
                 "betas": [0.9, 0.99],
-                "measure_steps": 1,
+                "measure_batches": 1,
                 "scheme": "xavier_normal",
             }
         )

@@ -60,7 +60,7 @@ class Victim:
         if self.kind == "measure":
             return initopt.measure(self.model, self.batches[:3], self.loss, **options)
         run = getattr(initopt, self.kind)
-        return run(self.model, self.batches, self.loss, steps=2, measure_steps=1, progress=False, **options)
+        return run(self.model, self.batches, self.loss, steps=2, measure_batches=1, progress=False, **options)
 
     def state(self) -> dict[str, Any]:
         """All that is to be as before if the call fails."""
@@ -180,7 +180,7 @@ def attacked(victim: Victim, number: int | None) -> tuple[Any, int]:
 
 @pytest.fixture
 def before() -> None:
-    initopt.nio(make_model(), make_batches(), steps=1, measure_steps=1)  # what is imported or made only once is there
+    initopt.nio(make_model(), make_batches(), steps=1, measure_batches=1)  # what is imported or made only once is there
 
 
 def interrupted_at_lines(kind: str, tries: int, seed: int) -> collections.Counter[str]:
@@ -301,7 +301,7 @@ def dropping(seed: int) -> nn.Sequential:
 
 
 def run_into(found: dict[int, Any], seed: int, model: nn.Module) -> None:
-    options: dict[str, Any] = {"steps": 3, "measure_steps": 1, "seed": seed, "train_mode": True, "progress": False}
+    options: dict[str, Any] = {"steps": 3, "measure_batches": 1, "seed": seed, "train_mode": True, "progress": False}
     try:
         found[seed] = initopt.nio(model, make_batches(seed=seed), **options)
     except Exception as error:

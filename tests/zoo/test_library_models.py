@@ -237,7 +237,7 @@ class TestCommands:
         assert (status, err) == (0, "")
         assert "GradCosine" in out
         status, _, err = cli(
-            "run --model timm:resnet50 --model.num_classes=10 --model.width 6 --data digits --steps 2 --measure_steps 0 "
+            "run --model timm:resnet50 --model.num_classes=10 --model.width 6 --data digits --steps 2 --measure_batches 0 "
             "--out o"
         )
         assert (status, err) == (0, "")
@@ -320,7 +320,7 @@ class TestReal:
         pytest.importorskip(library, exc_type=(ImportError, RuntimeError))
         model = library_model(name, **arguments)
         batch = torch.randn(shape), torch.arange(shape[0])
-        result = initopt.nio(model, [batch], steps=1, num_subbatches=2, measure_steps=0)
+        result = initopt.nio(model, [batch], steps=1, num_subbatches=2, measure_batches=0)
         assert len(result.history) == 1
 
     def test_an_unknown_field_of_transformers(self):

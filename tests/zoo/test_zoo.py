@@ -103,7 +103,7 @@ def test_nio_improves_each(name, norm):
         "seed": 0,
         "centre": None,
     }
-    result = initopt.nio(model, [(inputs, targets)], steps=8, num_subbatches=2, lr=0.02, measure_steps=0, **options)
+    result = initopt.nio(model, [(inputs, targets)], steps=8, num_subbatches=2, lr=0.02, measure_batches=0, **options)
     assert result.history[-1].grad_cosine > result.history[0].grad_cosine + 0.01
     F.cross_entropy(model(inputs), targets).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())

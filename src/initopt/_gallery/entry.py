@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from initopt.batches.nested import map_tensors
-from initopt.model.losses import LossFunction
+from initopt.batches.subbatches import SubBatches
+from initopt.model.losses import LossFunction, as_loss
+from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
 
 SEED = 5
@@ -101,14 +103,11 @@ class Entry:
             loss=lambda: module(self.loss()),
         )
 
-    def problem(self, model: nn.Module, batch_norm: Any, **options: Any) -> Problem:
-        """What an engine works on."""
-        settings: dict[str, Any] = {
-            "num_subbatches": self.num_subbatches,
-            "overlap": self.overlap,
-            "split": "cyclic",
-            "grad_params": None,
-            "scale_params": None,
-            "seed": SEED,
-        }
-        return Problem.create(model, self.loss_fn(), batch_norm=batch_norm, **{**settings, **options})
+    def problem(
+        self, model: nn.Module, batch_norm: Any, *, num_subbatches: int | None = None, seed: int = SEED, **options: Any
+    ) -> Problem:
+        """What an engine works on; the options are those of the sub-batches, and the two filters of parameters."""
+        filters = {name: options.pop(name, None) for name in ("grad_params", "scale_params")}
+        count = self.num_subbatches if num_subbatches is None else num_subbatches
+        subbatches = SubBatches(count=count, batch_norm=batch_norm, **{"overlap": self.overlap, **options})
+        return Problem(model, as_loss(self.loss_fn()), Parameters.of(model, **filters), subbatches, seed)

@@ -90,7 +90,7 @@ def _method_for(method: str | Method | Callable[[Entry], Method], entry: Entry) 
 
 def _run(model: nn.Module, entry: Entry, method: Method, **options: Any) -> Any:
     return optimize(
-        model, [entry.batch()], entry.loss_fn(), method=method, measure_steps=0, seed=SEED, progress=False, **options
+        model, [entry.batch()], entry.loss_fn(), method=method, measure_batches=0, seed=SEED, progress=False, **options
     )
 
 

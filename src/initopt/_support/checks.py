@@ -7,11 +7,26 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from numbers import Real
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
-__all__ = ["check_choice", "check_flag", "check_integer", "check_number", "did_you_mean", "plain_numbers", "suggesting"]
+from initopt._support.errors import warn
+
+__all__ = [
+    "accepting",
+    "check_choice",
+    "check_flag",
+    "check_integer",
+    "check_number",
+    "did_you_mean",
+    "listed",
+    "plain_numbers",
+    "renaming",
+    "suggesting",
+    "with_plain_numbers",
+]
 
 
 def plain_numbers(value: Any) -> Any:
@@ -26,6 +41,12 @@ def plain_numbers(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     return operator.index(value) if isinstance(value, SupportsIndex) else float(value)
+
+
+def with_plain_numbers(options: Any) -> None:
+    """Apply :func:`plain_numbers` to the fields of a frozen dataclass that is being made, so that they can be stored."""
+    for option in fields(options):
+        object.__setattr__(options, option.name, plain_numbers(getattr(options, option.name)))
 
 
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
@@ -91,26 +112,78 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
 
 
-def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+def accepting(*options: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Have a function refuse keyword arguments that it does not have with the name of one that it has.
+
+    Args:
+        options: names that the function takes by its ``**options``.
 
     Raises:
         TypeError: as Python does, and with the same beginning.
 
-    >>> @suggesting
-    ... def scale(steps=3): ...
+    >>> @accepting("seed")
+    ... def scale(steps=3, **options): ...
     >>> scale(step=1)
     Traceback (most recent call last):
     TypeError: scale() got an unexpected keyword argument 'step'; did you mean 'steps'?
     """
-    known = list(inspect.signature(function).parameters)
 
-    @functools.wraps(function)
-    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        for name in kwargs:
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
-        return function(*args, **kwargs)
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        parameters = inspect.signature(function).parameters.values()
+        known = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD] + list(options)
 
-    return checked
+        @functools.wraps(function)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            for name in kwargs:
+                if name not in known:
+                    hint = did_you_mean(name, known)
+                    raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def listed(items: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first of some items, and how many more there are.
+
+    >>> listed(["'a'", "'b'", "'c'", "'d'"])
+    "'a', 'b', 'c' and 1 more"
+    """
+    more = f"{between if between.isspace() else ' '}and {len(items) - most} more" if len(items) > most else ""
+    return between.join(items[:most]) + more
+
+
+def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """:func:`accepting` for a function that has all its keyword arguments in its signature."""
+    return accepting()(function)
+
+
+def renaming(**renamed: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Have old names of keyword arguments go on working for a release, with a warning.
+
+    Args:
+        renamed: the new names by the old ones.
+
+    Raises:
+        TypeError: for an old name beside its new one.
+
+    Warns:
+        InitoptWarning: for an old name; the message says the new one.
+    """
+
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        @functools.wraps(function)
+        def translated(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            for old in renamed.keys() & kwargs.keys():
+                new = renamed[old]
+                if new in kwargs:
+                    raise TypeError(f"{function.__name__}() got {new!r} and, beside it, its old name {old!r}")
+                warn(f"initopt: {old!r} of {function.__name__}() is called {new!r} now; the old name will go")
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return translated
+
+    return decorate

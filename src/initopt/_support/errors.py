@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "HarmError",
+    "InitoptWarning",
     "LoaderError",
     "LossError",
     "MismatchError",
@@ -49,7 +50,11 @@ class ZeroGradientError(ArithmeticError):
     """Every gradient is exactly zero, so there is no direction to compare."""
 
 
-_PACKAGE = os.path.join(os.path.dirname(__file__), "")
+class InitoptWarning(UserWarning):
+    """A warning of initopt's: ``warnings.simplefilter("ignore", initopt.InitoptWarning)`` silences them alone."""
+
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 _WRITTEN_OVER = (
     "(the model writes over what its backward pass needs. Models are measured in evaluation mode, but for their norms; if "
@@ -84,4 +89,4 @@ def warn(message: str) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, InitoptWarning, stacklevel=level)

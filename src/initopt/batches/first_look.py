@@ -35,7 +35,7 @@ def look_at_classes(output: Tensor, targets: Tensor, classes: int, criterion: nn
         LossError: for labels that there are no classes for. On a GPU, PyTorch would end the whole process for it.
 
     Warns:
-        UserWarning: for an output that has been through a softmax, and for a batch that is sorted by class.
+        InitoptWarning: for an output that has been through a softmax, and for a batch that is sorted by class.
     """
     counted = targets[targets != getattr(criterion, "ignore_index", -100)].flatten()
     if not len(counted):

@@ -62,7 +62,7 @@ class BatchStream:
     its later passes.
 
     Args:
-        batches: any iterable of batches.
+        batches: any iterable of batches, checked by :func:`check_batches`.
         count: the most to hand out; fewer if the reader stops.
         held_back: how many to keep for :attr:`held`; fewer of a re-iterable that has no more than that.
         skip: how many of the first ones to pass over, for a run that is resumed; they count as handed out.
@@ -77,7 +77,6 @@ class BatchStream:
         skip: int = 0,
         on_first: Callable[[Any], None] | None = None,
     ) -> None:
-        check_batches(batches)
         self.cycled = False
         self._batches = batches
         self._count = count
@@ -141,7 +140,7 @@ class BatchStream:
         )
         warn(
             f"there {'is' if found == 1 else 'are'} {found} batch{'es' if found > 1 else ''}, too few to hold "
-            f"measure_steps={self._held_back} back, so {what}; more batches, or smaller ones, would tell more"
+            f"measure_batches={self._held_back} back, so {what}; more batches, or smaller ones, would tell more"
         )
         return kept
 

@@ -1,14 +1,21 @@
-"""Which samples of a batch make up each sub-batch."""
+"""How a batch is split into sub-batches, and which samples make up each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["SPLITS", "Windows", "split_windows"]
+from initopt._support.checks import check_choice, check_integer, check_number, with_plain_numbers
+
+__all__ = ["BATCH_NORMS", "SPLITS", "BatchNorm", "Split", "SubBatches", "Windows"]
+
+Split = Literal["cyclic", "published"]
+BatchNorm = Literal["subbatch", "batch"]
+BATCH_NORMS = ("subbatch", "batch")
 
 
 @dataclass(frozen=True)
@@ -71,38 +78,69 @@ SPLITS: dict[str, Callable[[int, int, float], list[Tensor]]] = {"cyclic": _cycli
 """The ways to split a batch, by name."""
 
 
-def split_windows(batch_size: int, num_subbatches: int, overlap: float = 0.0, split: str = "cyclic") -> Windows:
-    """Split ``batch_size`` samples into overlapping sub-batches.
+@dataclass(frozen=True, kw_only=True)
+class SubBatches:
+    """How a batch is split into sub-batches and how these are run; checked when it is made.
 
-    With L = B // D:
+    With B samples, D sub-batches and L = B // D:
 
-    - ``"cyclic"``: D windows of the same size, round((1 + overlap) L) samples from d * L on, around the end of the
+    - ``split="cyclic"``: D windows of the same size, round((1 + overlap) L) samples from d * L on, around the end of the
       batch to its start. If D does not divide B, the last B - D L samples are reached by overlap only.
-    - ``"published"``: the index arithmetic of the published NIO code, whose windows have different sizes: from
+    - ``split="published"``: the index arithmetic of the published NIO code, whose windows have different sizes: from
       int((1 - overlap) L d) to int((1 + overlap) L (d + 1)), the first from 0, the last to B.
 
-    Args:
-        batch_size: number of samples B.
-        num_subbatches: number of sub-batches D, from 2 to B. With D = B and no overlap, each is one sample.
+    Attributes:
+        count: D, the number of sub-batches, from 2 to B. With D = B and no overlap, each is one sample.
         overlap: share by which a window is larger than L, in [0, 1).
-        split: ``"cyclic"`` or ``"published"``.
+        split: rule of splitting.
+        batch_norm: whose statistics normalize, each sub-batch's own (``"subbatch"``) or the whole batch's (``"batch"``).
+        microbatch: most samples of a sub-batch to run at a time; whole sub-batches by default.
 
     Raises:
-        ValueError: if the batch has fewer samples than sub-batches.
+        ValueError: for what cannot work; the message says what was given and what is allowed.
 
-    >>> [window.tolist() for window in split_windows(8, 2, overlap=0.25).indices]
-    [[0, 1, 2, 3, 4], [4, 5, 6, 7, 0]]
+    >>> SubBatches(count=2, overlap=0.25).windows(8).indices[1].tolist()
+    [4, 5, 6, 7, 0]
     """
-    if batch_size == 1:
-        raise ValueError(
-            f"a batch of 1 sample cannot be split into num_subbatches={num_subbatches} sub-batches; use batches of at "
-            f"least {num_subbatches} samples. If the one sample is made of many that count (points, pixels, tokens), give "
-            "these the first dimension: (points, targets) in place of (points[None], targets[None])"
-        )
-    if batch_size < num_subbatches:
-        raise ValueError(
-            f"a batch of {batch_size} samples cannot be split into num_subbatches={num_subbatches} sub-batches; "
-            f"use batches of at least {num_subbatches} samples or num_subbatches <= {batch_size} "
-            "(a DataLoader with drop_last=True leaves out a short last batch)"
-        )
-    return Windows(tuple(SPLITS[split](batch_size, num_subbatches, overlap)), batch_size)
+
+    count: int = 4
+    overlap: float = 0.0
+    split: Split = "cyclic"
+    batch_norm: BatchNorm = "subbatch"
+    microbatch: int | None = None
+
+    def __post_init__(self) -> None:
+        with_plain_numbers(self)
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 2:
+            raise ValueError(
+                f"num_subbatches must be an integer of 2 or more, since GradCosine compares pairs; got {self.count!r}"
+            )
+        check_number("overlap", self.overlap)
+        if not 0 <= self.overlap < 1:
+            raise ValueError(
+                f"overlap is the share by which sub-batches overlap and must be in [0, 1); got {self.overlap!r}"
+            )
+        check_choice("split", self.split, SPLITS)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
+        if self.microbatch is not None:
+            check_integer("microbatch", self.microbatch, 1)
+
+    def windows(self, batch_size: int) -> Windows:
+        """The sub-batches of a batch of ``batch_size`` samples.
+
+        Raises:
+            ValueError: if the batch has fewer samples than sub-batches.
+        """
+        if batch_size == 1:
+            raise ValueError(
+                f"a batch of 1 sample cannot be split into num_subbatches={self.count} sub-batches; use batches of at "
+                f"least {self.count} samples. If the one sample is made of many that count (points, pixels, tokens), give "
+                "these the first dimension: (points, targets) in place of (points[None], targets[None])"
+            )
+        if batch_size < self.count:
+            raise ValueError(
+                f"a batch of {batch_size} samples cannot be split into num_subbatches={self.count} sub-batches; "
+                f"use batches of at least {self.count} samples or num_subbatches <= {batch_size} "
+                "(a DataLoader with drop_last=True leaves out a short last batch)"
+            )
+        return Windows(tuple(SPLITS[self.split](batch_size, self.count, self.overlap)), batch_size)

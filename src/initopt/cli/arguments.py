@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from initopt._support.current_folder import search_for_own_code
+from initopt._support.errors import warn
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import Component, find_component
 from initopt.cli.files import Config, as_yaml, describe_recipe, merge_configs, read_options, read_recipe
@@ -35,12 +36,18 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
         argparse.ArgumentError, ValueError, ImportError: for what cannot be understood; the message says why.
     """
     first = _first_pass(command)
-    flags, rest = first.parse_known_args(list(map(_with_underscores, argv)))
+    flags, rest = first.parse_known_args([_as_called_now(command, _with_underscores(flag)) for flag in argv])
     if getattr(flags, "list_recipes", False):
         print(_list(command))
         return None
     files = [*_recipes(command, flags), *((f"--config {name}", read_options(Path(name))) for name in flags.config or [])]
     config = merge_configs(files, command.choices)
+    for old in command.renamed.keys() & config.options.keys():
+        value, origin = config.options.pop(old), config.origins.pop(old)
+        if value is not None:
+            new = _as_called_now(command, f"--{old}").removeprefix("--")
+            config.options.setdefault(new, value)
+            config.origins.setdefault(new, origin)
     for name in command.choices:
         if getattr(flags, name) is not None:
             config.choose(name, getattr(flags, name))
@@ -74,13 +81,23 @@ def parse(command: Command, argv: Sequence[str]) -> Request | None:
 def _with_underscores(flag: str) -> str:
     """A flag as it is called here, where it was written with dashes; networks have names of their own.
 
-    >>> _with_underscores("--measure-steps=3"), _with_underscores("--models.my-net"), _with_underscores("-1")
-    ('--measure_steps=3', '--models.my-net', '-1')
+    >>> _with_underscores("--measure-batches=3"), _with_underscores("--models.my-net"), _with_underscores("-1")
+    ('--measure_batches=3', '--models.my-net', '-1')
     """
     name, equals, value = flag.partition("=")
     if not name.startswith("--") or name.startswith("--models."):
         return flag
     return f"--{name[2:].replace('-', '_')}{equals}{value}"
+
+
+def _as_called_now(command: Command, flag: str) -> str:
+    """A flag under its present name."""
+    name, equals, value = flag.partition("=")
+    new = command.renamed.get(name.removeprefix("--")) if name.startswith("--") else None
+    if new is None:
+        return flag
+    warn(f"{name} is called --{new} now; the old name will go")
+    return f"--{new}{equals}{value}"
 
 
 def _with_brackets(parser: ArgumentParser, flags: Sequence[str]) -> Iterator[str]:

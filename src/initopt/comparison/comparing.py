@@ -101,7 +101,7 @@ def compare(
             installed; the message says which: ``pip install 'initopt[compare]'``.
 
     Warns:
-        UserWarning: if a run could not be stored or read; the others are done.
+        InitoptWarning: if a run could not be stored or read; the others are done.
 
     >>> import functools, tempfile, initopt
     >>> small = functools.partial(initopt.zoo.plain_mlp, depth=2, width=8)

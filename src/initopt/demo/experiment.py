@@ -81,7 +81,7 @@ def run_seed(seed: int, epochs: int, nio_steps: int, advance: Callable[[], objec
         models["nio"],
         batches,
         steps=nio_steps,
-        measure_steps=MEASURED_BATCHES,
+        measure_batches=MEASURED_BATCHES,
         seed=seed,
         progress=False,
         callbacks=[lambda record: advance()],

@@ -57,13 +57,15 @@ def check_engine(engine: str) -> None:
         raise ValueError(f"unknown engine {engine!r}; known are {', '.join(map(repr, _CHOICES))}")
 
 
-def create_engine(engine: str, problem: Problem) -> Engine:
+def create_engine(engine: str, problem: Problem, memory_budget: float | None = None) -> Engine:
     """Make an engine.
 
     Args:
         engine: a key of :data:`ENGINES`; ``"exact"`` for the cheapest exact one that can work on the problem; ``"auto"``
             for the same, which goes over to ``"differences"`` with a warning if an operation has no second derivative.
         problem: what it is to work on.
+        memory_budget: bytes that an engine which is chosen by itself may take beside the model and the batch; by default,
+            what is free.
 
     Raises:
         ValueError: if the name is unknown or the named engine cannot work on the problem; the message says why.
@@ -74,7 +76,7 @@ def create_engine(engine: str, problem: Problem) -> Engine:
         if reason is not None:
             raise ValueError(f'engine {engine!r} cannot be used here: {reason}; engine="auto" chooses one that can')
         return ENGINES[engine](problem)
-    return FallingBackEngine(problem, allow_differences=engine == "auto")
+    return FallingBackEngine(problem, engine == "auto", memory_budget)
 
 
 _MISSING = (
@@ -125,11 +127,13 @@ class FallingBackEngine(Engine):
     Args:
         problem: what to work on.
         allow_differences: whether inexact derivatives will do.
+        memory_budget: bytes that it may take; by default, what is free.
     """
 
-    def __init__(self, problem: Problem, allow_differences: bool) -> None:
+    def __init__(self, problem: Problem, allow_differences: bool, memory_budget: float | None = None) -> None:
         super().__init__(problem)
         self._allow_differences = allow_differences
+        self._memory_budget = memory_budget
         self._budgeted = False
         if problem.microbatch is not None:
             refusal = RecomputeEngine.refusal(problem)
@@ -141,9 +145,10 @@ class FallingBackEngine(Engine):
             self._engine = CoupledEngine(problem)
             self.reason = 'exact with batch_norm="batch"'
         else:
-            together = not problem.normalizes or problem.num_subbatches >= _MANY
+            count = problem.subbatches.count
+            together = not problem.normalizes or count >= _MANY
             self._engine = GroupsEngine(problem) if together else GraphEngine(problem)
-            self.reason = f"exact, and the cheapest for {problem.num_subbatches} sub-batches"
+            self.reason = f"exact, and the cheapest for {count} sub-batches"
             self.reason += " with batch norm" if problem.normalizes else " without batch norm"
 
     @property
@@ -188,8 +193,7 @@ class FallingBackEngine(Engine):
     def _keep_to_budget(self, batch: Batch) -> None:
         """Go over to an engine that takes less memory if this one is going to take too much."""
         self._budgeted = True
-        given = self.problem.memory_budget
-        budget = free_memory(self.problem.device) if given is None else given
+        budget = free_memory(self.problem.device) if self._memory_budget is None else self._memory_budget
         if budget is None or not isinstance(self._engine, (GraphEngine, GroupsEngine)):
             return
         need = estimate(self.problem, batch)
@@ -198,7 +202,7 @@ class FallingBackEngine(Engine):
         self.reason = f"the graphs of all sub-batches, some {_size(need.keeping_graphs)}, exceed {_size(budget)}"
         problem = self.problem
         if need.recomputing > budget and not problem.normalizes:
-            problem = replace(problem, microbatch=need.microbatch(budget))
+            problem = replace(problem, subbatches=replace(problem.subbatches, microbatch=need.microbatch(budget)))
             self.reason += f", and one graph does, too, so {problem.microbatch} samples are run at a time"
         self._engine = RecomputeEngine(problem)
 

@@ -34,7 +34,7 @@ _ROUGHLY_AGREED = 0.02
 """The same in single precision."""
 
 
-def examine(problem: Problem, data: Any, second: bool) -> str | None:
+def examine(problem: Problem, data: Any, second: bool, memory_budget: float | None = None) -> str | None:
     """Look at a model on the first sub-batch, for the price of half a training step, and of two with second derivatives.
 
     - Two equal passes give the same loss and the same gradient. Where they do not, something draws at random, or keeps a
@@ -52,6 +52,7 @@ def examine(problem: Problem, data: Any, second: bool) -> str | None:
         problem: with the model in measuring mode.
         data: the first batch, as the user gave it.
         second: whether second derivatives are going to be taken.
+        memory_budget: bytes that this may take; by default, what is free.
 
     Returns:
         Why second derivatives are not to be trusted, as a clause; ``None`` if they agree, or were not looked at.
@@ -61,7 +62,7 @@ def examine(problem: Problem, data: Any, second: bool) -> str | None:
         RuntimeError: if the backward pass accumulates gradients by itself.
 
     Warns:
-        UserWarning: if two passes differ, or the first dimension seems to be time.
+        InitoptWarning: if two passes differ, or the first dimension seems to be time.
     """
     try:
         batch = problem.prepare(data, 0)
@@ -87,7 +88,7 @@ def examine(problem: Problem, data: Any, second: bool) -> str | None:
             "or keeps a state, where initopt does not see it. Figures are noisy by as much"
         )
         return None
-    return _disagreement(problem, batch, part) if second else None
+    return _disagreement(problem, batch, part, memory_budget) if second else None
 
 
 def _first_part(problem: Problem, batch: Batch) -> Part:
@@ -183,7 +184,7 @@ def _time_first(model: nn.Module, samples: int) -> Iterator[list[str]]:
         yield found
 
 
-def _disagreement(problem: Problem, batch: Batch, part: Part) -> str | None:
+def _disagreement(problem: Problem, batch: Batch, part: Part, memory_budget: float | None) -> str | None:
     """By how much a second derivative and finite differences of gradients disagree, in words, if they do.
 
     Of a Hessian H and random directions u, along the scales, and v, a double backward pass has v'Hu, and so have
@@ -193,7 +194,7 @@ def _disagreement(problem: Problem, batch: Batch, part: Part) -> str | None:
     """
     few = replace(part, indices=part.indices[:_FEW])
     for dtype in (torch.float64,) if in_low_precision(problem) else (torch.float64, torch.float32):
-        if not fits_memory(problem, dtype):
+        if not fits_memory(problem, dtype, memory_budget):
             continue
         try:
             with problem.state.stand_ins(dtype) as leaves:

@@ -25,7 +25,9 @@ without norm 2e-3 or more for every weight.
 """
 
 
-def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = None) -> list[bool]:
+def scale_invariant(
+    problem: Problem, batch: Batch, microbatch: int | None = None, memory_budget: float | None = None
+) -> list[bool]:
     r"""Which of ``problem.scale_params`` the loss does not change with, when they are multiplied by a number.
 
     Where L(a W) = L(W) for all a > 0, as for a weight in front of a norm, :math:`\langle dL/dW, W \rangle = 0`, and the
@@ -37,6 +39,7 @@ def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = Non
         problem: the model, in measuring mode, and how its batches are split.
         batch: on which to look; costs a training step.
         microbatch: most samples to run at a time; whole sub-batches by default.
+        memory_budget: bytes that this may take; by default, what is free.
 
     Returns:
         A truth value for each of ``problem.scale_params``.
@@ -45,7 +48,7 @@ def scale_invariant(problem: Problem, batch: Batch, microbatch: int | None = Non
         return _below(_cosines(problem, batch, microbatch, {}), problem, ALIGNED)
     # Rounding to 8 or 11 bits alone makes cosines of 1e-3. Autocast leaves float64 alone.
     try:
-        if not fits_memory(problem, torch.float64):
+        if not fits_memory(problem, torch.float64, memory_budget):
             raise MemoryError
         with problem.state.stand_ins(torch.float64) as leaves:
             return _below(_cosines(problem, in_precision(batch, torch.float64), microbatch, leaves), problem, ALIGNED)
@@ -63,10 +66,10 @@ def in_low_precision(problem: Problem) -> bool:
     return low or uses_autocast()
 
 
-def fits_memory(problem: Problem, dtype: torch.dtype) -> bool:
+def fits_memory(problem: Problem, dtype: torch.dtype, memory_budget: float | None = None) -> bool:
     """Whether there is room for copies of all parameters and a few gradients of them in a precision, and to spare."""
     count = sum(parameter.numel() for parameter in problem.model.parameters())
-    free = free_memory(problem.device) if problem.memory_budget is None else problem.memory_budget
+    free = free_memory(problem.device) if memory_budget is None else memory_budget
     return free is None or 6 * count * torch.finfo(dtype).bits / 8 < free / 2
 
 

@@ -4,91 +4,135 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from initopt._support.checks import check_integer, plain_numbers
+from initopt._support.checks import check_integer, check_number, with_plain_numbers
+from initopt.batches.subbatches import BatchNorm, Split, SubBatches
 from initopt.engines import Engine
 from initopt.engines.auto import check_engine
 from initopt.gram.measurement import Measurement
-from initopt.methods.records import Record, steps_taken
+from initopt.methods.records import Record, StepRecord, steps_taken
 from initopt.model.parameters import ParameterFilter
 from initopt.model.preserve import Originals
-from initopt.model.problem import BatchNorm, Problem, Split, check_memory, check_splitting
+from initopt.model.problem import Problem
 from initopt.schemes import check_scheme
 
-__all__ = ["Method", "MethodRun"]
+__all__ = ["Measuring", "Method", "MethodRun"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How the gradients of sub-batches are computed; checked when it is made.
+
+    :func:`initopt.measure` and :class:`initopt.methods.NIO` have these options themselves. For other methods, they
+    configure the measurements before and after:
+    ``optimize(..., method=GradInit(), measuring=Measuring(num_subbatches=8))``.
+
+    Attributes:
+        num_subbatches: D, the number of sub-batches that each batch is split into, 2 to the batch size.
+        overlap: share by which sub-batches overlap, in [0, 1). Shared samples raise GradCosine.
+        split: ``"cyclic"``, equal windows, or ``"published"``, those of the published code
+            (:class:`initopt.batches.subbatches.SubBatches`).
+        batch_norm: ``"subbatch"``: batch norms use the statistics of each sub-batch; ``"batch"``: of the whole batch, as
+            the published code does. Running statistics are neither used nor changed.
+        grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
+            gradient; all that train, by default.
+        engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
+        microbatch: most samples of a sub-batch to run at a time, whose gradients are accumulated: for sub-batches that do
+            not fit into memory. Whole sub-batches by default. Where memory runs out, it is halved, with a warning. Needs a
+            loss that is a mean over samples, and no batch norm on the statistics of the sub-batch.
+        memory_budget: bytes that ``engine="auto"`` may take beside the model and the batch; by default, what is free.
+
+    Raises:
+        ValueError: for what cannot work; the message says what was given and what is allowed.
+
+    >>> Measuring(num_subbatches=8).subbatches().count
+    8
+    """
+
+    num_subbatches: int = 4
+    overlap: float = 0.0
+    split: Split = "cyclic"
+    batch_norm: BatchNorm = "subbatch"
+    grad_params: ParameterFilter | None = None
+    engine: str = "auto"
+    microbatch: int | None = None
+    memory_budget: float | None = None
+
+    def __post_init__(self) -> None:
+        with_plain_numbers(self)
+        if self.memory_budget is not None:
+            check_number("memory_budget", self.memory_budget, above=0)
+        check_engine(self.engine)
+        self.subbatches()  # which checks the others
+
+    def subbatches(self) -> SubBatches:
+        """How a batch is split, and its sub-batches are run."""
+        return SubBatches(
+            count=self.num_subbatches,
+            overlap=self.overlap,
+            split=self.split,
+            batch_norm=self.batch_norm,
+            microbatch=self.microbatch,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """An initialization method with its options, checked when it is made.
 
-    A method is a frozen dataclass: its fields are its options, its defaults are theirs. What a run of it accumulates
-    lives in the :class:`MethodRun` that :meth:`start` returns. The options that are here, every method has.
+    A method is a frozen dataclass: its fields are its options, and its docstring is their documentation. What a run of it
+    accumulates lives in the :class:`MethodRun` that :meth:`start` returns. The options that are here, every method has.
 
     Attributes:
-        name: its name.
         steps: number of steps.
-        num_subbatches: D, the number of sub-batches that an engine splits a batch into.
-        grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
-            gradient; all that train, by default.
-        scale_params: the same, for the tensors that get a scale.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights are the start; the model's own weights by default.
-        engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
-        train_mode: whether the model runs wholly in training mode.
+        scale_params: a function of (qualified name, parameter, owning module) that says which tensors get a scale; all
+            that train, by default.
+        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
+            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
+            is off.
     """
 
     name: ClassVar[str]
+    """Name of the method."""
     differentiates: ClassVar[bool] = True
     """Whether it takes second derivatives."""
+    record: ClassVar[type[Record]] = StepRecord
+    """What its steps leave in the history; a plug-in may have a class of its own."""
 
     steps: int = 100
-    num_subbatches: int = 4
-    grad_params: ParameterFilter | None = None
     scale_params: ParameterFilter | None = None
     scheme: str | None = None
-    engine: str = "auto"
     train_mode: bool = False
 
     def __post_init__(self) -> None:
-        for option in fields(self):  # so that they can be stored: numbers of NumPy as Python's own
-            object.__setattr__(self, option.name, plain_numbers(getattr(self, option.name)))
-        check_memory(self.microbatch, self.memory_budget)
+        with_plain_numbers(self)
         check_integer("steps", self.steps, 1)
-        check_splitting(self.num_subbatches, self.overlap, self.split, self.batch_norm)
         if self.scheme is not None:
             check_scheme(self.scheme)
-        check_engine(self.engine)
 
-    # How batches are split, normalized and run, for the measurements before and after; options of a method that has a say.
+    def measuring(self, asked: Measuring | None) -> Measuring:
+        """How gradients are computed in a run: as the caller asks for, but for what is an option of the method.
 
-    @property
-    def overlap(self) -> float:
-        """Overlap ratio of the sub-batches."""
-        return 0.0
-
-    @property
-    def split(self) -> Split:
-        """Rule of splitting."""
-        return "cyclic"
-
-    @property
-    def batch_norm(self) -> BatchNorm:
-        """Whose statistics normalize."""
-        return "subbatch"
-
-    @property
-    def microbatch(self) -> int | None:
-        """Most samples of a sub-batch to run at a time."""
-        return None
-
-    @property
-    def memory_budget(self) -> float | None:
-        """Bytes that an engine may take."""
-        return None
+        Raises:
+            TypeError: if the caller asks for another value of an option of the method.
+        """
+        if asked is not None and not isinstance(asked, Measuring):
+            raise TypeError(f"measuring must be an initopt.Measuring; got {type(asked).__name__}")
+        own = {option.name: getattr(self, option.name) for option in fields(Measuring) if hasattr(self, option.name)}
+        if asked is None:
+            return Measuring(**own)
+        differing = [name for name, value in own.items() if getattr(asked, name) != value]
+        if differing:
+            raise TypeError(
+                f"measuring= has {', '.join(differing)}, of which the method {self.name!r} has options of its own; give "
+                "them to the method"
+            )
+        return replace(asked, **own)
 
     @property
     def batches_per_step(self) -> int:

@@ -19,10 +19,9 @@ from initopt.engines import Engine
 from initopt.engines.autograd.scale_derivatives import without_hooks
 from initopt.engines.base import Gradients
 from initopt.methods._whole_batch import LossGradient, check_gradients, loss_of, sum_over, whole_batch
-from initopt.methods.base import Method, MethodRun
+from initopt.methods.base import MethodRun
 from initopt.methods.records import Record, StepRecord, steps_taken
-from initopt.methods.scale_optimizer import check_rescaling
-from initopt.methods.scales import ScalesRun
+from initopt.methods.scales import ScalesMethod, ScalesRun
 from initopt.model.double_backward import plain_attention
 from initopt.model.parameters import ParameterFilter
 from initopt.model.preserve import Originals
@@ -33,18 +32,31 @@ __all__ = ["GradInit", "InnerOptimizer"]
 InnerOptimizer = Literal["sgd", "adam"]
 
 
-@dataclass(frozen=True)
-class GradInit(Method):
-    r"""Learn one scale per parameter tensor so that one step of the optimizer lowers the loss as far as it can.
+@dataclass(frozen=True, kw_only=True)
+class GradInit(ScalesMethod):
+    r"""Learn one scale per parameter tensor so that the optimizer's first step lowers the loss as far as it can.
 
-    With the gradient g of the loss on a first batch S, a step on the scales minimizes
+    Each step takes two batches and joins them; g is the gradient of their loss. If its norm exceeds ``max_grad_norm``, the
+    scales move so as to lower that norm: the 2-norm for SGD, the 1-norm for Adam. Otherwise they move so as to lower
 
     .. math:: \frac1\eta L_{\tilde S}(W - \eta u), \qquad u = g / \lVert g \rVert_2 \text{ for SGD}, \quad
         \operatorname{sign}(g) \text{ for Adam},
 
-    with u held fixed, on a second batch that shares half of its samples with the first; or, if the norm of g exceeds
-    ``max_grad_norm``, that norm: the 2-norm for SGD, the 1-norm for Adam (algorithm 1 of arXiv 2102.08098, as its published
-    code has it). The options are those of :func:`initopt.gradinit`.
+    with u held fixed, on a second batch, the first half of the first one joined with a third from the loader (Zhu, Ni, Xu,
+    Kong, Huang, Goldstein, NeurIPS 2021, arXiv 2102.08098, algorithm 1, as its published code has it). Batch norms use the
+    statistics of these joined batches. A step takes three batches, two if it is constrained, and one more with
+    ``fresh_second_batch``; give half of the batch size that you are going to train with. A constrained step has no
+    objective.
+
+    Attributes:
+        eta: learning rate of the optimizer's step, that of the training.
+        optimizer: whose step it is, ``"sgd"`` or ``"adam"``.
+        normalize_grad: whether SGD steps along the gradient over its length; Adam does not care.
+        fresh_second_batch: whether the second batch shares no samples with the first, but takes one more of the loader's.
+        max_grad_norm: the bound on the norm of g: the 2-norm for SGD, by default 1; for Adam the sum of absolute values,
+            which grows with the number of parameters, by default without bound.
+        grad_params: a function of (qualified name, parameter, owning module) that says which parameters the optimizer's
+            step moves and make up g; all that train, by default.
 
     >>> GradInit(optimizer="adam", eta=1e-3, max_grad_norm=100.0).steps
     100
@@ -52,24 +64,12 @@ class GradInit(Method):
 
     name: ClassVar[str] = "gradinit"
 
-    steps: int = 100
     eta: float = 0.1
     optimizer: InnerOptimizer = "sgd"
     normalize_grad: bool = True
     fresh_second_batch: bool = False
     max_grad_norm: float | None = None
-    lr: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    scale_grad_clip: float = 1.0
-    min_scale: float = 0.01
-    min_bias_scale: float = 0.0
-    scale_params: ParameterFilter | None = None
     grad_params: ParameterFilter | None = None
-    num_subbatches: int = 4
-    scheme: str | None = None
-    engine: str = "auto"
-    train_mode: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +79,6 @@ class GradInit(Method):
         check_flag("fresh_second_batch", self.fresh_second_batch)
         if self.max_grad_norm is not None:
             check_number("max_grad_norm", self.max_grad_norm, above=0)
-        check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
 
     @property
     def batches_per_step(self) -> int:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from initopt._support.checks import check_integer, check_number
+from initopt._support.checks import check_integer, check_number, listed
 from initopt._support.errors import NonFiniteError, warn
 from initopt.engines import Engine
 from initopt.methods._whole_batch import loss_of, whole_batch
 from initopt.methods.base import Method, MethodRun
 from initopt.methods.records import LayerRecord, Record
 from initopt.methods.scales import Scales
-from initopt.model.parameters import NamedParameter, ParameterFilter
+from initopt.model.parameters import NamedParameter
 from initopt.model.preserve import Originals
 from initopt.model.problem import Problem
 from initopt.schemes.matrices import is_embedding, matrices_of
@@ -28,13 +28,27 @@ from initopt.schemes.matrices import is_embedding, matrices_of
 __all__ = ["LSUV"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LSUV(Method):
     """Give the output of every layer unit variance, layer by layer, by a scale of its weight.
 
-    In the order in which the layers run on a batch, the weight of each is divided by the standard deviation of the layer's
-    output over all samples, channels and places, until the variance is 1 within ``tolerance`` (algorithm 1 of arXiv
-    1511.06422). The options are those of :func:`initopt.lsuv`.
+    The model runs on a batch; a large one is a good one. Each layer, when it is its turn, has its weight divided by the
+    standard deviation of its output over all samples, channels and places, until the variance is 1 within ``tolerance``;
+    the layers after it see the new output (layer-sequential unit variance; Mishkin and Matas, ICLR 2016, arXiv 1511.06422,
+    algorithm 1). So the order is that in which the layers really run, in any model.
+
+    Layers are linear and bilinear ones and convolutions, transposed ones too, whose module is called. A layer that runs
+    more than once, or shares its weight with another, is scaled for its first output. Left alone, with a warning that names
+    them: what is used without its module being called (attention's projections, in ``nn.MultiheadAttention``), recurrent
+    layers, weights shared with an embedding, and layers whose output is constant. Left alone, too: parametrized weights,
+    embeddings, norms, what is frozen.
+
+    Attributes:
+        steps: number of passes over the network, each on the next batch.
+        tolerance: how far from 1 a variance may be, in (0, 1).
+        max_iterations: most rescalings of a layer. A layer without bias needs one.
+        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
+            refer, with biases of 0; ``None`` for the model's own weights. ``Result.before`` is of the model's own.
 
     >>> LSUV().scheme
     'orthogonal'
@@ -42,16 +56,12 @@ class LSUV(Method):
 
     name: ClassVar[str] = "lsuv"
     differentiates: ClassVar[bool] = False
+    record: ClassVar[type[Record]] = LayerRecord
 
     steps: int = 1
+    scheme: str | None = "orthogonal"
     tolerance: float = 0.1
     max_iterations: int = 10
-    scale_params: ParameterFilter | None = None
-    grad_params: ParameterFilter | None = None
-    num_subbatches: int = 4
-    scheme: str | None = "orthogonal"
-    engine: str = "auto"
-    train_mode: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +103,7 @@ class _LSUVRun(MethodRun):
         if not done.records:
             raise ValueError(
                 "lsuv found no layer that runs: none of the modules with the weights "
-                f"{_some([p.name for p, _ in self._layers.values()])} is called as a module by the model"
+                f"{listed([repr(p.name) for p, _ in self._layers.values()])} is called as a module by the model"
             )
         tolerance, most = self._method.tolerance, self._method.max_iterations
         told = {
@@ -109,7 +119,7 @@ class _LSUVRun(MethodRun):
             }
         for what, names in told.items():
             if names:
-                warn(f"initopt: lsuv: {_some(names)} {what}")
+                warn(f"initopt: lsuv: {listed(list(map(repr, names)))} {what}")
 
     def scales(self) -> dict[str, float]:
         return self._scales.named()
@@ -190,8 +200,3 @@ def _layers(parameters: Sequence[NamedParameter]) -> tuple[_Layers, list[str]]:
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd)) and "weight" in module._parameters
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more

@@ -20,10 +20,9 @@ from initopt.engines import Engine
 from initopt.engines.autograd.scale_derivatives import along_weights, without_hooks
 from initopt.engines.base import Gradients
 from initopt.methods._whole_batch import check_gradients, explain_missing, loss_of, sum_over, whole_batch
-from initopt.methods.base import Method, MethodRun
+from initopt.methods.base import MethodRun
 from initopt.methods.records import Record, StepRecord
-from initopt.methods.scale_optimizer import check_rescaling
-from initopt.methods.scales import ScalesRun
+from initopt.methods.scales import ScalesMethod, ScalesRun
 from initopt.model.double_backward import plain_attention, plain_embedding, plain_norms
 from initopt.model.parameters import ParameterFilter
 from initopt.model.preserve import Originals
@@ -36,16 +35,32 @@ Inputs = Literal["data", "random"]
 Norms = Literal["exact", "fused"]
 
 
-@dataclass(frozen=True)
-class MetaInit(Method):
+@dataclass(frozen=True, kw_only=True)
+class MetaInit(ScalesMethod):
     r"""Learn one scale per parameter tensor so that the gradient changes little along itself.
 
-    Minimized is the gradient quotient, with the gradient g of the loss and its Hessian H,
+    Each step takes one batch and lowers the gradient quotient, with the gradient g of its loss and the Hessian H,
 
-    .. math:: \frac1N \sum_i \left| \frac{g_i - (H g)_i}{g_i + \epsilon \operatorname{sign}(g_i)} - 1 \right|,
+    .. math:: \frac1N \sum_i \left| \frac{g_i - (H g)_i}{g_i + \epsilon \operatorname{sign}(g_i)} - 1 \right|
 
-    in which :math:`\epsilon` is ``quotient_eps``, and sign(0) is 1 (equation 1 of the paper). Adam moves the scales, as in
-    the MetaInit of the published code of GradInit. The options are those of :func:`initopt.metainit`.
+    in which :math:`\epsilon` is ``quotient_eps``, and sign(0) is 1 (Dauphin and Schoenholz, *MetaInit: Initializing
+    learning by learning to initialize*, NeurIPS 2019, equation 1). Adam moves the scales, of weights and biases, as in the
+    MetaInit of GradInit's published code. The paper itself has norms of weights only, moved by the sign of the derivative
+    with momentum; ``scale_params=lambda name, p, module: p.ndim > 1`` leaves out what it leaves out.
+
+    Warning:
+        The derivative of the quotient is a third derivative of the loss, which PyTorch has wrong, silently, for its layer,
+        batch and instance norms (seen in 2.13; 2.15 refuses it for batch norm). The published code uses these;
+        ``norms="fused"`` does so, too.
+
+    Attributes:
+        inputs: ``"data"``, or ``"random"``: standard normal inputs in the place of those of each batch, whose targets stay,
+            as the paper allows. The batches then have to be (inputs, targets), with floating-point inputs.
+        quotient_eps: the epsilon of the quotient.
+        norms: ``"exact"``, norms composed of elementary operations, with right derivatives, or ``"fused"``, PyTorch's own
+            norms, as in the published code. There is no difference for models without such norms.
+        grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up g; all
+            that train, by default.
 
     >>> MetaInit(inputs="random").quotient_eps
     1e-05
@@ -53,29 +68,16 @@ class MetaInit(Method):
 
     name: ClassVar[str] = "metainit"
 
-    steps: int = 100
     inputs: Inputs = "data"
     quotient_eps: float = 1e-5
     norms: Norms = "exact"
-    lr: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    scale_grad_clip: float = 1.0
-    min_scale: float = 0.01
-    min_bias_scale: float = 0.0
-    scale_params: ParameterFilter | None = None
     grad_params: ParameterFilter | None = None
-    num_subbatches: int = 4
-    scheme: str | None = None
-    engine: str = "auto"
-    train_mode: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("inputs", self.inputs, ("data", "random"))
         check_choice("norms", self.norms, ("exact", "fused"))
         check_number("quotient_eps", self.quotient_eps, above=0, finite=True)
-        check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _MetaInitRun(self, problem, originals)

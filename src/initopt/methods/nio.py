@@ -19,14 +19,13 @@ from initopt.engines.gradients import gradient_norm
 from initopt.engines.invariance import scale_invariant
 from initopt.gram import functional, objectives
 from initopt.gram.measurement import Measurement
-from initopt.methods.base import Method, MethodRun
+from initopt.methods.base import Measuring, MethodRun
 from initopt.methods.records import StepRecord
-from initopt.methods.scale_optimizer import Kind, check_rescaling
-from initopt.methods.scales import ScalesRun
+from initopt.methods.scale_optimizer import Kind
+from initopt.methods.scales import ScalesMethod, ScalesRun
 from initopt.model.centring import Centre, check_centre
-from initopt.model.parameters import ParameterFilter
 from initopt.model.preserve import Originals
-from initopt.model.problem import Batch, BatchNorm, Problem, Split
+from initopt.model.problem import Batch, Problem
 
 __all__ = ["NIO"]
 
@@ -40,13 +39,26 @@ _OVER_BOUND = 2.0
 """How far beyond its bound, or beyond what it was, the gradient norm may be in the end."""
 
 
-@dataclass(frozen=True)
-class NIO(Method):
+@dataclass(frozen=True, kw_only=True)
+class NIO(Measuring, ScalesMethod):
     """Learn one scale per parameter tensor by maximizing GradCosine under a bound on the gradient norm.
 
     In each step, if the mean gradient norm of the sub-batches exceeds ``max_grad_norm``, the scales move so as to lower
-    it; otherwise so as to lower the objective (algorithm 3 of arXiv 2210.05956). The options are those of
-    :func:`initopt.nio`; their defaults come from a study (``docs/defaults.md``).
+    it; otherwise so as to lower the objective (algorithm 3 of arXiv 2210.05956). The defaults come from a study
+    (``docs/defaults.md``).
+
+    Attributes:
+        objective: what is minimized: a name in :data:`initopt.objectives.NAMES` or a function of a Gram matrix.
+        norm_weight: w, the weight of the norm term in the objectives that have one.
+        centre: ``"output"``: the objective is that of centred gradients, which leave out what a bias of the model's outputs
+            would take care of (:mod:`initopt.model.centring`). Without it (``None``, as in the paper), GradCosine can be
+            had by ignoring the input. The mean is that of each sub-batch, over samples and positions.
+        max_grad_norm: the bound gamma on the gradient norm of the sub-batches: of their mean, or, where gradients are
+            centred, of the whole gradient of one of them, each in its turn.
+        scale_biases: whether biases (by their name) are scaled, too.
+        scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
+            Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
+            training step.
 
     >>> NIO(steps=50, objective="cosine").steps
     50
@@ -54,38 +66,22 @@ class NIO(Method):
 
     name: ClassVar[str] = "nio"
 
-    steps: int = 100
-    num_subbatches: int = 4
     overlap: float = 0.2
-    split: Split = "cyclic"
-    batch_norm: BatchNorm = "subbatch"
+    lr: float = 0.03
     objective: str | objectives.Objective = "cosine+lognorm"
     norm_weight: float = 0.3
     centre: Centre | None = "output"
     max_grad_norm: float = 7.0
-    lr: float = 0.03
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    scale_grad_clip: float = 1.0
-    min_scale: float = 0.01
-    min_bias_scale: float = 0.0
-    scale_params: ParameterFilter | None = None
     scale_biases: bool = False
     scale_invariant: bool = False
-    grad_params: ParameterFilter | None = None
-    scheme: str | None = None
-    engine: str = "auto"
-    train_mode: bool = False
-    microbatch: int | None = None
-    memory_budget: float | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ScalesMethod.__post_init__(self)
+        Measuring.__post_init__(self)
         objectives.get(self.objective)
         check_centre(self.centre)
         check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
-        check_rescaling(self.lr, self.betas, self.eps, self.scale_grad_clip, self.min_scale, self.min_bias_scale)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _NIORun(self, problem, engine, originals)
@@ -104,7 +100,6 @@ class _NIORun(ScalesRun):
         batch = self._problem.prepare(data, number)
         if number == 0:
             self._begin(batch)
-        self._problem.settle(batch, self._engine.microbatch)
         evaluation, norm, centred = self._evaluate(batch, number)
         gram = evaluation.gram.requires_grad_()
         norm = functional.grad_norm(gram) if norm is None else norm
@@ -115,8 +110,6 @@ class _NIORun(ScalesRun):
             raise NonFiniteError(f"the {kind} to be minimized is {minimized[kind].item()}")
         (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
         derivatives = evaluation.scale_derivatives(gram_derivative)
-        if number == 0 and self._method.centre is None:
-            self._hold(batch)  # after the engine has found out what fits into memory
         self.descend(derivatives, kind)
         gram = gram.detach()
         shown = centred or not self._centred  # of a step on whole gradients among centred ones, only their norm compares
@@ -161,10 +154,9 @@ class _NIORun(ScalesRun):
 
     def _begin(self, batch: Batch) -> None:
         """Decide which tensors keep their scale, and bring a gradient that is powers of ten too small within reach."""
-        if self._method.centre is not None:
-            self._engine.evaluate(batch, differentiate=True)  # it finds out what fits into memory
-            self._problem.settle(batch, self._engine.microbatch)
-            self._hold(batch)
+        self._engine.evaluate(batch, differentiate=True)  # it finds out what fits into memory
+        self._problem.settle(batch, self._engine.microbatch)
+        self._hold(batch)
         if self._method.centre is not None and not self._problem.centring.active:
             warn(
                 f"initopt: gradients are not centred: {self._problem.centring.off}. GradCosine may then be raised by "
@@ -214,7 +206,7 @@ class _NIORun(ScalesRun):
         invariant = (
             [False] * len(parameters)
             if self._method.scale_invariant
-            else scale_invariant(self._problem, batch, self._engine.microbatch)
+            else scale_invariant(self._problem, batch, self._engine.microbatch, self._method.memory_budget)
         )
         self._scales.held = torch.tensor(biases, device="cpu") | torch.tensor(invariant, device="cpu")
         if not self._scales.active.any():

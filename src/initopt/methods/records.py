@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,22 @@ __all__ = ["LayerRecord", "Record", "StepRecord", "history_from", "steps_taken"]
 
 
 @dataclass(frozen=True)
-class StepRecord:
+class Record(ABC):
+    """What a step leaves in the history: a frozen dataclass of numbers and strings, so that it can be stored.
+
+    Attributes:
+        step: number of the step, from 0.
+    """
+
+    step: int
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The figures for a progress bar."""
+
+
+@dataclass(frozen=True)
+class StepRecord(Record):
     """One step of a method, as it was before the step's own update.
 
     A method leaves at ``None`` what it does not compute.
@@ -31,7 +47,6 @@ class StepRecord:
             sub-batch.
     """
 
-    step: int
     grad_cosine: float | None
     grad_norm: float | None
     grad_variance: float | None
@@ -41,7 +56,6 @@ class StepRecord:
     centred_grad_norm: float | None = None
 
     def summary(self) -> str:
-        """The figures for a progress bar."""
         shown = (
             ("GradCosine", self.grad_cosine, "+.3f"),
             ("objective", self.objective if self.grad_cosine is None else None, ".4g"),
@@ -51,7 +65,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class LayerRecord:
+class LayerRecord(Record):
     """What a method that goes from layer to layer did with one of them.
 
     Attributes:
@@ -63,7 +77,6 @@ class LayerRecord:
         seconds: wall-clock time spent on it.
     """
 
-    step: int
     layer: str
     variance_before: float
     variance_after: float
@@ -71,22 +84,21 @@ class LayerRecord:
     seconds: float
 
     def summary(self) -> str:
-        """The figures for a progress bar."""
         return f"{self.layer}: variance {self.variance_before:.3g} to {self.variance_after:.3g}"
 
 
-Record = StepRecord | LayerRecord
-
-
-def history_from(found: Any) -> list[Record]:
+def history_from(found: Any, kind: type[Record]) -> list[Record]:
     """The records of a run, from what JSON has of them.
+
+    Args:
+        found: what JSON has.
+        kind: the class of the method's records.
 
     Raises:
         ValueError: if they are none, or not one step after the other; the message says where.
     """
     records: list[Record] = []
     for number, values in enumerate(of_form(list[dict[str, Any]], found, "history")):
-        kind: type[Record] = LayerRecord if "layer" in values else StepRecord
         record = of_form(kind, values, f"history[{number}]")
         if record.step - steps_taken(records) not in ((0, -1) if records else (0,)):
             raise ValueError(f"history[{number}] is step {record.step}, after {steps_taken(records)} steps")

@@ -13,8 +13,9 @@ from initopt.methods.gradinit import GradInit
 from initopt.methods.lsuv import LSUV
 from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
+from initopt.methods.records import Record, StepRecord
 
-__all__ = ["GROUP", "METHODS", "create_method", "find_method", "method_names"]
+__all__ = ["GROUP", "METHODS", "create_method", "find_method", "method_names", "record_class"]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO, GradInit, MetaInit, LSUV)}
 """Every method of initopt by name."""
@@ -37,7 +38,7 @@ def find_method(name: str) -> type[Method]:
         TypeError: if what its entry point names is no method of this name.
 
     Warns:
-        UserWarning: if a package brings a method with the name of one of initopt's, which is the one that counts.
+        InitoptWarning: if a package brings a method with the name of one of initopt's, which is the one that counts.
     """
     brought = list(entry_points(group=GROUP, name=name))
     if name in METHODS:
@@ -49,6 +50,15 @@ def find_method(name: str) -> type[Method]:
     if len(brought) > 1:
         raise ValueError(f"method {name!r} is brought by more than one package: {'; '.join(map(_source, brought))}")
     return _load(brought[0])
+
+
+def record_class(name: str) -> type[Record]:
+    """The class of the records of a method: :class:`StepRecord` for one that is not installed.
+
+    Raises:
+        ImportError, TypeError: as :func:`find_method`.
+    """
+    return find_method(name).record if name in method_names() else StepRecord
 
 
 def _load(entry: EntryPoint) -> type[Method]:

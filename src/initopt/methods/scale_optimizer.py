@@ -7,8 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from initopt._support.checks import check_number
-
 __all__ = ["Kind", "ScaleAdam"]
 
 Kind = Literal["objective", "constraint"]
@@ -73,18 +71,3 @@ class ScaleAdam:
         self._squares = state["squares"]
         self._moments = {kind: state[f"moment.{kind}"] for kind in self._moments}
         self._counts = dict(zip(("objective", "constraint"), state["counts"].tolist(), strict=True))
-
-
-def check_rescaling(
-    lr: float, betas: tuple[float, float], eps: float, scale_grad_clip: float, min_scale: float, min_bias_scale: float
-) -> None:
-    """Refuse impossible options of the scale optimizer with a ValueError."""
-    check_number("lr", lr, above=0, finite=True)
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be a pair of numbers in [0, 1); got {betas!r}")
-    for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
-        check_number(name, beta, minimum=0, below=1)
-    check_number("eps", eps, above=0, finite=True)
-    check_number("scale_grad_clip", scale_grad_clip, above=0)
-    for name, least in (("min_scale", min_scale), ("min_bias_scale", min_bias_scale)):  # every scale begins at 1
-        check_number(name, least, minimum=0, maximum=1)

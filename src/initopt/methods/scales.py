@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from initopt.methods.base import MethodRun
+from initopt._support.checks import check_number
+from initopt.methods.base import Method, MethodRun
 from initopt.methods.scale_optimizer import Kind, ScaleAdam
 from initopt.model.parameters import NamedParameter
 from initopt.model.preserve import Originals
 from initopt.model.problem import Problem
 
-__all__ = ["Scales", "ScalesRun"]
+__all__ = ["Scales", "ScalesMethod", "ScalesRun"]
 
 
 class Scales:
@@ -93,31 +94,47 @@ class Scales:
         return {p.name: scale for p, scale in zip(self._parameters, self.values.tolist(), strict=True)}
 
 
-class _Rescaling(Protocol):
-    """The options of the scale optimizer, checked by :func:`initopt.methods.scale_optimizer.check_rescaling`."""
+@dataclass(frozen=True, kw_only=True)
+class ScalesMethod(Method):
+    """A method that learns one scale per tensor by :class:`initopt.methods.scale_optimizer.ScaleAdam`.
 
-    @property
-    def lr(self) -> float: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
-    @property
-    def eps(self) -> float: ...
-    @property
-    def scale_grad_clip(self) -> float: ...
-    @property
-    def min_scale(self) -> float: ...
-    @property
-    def min_bias_scale(self) -> float: ...
+    Attributes:
+        lr: learning rate of the scales.
+        betas: decay rates of the scale optimizer's moments.
+        eps: added to its denominator.
+        scale_grad_clip: bound on the derivative with respect to a scale.
+        min_scale: least scale of a tensor.
+        min_bias_scale: least scale of a bias (by its name).
+    """
+
+    lr: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    scale_grad_clip: float = 1.0
+    min_scale: float = 0.01
+    min_bias_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("lr", self.lr, above=0, finite=True)
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise ValueError(f"betas must be a pair of numbers in [0, 1); got {self.betas!r}")
+        for name, beta in zip(("betas[0]", "betas[1]"), self.betas, strict=True):
+            check_number(name, beta, minimum=0, below=1)
+        check_number("eps", self.eps, above=0, finite=True)
+        check_number("scale_grad_clip", self.scale_grad_clip, above=0)
+        for name in ("min_scale", "min_bias_scale"):  # every scale begins at 1
+            check_number(name, getattr(self, name), minimum=0, maximum=1)
 
 
 class ScalesRun(MethodRun):
     """Scales and their optimizer at work on one model."""
 
-    def __init__(self, options: _Rescaling, problem: Problem, originals: Originals) -> None:
+    def __init__(self, method: ScalesMethod, problem: Problem, originals: Originals) -> None:
         self._problem = problem
-        self._scales = Scales(problem.scale_params, originals, options.min_scale, options.min_bias_scale)
+        self._scales = Scales(problem.scale_params, originals, method.min_scale, method.min_bias_scale)
         count = len(problem.scale_params)
-        self._optimizer = ScaleAdam(count, options.lr, options.betas, options.eps, options.scale_grad_clip)
+        self._optimizer = ScaleAdam(count, method.lr, method.betas, method.eps, method.scale_grad_clip)
 
     def descend(self, along_weights: Tensor, kind: Kind = "objective") -> None:
         """Move scales and weights against <dW_k, W_k>, float64, shape ``(num_scales,)``."""

@@ -23,7 +23,13 @@ LossFunction = nn.Module | Callable[[nn.Module, Any], Tensor]
 
 
 class Loss(ABC):
-    """The mean loss of a sub-batch, from the sub-batch alone or from one forward pass over the whole batch."""
+    """The mean loss of a sub-batch, from the sub-batch alone or from one forward pass over the whole batch.
+
+    Attributes:
+        given: what the user gave as the loss.
+    """
+
+    given: LossFunction | None = None
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Any, size: int) -> Tensor:
@@ -66,8 +72,12 @@ def as_loss(loss_fn: LossFunction | None) -> Loss:
     """
     if loss_fn is None:
         return _DefaultLoss()
-    if isinstance(loss_fn, nn.Module):
-        return _CriterionLoss(loss_fn)
+    loss = _CriterionLoss(loss_fn) if isinstance(loss_fn, nn.Module) else _FunctionLoss(_checked(loss_fn))
+    loss.given = loss_fn
+    return loss
+
+
+def _checked(loss_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
     if isinstance(loss_fn, type):
         raise TypeError(f"loss_fn is the class {loss_fn.__name__}; pass an instance of it: {loss_fn.__name__}()")
     if not callable(loss_fn):
@@ -83,7 +93,7 @@ def as_loss(loss_fn: LossFunction | None) -> Loss:
             f"torch.nn.functional.{name} takes (output, target), but a loss function is called with (model, batch); "
             f"pass the criterion module, or lambda model, batch: F.{name}(model(batch[0]), batch[1])"
         )
-    return _FunctionLoss(loss_fn)
+    return loss_fn
 
 
 def _pair(batch: Any, what: str) -> tuple[Any, Any]:

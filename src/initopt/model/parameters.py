@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-__all__ = ["NamedParameter", "ParameterFilter", "is_bias", "select", "trainable_parameters"]
+__all__ = ["NamedParameter", "ParameterFilter", "Parameters", "is_bias", "select", "trainable_parameters"]
 
 ParameterFilter = Callable[[str, nn.Parameter, nn.Module], bool]
 """A function of (qualified name, parameter, the module that holds it) that says whether a parameter is meant."""
@@ -118,3 +118,62 @@ def _check_arity(keep: ParameterFilter, argument: str) -> None:
         raise TypeError(
             f"{argument} must be a function of (name, parameter, module); got one of the form {signature}"
         ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """The trainable parameters of a model, found once, and which of them count.
+
+    Attributes:
+        trainable: all that require a gradient, in the order of the model.
+        grad: those whose gradients make up the gradient.
+        scaled: those that get a scale.
+
+    >>> found = Parameters.of(nn.Linear(2, 3), scale_params=lambda name, parameter, module: name == "weight")
+    >>> [p.name for p in found.grad], [p.name for p in found.scaled]
+    (['weight', 'bias'], ['weight'])
+    """
+
+    trainable: Sequence[NamedParameter]
+    grad: Sequence[NamedParameter]
+    scaled: Sequence[NamedParameter]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, *, grad_params: ParameterFilter | None = None, scale_params: ParameterFilter | None = None
+    ) -> Parameters:
+        """Find them, and refuse what initopt cannot work on.
+
+        Args:
+            model: the model.
+            grad_params: says which parameters make up the gradient; all that train, by default.
+            scale_params: the same, for the tensors that get a scale.
+
+        Raises:
+            TypeError, ValueError: as :func:`trainable_parameters` and :func:`select`; for parameters that are sharded, or
+                share memory without being one.
+        """
+        trainable = trainable_parameters(model)
+        _refuse_unsupported(trainable)
+        grad, scaled = select(trainable, grad_params, "grad_params"), select(trainable, scale_params, "scale_params")
+        return cls(trainable, grad, scaled)
+
+
+def _refuse_unsupported(parameters: Sequence[NamedParameter]) -> None:
+    """Refuse models whose gradients or weights are not what they seem."""
+    places: dict[tuple[int, torch.Size], str] = {}
+    for parameter in parameters:
+        value = parameter.value
+        if hasattr(value, "device_mesh"):
+            raise TypeError(
+                f"parameter {parameter.name!r} is sharded over devices (DTensor), which autograd.grad does not gather; run "
+                "initopt before the model is sharded"
+            )
+        if value.numel() == 0:
+            continue
+        other = places.setdefault((value.data_ptr(), value.shape), parameter.name)
+        if other != parameter.name:
+            raise ValueError(
+                f"parameters {other!r} and {parameter.name!r} are different tensors over the same memory, so each would "
+                "scale the other; tie them by assigning the same nn.Parameter to both"
+            )

@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from initopt._support.checks import check_integer, check_number
 from initopt.batches.first_look import refuse_dtype
 from initopt.batches.nested import batch_size, map_tensors, take, to_device
-from initopt.batches.subbatches import SPLITS, Windows, split_windows
+from initopt.batches.subbatches import BatchNorm, SubBatches, Windows
 from initopt.model.centring import Centring, Means, Output, slopes, watching
 from initopt.model.double_backward import plain_kernels
-from initopt.model.losses import Loss, LossFunction, as_loss
+from initopt.model.losses import Loss
 from initopt.model.modes import has_batch_statistics, ran_in_evaluation_mode
-from initopt.model.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
+from initopt.model.parameters import NamedParameter, Parameters
 from initopt.model.randomness import seeded
 from initopt.model.state import StateGuard
 
-__all__ = ["BATCH_NORMS", "Batch", "BatchNorm", "Part", "Problem", "Split", "check_memory", "check_splitting"]
+__all__ = ["Batch", "Part", "Problem"]
 
 IN_EVALUATION_MODE = "(initopt runs the model in evaluation mode; train_mode=True runs it as training does)"
 """A note for errors of a model that its user has in training mode, which may be all that it works in."""
-
-BatchNorm = Literal["subbatch", "batch"]
-BATCH_NORMS = ("subbatch", "batch")
-Split = Literal["cyclic", "published"]
 
 
 @dataclass(frozen=True)
@@ -73,72 +69,50 @@ class Problem:
     Attributes:
         model: the model, in measuring mode while an engine works.
         loss: mean loss of sub-batches.
-        grad_params: the parameters whose gradients make up the Gram matrix.
-        scale_params: the parameters with respect to whose scales derivatives are taken.
-        num_subbatches: D.
-        overlap: overlap ratio of the sub-batches, in [0, 1).
-        split: rule of splitting.
-        batch_norm: whose statistics normalize, the sub-batch's or the whole batch's.
+        parameters: which parameters count as gradient, and which have a scale.
+        subbatches: how a batch is split, and its sub-batches are run.
         seed: base of the seeds for what the model draws.
-        microbatch: most samples to run at a time, if not whole sub-batches.
-        memory_budget: bytes that an engine which is chosen by itself may take; those that are free, by default.
-        normalizes: whether batch norms couple the samples of a sub-batch.
         state: what the model and the loss keep from one pass for the next, put back before every forward pass.
         centring: which outputs have their slopes centred, on batches that ask for it.
     """
 
     model: nn.Module
     loss: Loss
-    grad_params: Sequence[NamedParameter]
-    scale_params: Sequence[NamedParameter]
-    num_subbatches: int
-    overlap: float
-    split: Split
-    batch_norm: BatchNorm
+    parameters: Parameters
+    subbatches: SubBatches
     seed: int
-    microbatch: int | None
-    memory_budget: float | None
-    normalizes: bool
-    state: StateGuard = field(repr=False)
-    centring: Centring = field(default_factory=Centring, repr=False)
+    state: StateGuard = field(default=None, repr=False, kw_only=True)  # type: ignore[assignment]
+    centring: Centring = field(default_factory=Centring, repr=False, kw_only=True)
 
-    @classmethod
-    def create(
-        cls,
-        model: nn.Module,
-        loss_fn: LossFunction | None,
-        *,
-        num_subbatches: int,
-        overlap: float,
-        split: Split,
-        batch_norm: BatchNorm,
-        grad_params: ParameterFilter | None,
-        scale_params: ParameterFilter | None,
-        seed: int,
-        microbatch: int | None = None,
-        memory_budget: float | None = None,
-        state: StateGuard | None = None,
-    ) -> Problem:
-        """Check everything that can be checked before any work; ``state`` is one of the model by default."""
-        check_splitting(num_subbatches, overlap, split, batch_norm)
-        check_memory(microbatch, memory_budget)
-        parameters = trainable_parameters(model)
-        _refuse_unsupported(parameters)
-        return cls(
-            model=model,
-            loss=as_loss(loss_fn),
-            grad_params=select(parameters, grad_params, "grad_params"),
-            scale_params=select(parameters, scale_params, "scale_params"),
-            num_subbatches=num_subbatches,
-            overlap=overlap,
-            split=split,
-            batch_norm=batch_norm,
-            seed=seed,
-            microbatch=microbatch,
-            memory_budget=memory_budget,
-            normalizes=has_batch_statistics(model),
-            state=StateGuard(model, loss_fn) if state is None else state,
-        )
+    def __post_init__(self) -> None:
+        given: Any = self.state
+        if given is None:
+            object.__setattr__(self, "state", StateGuard(self.model, self.loss.given))
+
+    @property
+    def grad_params(self) -> Sequence[NamedParameter]:
+        """The parameters whose gradients make up the Gram matrix."""
+        return self.parameters.grad
+
+    @property
+    def scale_params(self) -> Sequence[NamedParameter]:
+        """The parameters with respect to whose scales derivatives are taken."""
+        return self.parameters.scaled
+
+    @property
+    def batch_norm(self) -> BatchNorm:
+        """Whose statistics normalize, the sub-batch's or the whole batch's."""
+        return self.subbatches.batch_norm
+
+    @property
+    def microbatch(self) -> int | None:
+        """Most samples to run at a time, if not whole sub-batches."""
+        return self.subbatches.microbatch
+
+    @cached_property
+    def normalizes(self) -> bool:
+        """Whether batch norms couple the samples of a sub-batch."""
+        return has_batch_statistics(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +128,7 @@ class Problem:
         """
         if index == 0:
             self.loss.look_at(data)
-        windows = split_windows(batch_size(data), self.num_subbatches, self.overlap, self.split)
+        windows = self.subbatches.windows(batch_size(data))
         return Batch(to_device(data, self.device), windows, (self.seed, index))
 
     def parts(self, batch: Batch, d: int, microbatch: int | None) -> list[Part]:
@@ -299,53 +273,6 @@ ONE_SAMPLE = (
     "a sub-batch of one sample has no mean slope of its own to be centred by; use num_subbatches of half the batch size or "
     "fewer, or centre=None"
 )
-
-
-def check_splitting(num_subbatches: int, overlap: float, split: str, batch_norm: str) -> None:
-    """Refuse impossible ways to split a batch.
-
-    Raises:
-        ValueError: the message says what was given and what is allowed.
-    """
-    if isinstance(num_subbatches, bool) or not isinstance(num_subbatches, int) or num_subbatches < 2:
-        raise ValueError(
-            f"num_subbatches must be an integer of 2 or more, since GradCosine compares pairs; got {num_subbatches!r}"
-        )
-    check_number("overlap", overlap)
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap is the share by which sub-batches overlap and must be in [0, 1); got {overlap!r}")
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known are {', '.join(map(repr, SPLITS))}")
-    if batch_norm not in BATCH_NORMS:
-        raise ValueError(f"unknown batch_norm {batch_norm!r}; known are {', '.join(map(repr, BATCH_NORMS))}")
-
-
-def check_memory(microbatch: int | None, memory_budget: float | None) -> None:
-    """Refuse what is no number of samples, or of bytes, with a ValueError."""
-    if microbatch is not None:
-        check_integer("microbatch", microbatch, 1)
-    if memory_budget is not None:
-        check_number("memory_budget", memory_budget, above=0)
-
-
-def _refuse_unsupported(parameters: Sequence[NamedParameter]) -> None:
-    """Refuse models whose gradients or weights are not what they seem."""
-    places: dict[tuple[int, torch.Size], str] = {}
-    for parameter in parameters:
-        value = parameter.value
-        if hasattr(value, "device_mesh"):
-            raise TypeError(
-                f"parameter {parameter.name!r} is sharded over devices (DTensor), which autograd.grad does not gather; run "
-                "initopt before the model is sharded"
-            )
-        if value.numel() == 0:
-            continue
-        other = places.setdefault((value.data_ptr(), value.shape), parameter.name)
-        if other != parameter.name:
-            raise ValueError(
-                f"parameters {other!r} and {parameter.name!r} are different tensors over the same memory, so each would "
-                "scale the other; tie them by assigning the same nn.Parameter to both"
-            )
 
 
 def inner_product(left: Tensor, right: Tensor) -> Tensor:

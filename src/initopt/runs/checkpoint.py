@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from initopt._support.checks import listed
 from initopt._support.errors import MismatchError
 from initopt._support.files import plain, unplain, write_file
 from initopt._support.reading import bounded_json, of_form
 from initopt._support.tensorfile import load_tensors, save_tensors
 from initopt.batches.nested import named_tensors
-from initopt.methods import Method
+from initopt.methods import Method, record_class
 from initopt.methods.records import Record, history_from
 from initopt.model.losses import LossFunction
-from initopt.model.parameters import trainable_parameters
-from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState
+from initopt.runs.task import Task
 
 __all__ = ["Checkpoint", "differences", "fingerprint", "going_on_from", "identify", "kind", "loader_generators"]
 
@@ -35,28 +35,32 @@ _FREE = {"steps", "scale_params", "grad_params", "microbatch", "memory_budget"}
 counts, and not their name."""
 
 
-def identify(
-    method: Method, loss_fn: LossFunction | None, problem: Problem, others: Mapping[str, Any], generators: Iterable[str]
-) -> dict[str, Any]:
-    """All that the steps depend on but for the batches and the weights, as JSON has it.
+_OF_MEASURING = ("num_subbatches", "overlap", "split", "batch_norm", "engine")
+"""What counts of how gradients are computed."""
+
+
+def identify(task: Task, generators: Iterable[str]) -> dict[str, Any]:
+    """All that the steps depend on but for the batches and the weights, as JSON has it; nothing without a checkpoint.
 
     Args:
-        method: with its options.
-        loss_fn: as the user gave it; it counts by its name.
-        problem: with the selected parameters.
-        others: further options that have to be the same.
+        task: of the run; the loss counts by its name.
         generators: names of the generators that the loader has.
     """
+    if task.settings.checkpoint is None:
+        return {}
+    method, parameters = task.method, task.parameters
     options = {field.name: getattr(method, field.name) for field in fields(method) if field.name not in _FREE}
+    options |= {name: getattr(task.how, name) for name in _OF_MEASURING}
+    options |= {"measure_batches": task.settings.measure_batches, "seed": task.settings.seed}
     identity = {
         "method": method.name,
-        "options": options | dict(others),
-        "loss_fn": _named(loss_fn),
+        "options": options,
+        "loss_fn": _named(task.loss.given),
         "generators": sorted(generators),
-        "parameters": {p.name: kind(p.value) for p in trainable_parameters(problem.model)},
-        "scale_params": [p.name for p in problem.scale_params],
-        "grad_params": [p.name for p in problem.grad_params],
-        "fixed": {name: fingerprint(value) for name, value in _fixed(problem.model).items()},
+        "parameters": {p.name: kind(p.value) for p in parameters.trainable},
+        "scale_params": [p.name for p in parameters.scaled],
+        "grad_params": [p.name for p in parameters.grad],
+        "fixed": {name: fingerprint(value) for name, value in _fixed(task.model).items()},
     }
     found: dict[str, Any] = plain(identity)
     return found
@@ -130,7 +134,9 @@ def _named(loss_fn: LossFunction | None) -> Any:
     return plain(function)
 
 
-_FORMAT = "initopt checkpoint 2"
+_FORMAT = "initopt checkpoint 3"
+_FORMAT_2 = "initopt checkpoint 2"
+"""The one before: ``measure_batches`` had another name, and methods that do not split batches had no overlap."""
 
 
 _WORDS = 624
@@ -226,8 +232,12 @@ class Checkpoint:
         write_file(path, lambda temporary: save_tensors(tensors, temporary, metadata))
 
     @classmethod
-    def read(cls, path: Path) -> Checkpoint:
+    def read(cls, path: Path, method: Method | None = None) -> Checkpoint:
         """Read the file.
+
+        Args:
+            path: of the file.
+            method: that goes on from it, which may be of no name that is known.
 
         Raises:
             OSError: if it cannot be read.
@@ -238,7 +248,7 @@ class Checkpoint:
             record = bounded_json(metadata.get("initopt", "{}"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged, or not a checkpoint ({error})") from None
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        if not isinstance(record, dict) or record.get("format") not in (_FORMAT, _FORMAT_2):
             raise ValueError(f"{path} is no {_FORMAT!r} file; choose another path for checkpoint=, or remove it")
         with going_on_from(path):
             groups: dict[str, dict[str, Tensor]] = {"start": {}, "state": {}, "random": {}, "generator": {}}
@@ -246,12 +256,19 @@ class Checkpoint:
                 group, _, rest = name.partition("/")
                 groups[group][rest] = value
             stored = of_form(_Stored, record)
+            identity = record["identity"]
+            if record["format"] == _FORMAT_2:
+                options = {"overlap": 0.0, "split": "cyclic", "batch_norm": "subbatch"} | identity["options"]
+                options["measure_batches"] = options.pop("measure_steps")
+                identity["options"] = options
+            same = method is not None and method.name == identity["method"]
+            records = method.record if method is not None and same else record_class(identity["method"])
             found = cls(
-                identity=record["identity"],
+                identity=identity,
                 first_batch=stored["first_batch"],
                 seed=stored["seed"],
                 seconds=stored["seconds"],
-                history=history_from(stored["history"]),
+                history=history_from(stored["history"], records),
                 start=groups["start"],
                 state=groups["state"],
                 engine=unplain(record["engine"]),
@@ -305,11 +322,9 @@ def going_on_from(path: Path) -> Iterator[None]:
 
 
 def _another_run(lines: list[str]) -> MismatchError:
-    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
     return MismatchError(
         "the checkpoint belongs to another run; remove it to start anew, or choose another path:\n  "
-        + "\n  ".join(lines[:10])
-        + more
+        + listed(lines, 10, "\n  ")
     )
 
 

@@ -10,34 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initopt._support.checks import check_integer, plain_numbers, suggesting
+from initopt._support.checks import check_integer, renaming, suggesting
 from initopt._support.errors import LoaderError, ZeroGradientError, located, warn
 from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import BatchStream, check_batches, length_of
+from initopt.batches.subbatches import BatchNorm, Split
 from initopt.engines import Engine, create_engine
-from initopt.engines.auto import check_engine
 from initopt.engines.first_batch import examine
 from initopt.gram import functional
 from initopt.gram.measurement import NOT_ASKED_FOR, Measurement
+from initopt.methods import Measuring
 from initopt.model.centring import Centre, check_centre
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.modes import measuring
 from initopt.model.outputs import Outputs, look
-from initopt.model.parameters import ParameterFilter, trainable_parameters
+from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import Kept, unwritten
-from initopt.model.problem import Batch, BatchNorm, Problem, Split
+from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import derive_seed
 
 __all__ = ["measure", "measure_batches"]
 
 
+@renaming(steps="num_batches")
 @suggesting
 def measure(
     model: nn.Module,
     batches: Iterable[Any],
     loss_fn: LossFunction | None = None,
     *,
-    steps: int | None = None,
+    num_batches: int | None = None,
     num_subbatches: int = 4,
     overlap: float = 0.0,
     split: Split = "cyclic",
@@ -62,14 +64,14 @@ def measure(
         loss_fn: ``None`` (cross-entropy of an (inputs, targets) batch, or the ``.loss`` that the model returns for a dict
             batch), a criterion module, called as ``criterion(model(inputs), targets)``, or a function of
             ``(model, batch)`` that returns a scalar mean or one loss per sample.
-        steps: how many batches to measure; all of them, once, if not given. Fewer batches than this are cycled, with a
-            warning, since then the standard errors are too small.
-        num_subbatches: D, 2 to the batch size.
-        overlap: share by which neighbouring sub-batches overlap, in [0, 1). Shared samples raise GradCosine.
+        num_batches: how many batches to measure; all of them, once, if not given. Fewer batches than this are cycled, with
+            a warning, since then the standard errors are too small.
+        num_subbatches: D, the number of sub-batches that each batch is split into, 2 to the batch size.
+        overlap: share by which sub-batches overlap, in [0, 1). Shared samples raise GradCosine.
         split: ``"cyclic"``, equal windows, or ``"published"``, those of the published code
-            (:func:`initopt.batches.subbatches.split_windows`).
-        batch_norm: ``"subbatch"`` normalizes each sub-batch with its own statistics; ``"batch"`` with those of the whole
-            batch, as the published code does. Running statistics are neither used nor changed.
+            (:class:`initopt.batches.subbatches.SubBatches`).
+        batch_norm: ``"subbatch"``: batch norms use the statistics of each sub-batch; ``"batch"``: of the whole batch, as
+            the published code does. Running statistics are neither used nor changed.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
@@ -101,50 +103,50 @@ def measure(
     >>> -1 <= found.grad_cosine <= 1 and found.num_batches == 10
     True
     """
-    if steps is not None:
-        steps = check_integer("steps", steps, 1)
-    num_subbatches, overlap = plain_numbers(num_subbatches), plain_numbers(overlap)
-    microbatch, memory_budget = plain_numbers(microbatch), plain_numbers(memory_budget)
-    check_engine(engine)
+    if num_batches is not None:
+        num_batches = check_integer("num_batches", num_batches, 1)
+    how = Measuring(
+        num_subbatches=num_subbatches,
+        overlap=overlap,
+        split=split,
+        batch_norm=batch_norm,
+        grad_params=grad_params,
+        engine=engine,
+        microbatch=microbatch,
+        memory_budget=memory_budget,
+    )
     check_centre(centre)
     check_batches(batches)
-    trainable_parameters(model)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
-    as_loss(loss_fn)
-    total = length_of(batches) if steps is None else steps
-    stream = BatchStream(batches, steps) if steps is not None else None
+    parameters, loss = Parameters.of(model, grad_params=grad_params), as_loss(loss_fn)
+    total = length_of(batches) if num_batches is None else num_batches
+    stream = BatchStream(batches, num_batches) if num_batches is not None else None
 
     def work(kept: Kept) -> Measurement:
-        problem = Problem.create(
-            model,
-            loss_fn,
-            num_subbatches=num_subbatches,
-            overlap=overlap,
-            split=split,
-            batch_norm=batch_norm,
-            grad_params=grad_params,
-            scale_params=None,
-            seed=seed,
-            microbatch=microbatch,
-            memory_budget=memory_budget,
-            state=kept.state,
-        )
-        chosen = create_engine(engine, problem)
+        problem = Problem(model, loss, parameters, how.subbatches(), seed, state=kept.state)
+        chosen = create_engine(engine, problem, how.memory_budget)
         with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
             taken = batches if stream is None else stream
-            return measure_batches(chosen, taken, report, first=True, centred=centre is not None)
+            centred = centre is not None
+            return measure_batches(chosen, taken, report, first=True, centred=centred, memory_budget=how.memory_budget)
 
     found = unwritten(model, work, loss_fn, batches)
     if stream is not None and stream.cycled:
         warn(
-            f"there are fewer than steps={steps} different batches, so some were measured again and the standard errors "
-            "are too small"
+            f"there are fewer than num_batches={num_batches} different batches, so some were measured again and the "
+            "standard errors are too small"
         )
     return found
 
 
 def measure_batches(
-    engine: Engine, batches: Iterable[Any], report: Any = None, first: bool = False, *, centred: bool = True
+    engine: Engine,
+    batches: Iterable[Any],
+    report: Any = None,
+    first: bool = False,
+    *,
+    centred: bool = True,
+    memory_budget: float | None = None,
 ) -> Measurement:
     """Measure every batch with an engine, its model being in measuring mode.
 
@@ -154,6 +156,7 @@ def measure_batches(
         report: is called with each Gram matrix.
         first: whether the model is run here for the first time, so that the first batch is looked at more closely.
         centred: whether to measure centred gradients, too.
+        memory_budget: bytes that this closer look may take; by default, what is free.
 
     Raises:
         LoaderError: if there is no batch.
@@ -166,7 +169,7 @@ def measure_batches(
         with located(f"batch {index} of the measurement"):
             batch = problem.prepare(data, index)
             if first and index == 0:
-                examine(problem, data, second=False)
+                examine(problem, data, second=False, memory_budget=memory_budget)
             grams.append(engine.evaluate(batch, differentiate=False).gram)
             problem.settle(batch, engine.microbatch)
             outputs.append(look(problem, batch, engine.microbatch))

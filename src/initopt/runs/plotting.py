@@ -117,7 +117,7 @@ def _plot_change(axes: Axes, before: Measurement | None, after: Measurement | No
     axes.set_xlim(-0.5, 1.9)
     if before is None or after is None:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "not measured\n(measure_steps=0)", ha="center", va="center", fontsize=8, color="0.4",
+        axes.text(0.5, 0.5, "not measured\n(measure_batches=0)", ha="center", va="center", fontsize=8, color="0.4",
                   transform=axes.transAxes)  # fmt: skip
         return
     for x, measurement, colour in ((0, before, BEFORE), (1, after, AFTER)):

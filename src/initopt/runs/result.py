@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
+from initopt._support.checks import listed
 from initopt._support.errors import MismatchError
 from initopt._support.files import plain, unplain, write_folder, write_json
 from initopt._support.reading import of_form, read_json
 from initopt._support.tensorfile import load_tensors, save_tensors
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
+from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
+from initopt.runs.checkpoint import kind
 from initopt.runs.verdict import summary
 
 if TYPE_CHECKING:
@@ -135,8 +138,8 @@ class Result:
         weights, parameters = _bare(self.weights), _bare(dict(model.named_parameters()))
         own = {name: p for name, p in parameters.items() if p.requires_grad or name in weights}
         _refuse_differences(
-            {name: _kind(value) for name, value in weights.items()},
-            {name: _kind(value) for name, value in own.items()},
+            {name: kind(value) for name, value in weights.items()},
+            {name: kind(value) for name, value in own.items()},
             ("the stored weights", f"the {type(model).__name__}"),
         )
         with torch.no_grad():
@@ -208,7 +211,7 @@ class Result:
             "tried_scales": self.tried_scales,
             "left_alone": self.left_alone,
             "training_step_seconds": self.training_step_seconds,
-            "tensors": {name: _kind(value) for name, value in self.weights.items()},
+            "tensors": {name: kind(value) for name, value in self.weights.items()},
             "history": self.history,
         }
 
@@ -235,14 +238,14 @@ class Result:
         weights = _load_tensors(folder / _WEIGHTS)
         try:
             stored = of_form(_Stored, record)
-            history = history_from(stored["history"])
+            history = _history(stored)
             grams = _load_tensors(folder / _GRAMS) if stored["measurements"] else {}
             found = {name: _measurement(name, values, grams) for name, values in stored["measurements"].items()}
         except ValueError as error:
             raise ValueError(f"{folder / _RECORD} is damaged: {error}") from None
         _refuse_differences(
             stored["tensors"],
-            {name: _kind(value) for name, value in weights.items()},
+            {name: kind(value) for name, value in weights.items()},
             (str(folder / _RECORD), str(folder / _WEIGHTS)),
         )
         result = cls(
@@ -267,16 +270,21 @@ class Result:
         return result
 
 
+def _history(stored: _Stored) -> list[Record]:
+    try:
+        return history_from(stored["history"], record_class(stored["method"]))
+    except ValueError as error:
+        if stored["method"] in method_names():
+            raise
+        raise ValueError(f"{error} (no installed package has its method {stored['method']!r})") from None
+
+
 def _bare(named: Mapping[str, _T]) -> dict[str, _T]:
     """Without what wrappers put into names: ``_orig_mod.`` anywhere, and ``module.`` in front of all."""
     bare = {".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in named.items()}
     if all(name.startswith("module.") for name in bare):
         bare = {name.removeprefix("module."): value for name, value in bare.items()}
     return bare
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
@@ -293,7 +301,7 @@ def _measurement(name: str, values: dict[str, Any], grams: Mapping[str, Tensor])
     count, centred = found["num_batches"], grams.get(f"{name}.centred")
     for gram in (grams[name],) if centred is None else (grams[name], centred):
         if gram.dtype != torch.float64 or gram.ndim != 3 or gram.shape[0] != count or gram.shape[1] != gram.shape[2]:
-            raise ValueError(f"measurements.{name} is of {count} batches, and its Gram matrices are {_kind(gram)}")
+            raise ValueError(f"measurements.{name} is of {count} batches, and its Gram matrices are {kind(gram)}")
     known = {*STATISTICS} <= {*found["sem"]} <= {*STATISTICS, *OUTPUT_STATISTICS}
     if not known or not len(found["small_batch"]) == len(found["big_batch"]) == count:
         raise ValueError(f"measurements.{name} has not one figure for each statistic and each of {count} batches")
@@ -309,5 +317,5 @@ def _refuse_differences(left: Mapping[str, str], right: Mapping[str, str], names
         if name in right and right[name] != kind
     ]
     if lines:
-        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
-        raise MismatchError(f"{names[0]} and {names[1]} differ:\n  " + "\n  ".join(lines[:10]) + more)
+        between = "\n  "
+        raise MismatchError(f"{names[0]} and {names[1]} differ:\n  {listed(lines, 10, between)}")

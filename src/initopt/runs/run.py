@@ -7,18 +7,18 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from initopt._support.errors import HarmError, NonFiniteError, TrainedModelError, ZeroGradientError, located, warn
 from initopt._support.files import plain, unplain
-from initopt._support.progress import Progress, reporter
+from initopt._support.progress import reporter
 from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
@@ -29,119 +29,139 @@ from initopt.engines.gradients import subbatch_gradients
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.methods.records import Record, steps_taken
-from initopt.model.losses import LossFunction
 from initopt.model.modes import measuring
 from initopt.model.outputs import mismatched_loss
-from initopt.model.parameters import trainable_parameters
 from initopt.model.preserve import Kept, Originals, inner_work, put_values
 from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState, derive_seed
+from initopt.model.state import StateGuard
 from initopt.runs.checkpoint import Checkpoint, fingerprint, going_on_from, identify, loader_generators
 from initopt.runs.measuring import measure_batches
 from initopt.runs.result import Result
-from initopt.runs.verdict import TRAINED, OnHarm, Verdict, judge
+from initopt.runs.task import Task
+from initopt.runs.verdict import TRAINED, Verdict, judge
 from initopt.schemes import apply_
 
-__all__ = ["Callback", "Run", "Settings"]
-
-Callback = Callable[[Record], object]
-"""Is called with each record when its step is done."""
+__all__ = ["Run", "run"]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is the same for all methods; see :func:`initopt.optimize`."""
-
-    measure_steps: int
-    seed: int | None
-    progress: Progress
-    callbacks: tuple[Callback, ...]
-    checkpoint: Path | None
-    checkpoint_every: int
-    on_harm: OnHarm = "restore"
-    allow_trained: bool = False
-
-
-class Run:
-    """A run within :func:`initopt.model.preserve.preserving`.
-
-    Args:
-        model: the model.
-        batches: the user's batches.
-        loss_fn: the user's loss.
-        method: what to run.
-        settings: and how.
-        kept: the trainable parameters with a copy of their values (a run that is resumed has its own), and the guard of
-            all else.
+def run(task: Task, kept: Kept) -> Result:
+    """Do a run within :func:`initopt.model.preserve.preserving`, from the first batch or from its checkpoint.
 
     Raises:
         MismatchError: if the checkpoint is that of another run.
         ValueError: if it is no checkpoint, or is beyond the end of this run.
     """
+    path = task.settings.checkpoint
+    previous = None if path is None else _read(path, task.method)
+    begun = Run.begin(task, kept) if path is None or previous is None else Run.resume(task, kept, previous, path)
+    return begun.result()
+
+
+class Run:
+    """A run of a method on a model, which :meth:`begin` or :meth:`resume` makes.
+
+    Args:
+        task: what to do.
+        state: the guard of what the model and the loss keep.
+        identity: what makes it this run and no other.
+        seed: base of the seeds for what the model draws.
+        start: the trainable parameters with the values that they had when the run began.
+        randomness: the random state of that time.
+        generators: the states of the loader's own generators at that time.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
-        batches: Iterable[Any],
-        loss_fn: LossFunction | None,
-        method: Method,
-        settings: Settings,
-        kept: Kept,
+        task: Task,
+        state: StateGuard,
+        identity: dict[str, Any],
+        seed: int,
+        start: Originals,
+        randomness: RandomState,
+        generators: dict[str, Tensor],
     ) -> None:
         self._begun = time.perf_counter()
-        self._model, self._method, self._settings = model, method, settings
-        self._originals = kept.originals
-        self._names = {p.value: p.name for p in trainable_parameters(model)}
-        previous = self._previous = _read(settings.checkpoint)
-        generators = loader_generators(batches)
-        self._randomness = RandomState.now()
-        self._generators = {name: generator.get_state() for name, generator in generators.items()}
-        self._seed = derive_seed(settings.seed) if previous is None else previous.seed
-        self._problem = Problem.create(
-            model,
-            loss_fn,
-            num_subbatches=method.num_subbatches,
-            overlap=method.overlap,
-            split=method.split,
-            batch_norm=method.batch_norm,
-            grad_params=method.grad_params,
-            scale_params=method.scale_params,
-            seed=self._seed,
-            microbatch=method.microbatch,
-            memory_budget=method.memory_budget,
-            state=kept.state,
-        )
-        others = {"measure_steps": settings.measure_steps, "seed": settings.seed}
-        self._identity: dict[str, Any] = {}
-        if settings.checkpoint is not None:
-            self._identity = identify(method, loss_fn, self._problem, others, generators)
-        if previous is not None:
-            previous.refuse_unless_same(self._identity)
-            self._originals = self._stored_weights(previous)
-            self._randomness, self._generators = previous.randomness, previous.generators
-            self._randomness.put_back()
-            with going_on_from(self._path):
-                for name, generator in generators.items():
-                    generator.set_state(self._generators[name])
-        self._engine = create_engine(method.engine, self._problem)
+        self._model, self._method, self._settings = task.model, task.method, task.settings
+        self._task, self._identity, self._seed = task, identity, seed
+        self._originals, self._randomness, self._generators = start, randomness, generators
+        self._names = {p.value: p.name for p in task.parameters.trainable}
+        self._problem = Problem(task.model, task.loss, task.parameters, task.how.subbatches(), seed, state=state)
+        self._engine = create_engine(task.how.engine, self._problem, task.how.memory_budget)
         self._history: list[Record] = []
-        if previous is not None:
-            self._history = list(previous.history)
-            self._begun -= previous.seconds
-            with going_on_from(self._path):
-                self._engine.load_state(previous.engine)
-        self._loss_fn = loss_fn
         self._first_batch = ""
         self._broken = ""  # what failed with the new weights
         self._at_work: MethodRun
-        taken, left = method.batches_taken(self._history), method.steps - steps_taken(self._history)
-        self._stream = BatchStream(
-            batches,
-            taken + left * method.batches_per_step,
-            settings.measure_steps,
-            skip=taken,
-            on_first=self._begin,
-        )
+        self._stream: BatchStream
+
+    @classmethod
+    def begin(cls, task: Task, kept: Kept) -> Run:
+        """A run from the first batch."""
+        generators = loader_generators(task.batches)
+        states = {name: generator.get_state() for name, generator in generators.items()}
+        randomness, seed = RandomState.now(), derive_seed(task.settings.seed)
+        new = cls(task, kept.state, identify(task, generators), seed, kept.originals, randomness, states)
+        new._read_batches(new._begin_on)
+        return new
+
+    @classmethod
+    def resume(cls, task: Task, kept: Kept, previous: Checkpoint, path: Path) -> Run:
+        """A run that goes on from a checkpoint, with the loader played again from its start."""
+        generators = loader_generators(task.batches)
+        identity = identify(task, generators)
+        previous.refuse_unless_same(identity)
+        start = _stored_weights(task, kept.originals, previous, path)
+        previous.randomness.put_back()
+        with going_on_from(path):
+            for name, generator in generators.items():
+                generator.set_state(previous.generators[name])
+        new = cls(task, kept.state, identity, previous.seed, start, previous.randomness, previous.generators)
+        new._history = list(previous.history)
+        new._begun -= previous.seconds
+        new._first_batch = previous.first_batch
+        with going_on_from(path):
+            new._engine.load_state(previous.engine)
+
+        def go_on(batch: Any) -> None:
+            previous.refuse_unless_first(fingerprint(batch))
+            task.loss.look_at(batch)
+            new._at_work = task.method.start(new._problem, new._engine, new._drawn(batch))
+            with going_on_from(path):
+                new._at_work.load_state(previous.state)
+
+        new._read_batches(go_on)
+        return new
+
+    def _read_batches(self, on_first: Callable[[Any], None]) -> None:
+        """Have the batches of all steps that are left, and the first of all looked at."""
+        method, done = self._method, steps_taken(self._history)
+        taken = method.batches_taken(self._history)
+        count = taken + (method.steps - done) * method.batches_per_step
+        held_back = self._settings.measure_batches
+        self._stream = BatchStream(self._task.batches, count, held_back, skip=taken, on_first=on_first)
+
+    def _begin_on(self, batch: Any) -> None:
+        """Put the method to work, the first batch being there."""
+        if self._settings.checkpoint is not None:
+            self._first_batch = fingerprint(batch)
+        self._task.loss.look_at(batch)
+        if not self._settings.allow_trained:
+            self._refuse_trained(batch)
+        start = self._drawn(batch)
+        doubts = examine(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
+        if doubts is not None:
+            self._engine.distrust(doubts)
+        self._at_work = self._method.start(self._problem, self._engine, start)
+        self._save()  # all checks are done; a path that cannot be written is found out now
+
+    def _drawn(self, batch: Any) -> Originals:
+        """The weights at which the scales begin: those of the scheme, if there is one."""
+        if self._method.scheme is None:
+            return self._originals
+        put_values(self._originals)
+        with inner_work():
+            apply_(self._model, self._method.scheme, batch, self._task.loss.given, seed=self._seed)
+        return {p: p.detach().clone() for p in self._originals}
 
     def result(self) -> Result:
         """Do all of it."""
@@ -151,7 +171,9 @@ class Run:
             verdict, scales, tried = self._settle_on(before, after)
             step_seconds = None if before is None else self._training_step_seconds()
         options = {field.name: getattr(self._method, field.name) for field in fields(self._method)}
-        options |= {"measure_steps": self._settings.measure_steps, "seed": self._seed}
+        options |= {"measure_batches": self._settings.measure_batches, "seed": self._seed}
+        if self._settings.measuring is not None:
+            options["measuring"] = asdict(self._settings.measuring)
         return Result(
             method=self._method.name,
             options=unplain(plain(options)),  # functions by their name
@@ -221,58 +243,8 @@ class Run:
             seconds = time.perf_counter() - begun
         return seconds
 
-    @property
-    def _path(self) -> Path:
-        """Of the checkpoint, where there is one."""
-        assert self._settings.checkpoint is not None
-        return self._settings.checkpoint
-
     def _seconds(self) -> float:
         return time.perf_counter() - self._begun
-
-    def _stored_weights(self, previous: Checkpoint) -> Originals:
-        """The original weights of the run that is resumed, in the place of the model's own."""
-        path, done, steps = self._settings.checkpoint, steps_taken(previous.history), self._method.steps
-        stored = {p: previous.start[self._names[p]].to(value.device) for p, value in self._originals.items()}
-        same = all(torch.equal(stored[parameter], value) for parameter, value in self._originals.items())
-        if done > steps:
-            raise ValueError(f"the checkpoint {path} is at step {done}, beyond steps={steps}; remove it")
-        if not same and done == steps:
-            raise ValueError(
-                f"the checkpoint {path} holds a finished run that began from other weights than the model has; remove it, "
-                "or choose another path for each run"
-            )
-        if not same:
-            warn(
-                f"going on from the checkpoint {path}, which began from other weights than the model has and replaces them"
-            )
-        return stored
-
-    def _begin(self, batch: Any) -> None:
-        """Put the method to work, the first batch being there."""
-        if self._settings.checkpoint is not None:
-            self._first_batch = fingerprint(batch)
-        if self._previous is not None:
-            self._previous.refuse_unless_first(self._first_batch)
-        self._problem.loss.look_at(batch)
-        if self._previous is None and not self._settings.allow_trained:
-            self._refuse_trained(batch)
-        start = self._originals
-        if self._method.scheme is not None:
-            put_values(self._originals)
-            with inner_work():
-                apply_(self._model, self._method.scheme, batch, self._loss_fn, seed=self._seed)
-            start = {p: p.detach().clone() for p in self._originals}
-        if self._previous is None:
-            doubts = examine(self._problem, batch, self._method.differentiates)
-            if doubts is not None:
-                self._engine.distrust(doubts)
-        self._at_work = self._method.start(self._problem, self._engine, start)
-        if self._previous is not None:
-            with going_on_from(self._path):
-                self._at_work.load_state(self._previous.state)
-        else:
-            self._save()  # all checks are done; a path that cannot be written is found out now
 
     def _refuse_trained(self, data: Any) -> None:
         losses = mismatched_loss(self._problem, data)
@@ -328,7 +300,10 @@ class Run:
         held = self._stream.held
         if not held:
             return None, None
-        engine = create_engine(self._method.engine, replace(self._problem, overlap=0.0))
+        # Sub-batches that share no samples, unless it is asked for that they do.
+        overlap = 0.0 if self._settings.measuring is None else self._settings.measuring.overlap
+        problem = replace(self._problem, subbatches=replace(self._problem.subbatches, overlap=overlap))
+        engine = create_engine(self._task.how.engine, problem, self._task.how.memory_budget)
         engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
         try:
             with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
@@ -357,15 +332,31 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _read(path: Path | None) -> Checkpoint | None:
+def _read(path: Path, method: Method) -> Checkpoint | None:
     """The checkpoint, if there is one of a run that has made a step."""
-    if path is None:
-        return None
     clear_leftovers(Path(os.path.realpath(path)))
     if not path.exists():
         return None
-    previous = Checkpoint.read(path)
+    previous = Checkpoint.read(path, method)
     return previous if previous.history else None
+
+
+def _stored_weights(task: Task, originals: Originals, previous: Checkpoint, path: Path) -> Originals:
+    """The original weights of the run that is resumed, in the place of the model's own."""
+    done, steps = steps_taken(previous.history), task.method.steps
+    names = {p.value: p.name for p in task.parameters.trainable}
+    stored = {p: previous.start[names[p]].to(value.device) for p, value in originals.items()}
+    same = all(torch.equal(stored[parameter], value) for parameter, value in originals.items())
+    if done > steps:
+        raise ValueError(f"the checkpoint {path} is at step {done}, beyond steps={steps}; remove it")
+    if not same and done == steps:
+        raise ValueError(
+            f"the checkpoint {path} holds a finished run that began from other weights than the model has; remove it, "
+            "or choose another path for each run"
+        )
+    if not same:
+        warn(f"going on from the checkpoint {path}, which began from other weights than the model has and replaces them")
+    return stored
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def _next(result: Result) -> str:
     if word in ("left alone", "not improved"):
         return "train with what you have; another start would have to be shown to be better (initopt.compare)."
     if word == "not judged":
-        return "have the new weights judged before you train, on batches held back (measure_steps=10)."
+        return "have the new weights judged before you train, on batches held back (measure_batches=10)."
     return (
         "train, but look for the learning rate again, as the one of before may no longer fit: try it and a third of it. "
         "initopt.compare shows what the new start is worth."

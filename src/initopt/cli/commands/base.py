@@ -59,6 +59,7 @@ class Command:
         run: does it.
         as_batches: whether it takes data as batches; else in three parts.
         recipes: files of options that go by a name, for ``--recipe``; ``None`` where there is no such option.
+        renamed: the names of options by their old ones, which go on working, with a warning.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Command:
     run: Callable[[Request], None]
     as_batches: bool = True
     recipes: Mapping[str, Path] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def figures(measurement: Measurement) -> str:

@@ -62,8 +62,9 @@ the batches, with standard errors.""",
     examples="""\
 examples:
   initopt measure --model my_net.Net --model.depth 20 --data digits
-  initopt measure --config measure.yaml --steps 20 --json figures.json""",
+  initopt measure --config measure.yaml --num-batches 20 --json figures.json""",
     choices=CHOICES,
     add_options=_add_options,
     run=_run,
+    renamed={"steps": "num_batches"},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from initopt.cli.choices import CHOICES, add_common_options, make_problem
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import import_path
 from initopt.cli.files import write_yaml
-from initopt.methods import METHODS, find_method, method_names
+from initopt.methods import Measuring, find_method, method_names
 from initopt.runs.result import Result
 
 __all__ = ["RUN"]
@@ -39,24 +40,36 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
         help="folder for the result; a folder that holds an earlier result is replaced, any other is refused",
     )
     group = parser.add_argument_group(f"options of --method {method}")
-    given: set[str | int] = {"model", "batches", "loss_fn", "seed", "progress", "callbacks"}
-    if method in METHODS:  # its function of the same name has the documentation
-        group.add_function_arguments(getattr(initopt, method), as_group=False, skip=given, fail_untyped=False)
-    else:
-        group.add_class_arguments(find_method(method), as_group=False, instantiate=False, fail_untyped=False)
-        group.add_function_arguments(initopt.optimize, as_group=False, skip={*given, "method"}, fail_untyped=False)
+    kind = find_method(method)
+    group.add_class_arguments(kind, as_group=False, instantiate=False, fail_untyped=False)
+    given: set[str | int] = {"model", "batches", "loss_fn", "method", "measuring", "seed", "progress", "callbacks"}
+    group.add_function_arguments(initopt.optimize, as_group=False, skip=given, fail_untyped=False)
+    own: set[str | int] = {option.name for option in fields(kind)}
+    if not issubclass(kind, Measuring):
+        group = parser.add_argument_group("how to measure before and after")
+        group.add_class_arguments(Measuring, as_group=False, instantiate=False, skip=own, fail_untyped=False)
     add_common_options(parser)
 
 
 def _run(request: Request) -> None:
     out = _checked_folder(request.options["out"])
     options = {name: value for name, value in request.options.items() if name not in _OWN_OPTIONS}
+    own = {option.name for option in fields(find_method(request.method))}
+    how = {option.name: options.pop(option.name) for option in fields(Measuring) if option.name not in own}
     _check_checkpoint(options["checkpoint"], out)
     objective = options.get("objective")
     if isinstance(objective, str) and "." in objective:
         options["objective"] = import_path("objective", objective)
     model, batches, loss = make_problem(request)
-    result = initopt.optimize(model, batches, loss, method=request.method, progress=request.progress, **options)
+    result = initopt.optimize(
+        model,
+        batches,
+        loss,
+        request.method,
+        measuring=Measuring(**how) if how else None,
+        progress=request.progress,
+        **options,
+    )
     scheme = result.options.get("scheme")
     print(result)
     if scheme is not None and result.tried_scales is None:
@@ -147,4 +160,5 @@ Then, before training:
     choices=CHOICES | {"method": f"how to improve the weights: {', '.join(method_names())} (default: nio)"},
     add_options=_add_options,
     run=_run,
+    renamed={"measure_steps": "measure_batches"},
 )

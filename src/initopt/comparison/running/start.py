@@ -115,7 +115,7 @@ def _take(
         batches,
         loss_fn,
         method=step,
-        measure_steps=0,
+        measure_batches=0,
         seed=seed,
         progress=False,
         allow_trained=True,  # what is compared is somebody's start

@@ -57,7 +57,7 @@ class GroupsEngine(Engine):
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         if len({len(window) for window in batch.windows.indices}) > 1:
-            raise NotCoveredError(f"the sub-batches of split={self.problem.split!r} have different sizes")
+            raise NotCoveredError(f"the sub-batches of split={self.problem.subbatches.split!r} have different sizes")
         evaluation = _Groups(self.problem, batch) if differentiate else _GramOnly(self.problem, batch)
         if self.problem.centres(batch) not in self._checked:
             self._check(evaluation.gram, batch)

@@ -1,0 +1,59 @@
+"""What a run is to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from initopt._support.progress import Progress
+from initopt.methods import Measuring, Method, Record
+from initopt.model.losses import Loss
+from initopt.model.parameters import Parameters
+from initopt.runs.verdict import OnHarm
+
+__all__ = ["Callback", "Settings", "Task"]
+
+Callback = Callable[[Record], object]
+"""Is called with each record when its step is done."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all methods; see :func:`initopt.optimize`."""
+
+    measuring: Measuring | None
+    measure_batches: int
+    seed: int | None
+    progress: Progress
+    callbacks: tuple[Callback, ...]
+    checkpoint: Path | None
+    checkpoint_every: int
+    on_harm: OnHarm
+    allow_trained: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is to do, all of it checked.
+
+    Attributes:
+        model: the model.
+        batches: the user's batches.
+        loss: the loss.
+        method: what to run.
+        how: gradients are computed.
+        parameters: of the model.
+        settings: and all that is the same for all methods.
+    """
+
+    model: nn.Module
+    batches: Iterable[Any]
+    loss: Loss
+    method: Method
+    how: Measuring
+    parameters: Parameters
+    settings: Settings
