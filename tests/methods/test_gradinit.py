@@ -26,6 +26,7 @@ from tests.methods._helpers import (
     derivatives_of,
     joined,
     refuses,
+    right_second_derivatives,  # noqa: F401 - an autouse fixture
     run,
 )
 

@@ -21,6 +21,7 @@ from tests.methods._helpers import (
     assert_close,
     derivatives_of,
     refuses,
+    right_second_derivatives,  # noqa: F401 - an autouse fixture
     run,
 )
 
