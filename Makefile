@@ -6,7 +6,7 @@ ZOO := .venv-zoo
 RAY := .venv-ray
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow test-attack test-zoo test-ray test-oldest benchmark lint format clean
+.PHONY: demo test test-fast test-slow test-attack test-zoo test-ray test-oldest benchmark lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/initopt demo
@@ -15,6 +15,10 @@ demo: $(VENV)/.installed
 # process, since many keep what is expensive for the next test.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# What a contributor runs all the time: no processes, and not the whole gallery.
+test-fast: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not processes and not gallery"
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

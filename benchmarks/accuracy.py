@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py [--out benchmarks/results/accuracy.json]
 
-On the odd little architectures of the tests' gallery, and on some networks of the zoo with 16 samples. The truth is the
-engine ``plain`` in float64, plain double backward, which the tests hold against central differences; ``coupled`` in
+On the odd little architectures of the gallery (initopt.testing), and on some networks of the zoo with 16 samples. The truth
+is the engine ``plain`` in float64, plain double backward, which the tests hold against central differences; ``coupled`` in
 float64 where batch norms take the statistics of the whole batch.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,21 +21,12 @@ import torch
 from networks import NETWORKS, build
 from results import machine, save
 from tables import markdown
-from torch import Tensor, nn
+from torch import Tensor
 
-from initopt import objectives
-from initopt.batches.subbatches import SubBatches
 from initopt.engines import ENGINES
-from initopt.model.losses import as_loss
-from initopt.model.modes import measuring
-from initopt.model.parameters import Parameters
-from initopt.model.preserve import preserved
-from initopt.model.problem import Problem
+from initopt.testing import ENTRIES, INDEX, Entry, evaluate, relative_error
 
-sys.path.append(str(Path(__file__).parents[1]))
-from tests.gallery import ENTRIES
-
-__all__ = ["accuracy_table", "main", "measure"]
+__all__ = ["accuracy_table", "main", "measure", "vector"]
 
 OUT = Path(__file__).parent / "results" / "accuracy.json"
 NETWORK_CASES = (("mlp", "subbatch"), ("resnet56", "subbatch"), ("resnet56-bn", "subbatch"), ("resnet56-bn", "batch"),
@@ -51,89 +41,61 @@ longer steps in float32, to keep above the rounding, and those cross kinks (ReLU
 leaves out; the short steps of float64 hardly meet one. A dash: the engine cannot do that network."""
 
 
+OBJECTIVE = "cosine+norm"
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A model to be exact on, with what is seen and how it is split. Models and data are float64."""
+    """A model to be exact on, with what it sees and how that is split, and whose statistics normalize."""
 
     group: str
-    name: str
     mode: str
-    model: nn.Module
-    data: Any
-    options: dict[str, Any]
-    loss_fn: Any = None
-    train_mode: bool = False
+    entry: Entry
 
-    def problem(self, seed: int) -> Problem:
-        subbatches = SubBatches(batch_norm=self.mode, **self.options)  # type: ignore[arg-type]
-        return Problem(self.model, as_loss(self.loss_fn), Parameters.of(self.model), subbatches, seed)
+    def find(self, engine: str, index: int = INDEX) -> tuple[Tensor, Tensor]:
+        """Gram matrix and derivatives by an engine, on the batch of a number."""
+        found = evaluate(engine, self.entry, self.mode, [OBJECTIVE], index=index)
+        return found.gram, vector(found.derivatives[OBJECTIVE])
 
-    def single(self) -> Subject:
-        """The same in float32."""
-        loss_fn = as_single(self.loss_fn) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
-        parts = (self.group, self.name, self.mode, as_single(self.model), single_tensors(self.data), self.options)
-        return Subject(*parts, loss_fn, self.train_mode)
 
-    def find(self, engine: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Gram matrix and derivatives of cosine+norm by an engine."""
-        problem = self.problem(seed)
-        with preserved(self.model), measuring(self.model, self.train_mode):
-            evaluation = ENGINES[engine](problem).evaluate(problem.prepare(self.data, 0), differentiate=True)
-            gram = evaluation.gram.requires_grad_()
-            (slope,) = torch.autograd.grad(objectives.get("cosine+norm")(gram), gram)
-            return gram.detach(), evaluation.scale_derivatives(slope)
+def vector(values: dict[str, float]) -> Tensor:
+    """Derivatives as a tensor."""
+    return torch.tensor(list(values.values()), dtype=torch.float64)
 
 
 def of_gallery() -> Iterator[Subject]:
-    for name, entry in ENTRIES.items():
-        for mode in entry.modes:
-            options = {"count": entry.num_subbatches, "overlap": entry.overlap}
-            parts = ("gallery", name, mode, entry.model(), entry.batch(), options, entry.loss_fn(), entry.train_mode)
-            if entry.double_backward and entry.conservative:
-                yield Subject(*parts)
+    for entry in ENTRIES.values():
+        if entry.double_backward and entry.conservative:
+            yield from (Subject("gallery", mode, entry) for mode in entry.modes)
 
 
 def of_networks() -> Iterator[Subject]:
     for name, mode in NETWORK_CASES:
-        model = build(name, "cpu").double()
-        data = tuple(t.double() if t.is_floating_point() else t for t in NETWORKS[name].batch(NETWORK_BATCH_SIZE))
-        yield Subject("networks", name, mode, model, data, {})
-
-
-_SINGLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}
-
-
-def as_single(module: nn.Module) -> nn.Module:
-    """``module.float()``, for complex parameters, too."""
-    return module._apply(lambda tensor: tensor.to(_SINGLE.get(tensor.dtype, tensor.dtype)))
-
-
-def single_tensors(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.to(_SINGLE.get(tree.dtype, tree.dtype))
-    if isinstance(tree, dict):
-        return type(tree)({key: single_tensors(value) for key, value in tree.items()})
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(single_tensors(value) for value in tree)
-    return tree
-
-
-def relative_error(found: Tensor, truth: Tensor) -> float:
-    """Largest error over the largest entry."""
-    return float((found - truth).abs().max() / truth.abs().max())
+        network = NETWORKS[name]
+        entry = Entry(
+            name,
+            lambda name=name: build(name, "cpu").double(),
+            lambda network=network: tuple(
+                t.double() if t.is_floating_point() else t for t in network.batch(NETWORK_BATCH_SIZE)
+            ),
+            num_subbatches=4,
+            overlap=0.0,
+        )
+        yield Subject("networks", mode, entry)
 
 
 def measure(subject: Subject) -> dict[str, Any]:
     """Errors of every engine that can work on a subject, in float32; of inexact ones in float64, too."""
-    truth_engine = "plain" if subject.mode == "subbatch" else "coupled"
+    entry, mode = subject.entry, subject.mode
+    truth_engine = "plain" if mode == "subbatch" else "coupled"
     gram, derivative = subject.find(truth_engine)
-    about = {"group": subject.group, "name": subject.name, "batch_norm": subject.mode}
-    if relative_error(subject.find(truth_engine, seed=1)[0], gram) > 0:
+    about = {"group": subject.group, "name": entry.name, "batch_norm": mode}
+    if relative_error(subject.find(truth_engine, INDEX + 1)[0], gram) > 0:
         return {**about, "skipped": "draws random numbers, which are others in another precision"}
-    engines = [name for name, engine in ENGINES.items() if engine.refusal(subject.problem(0)) is None]
+    problem = entry.problem(entry.model(), mode)
+    engines = [name for name, engine in ENGINES.items() if engine.refusal(problem) is None]
     found: dict[str, Any] = {}
-    for precision in ("float64", "float32"):  # float32 last: it changes the model for good
-        current = subject if precision == "float64" else subject.single()
+    for precision, current in {"float64": subject, "float32": Subject(subject.group, mode, entry.single())}.items():
         for name in engines:
             if precision == "float64" and name == truth_engine:
                 continue
@@ -209,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     subjects = [measure(subject) for subject in of_gallery()]
     if not options.gallery_only:
         subjects += [measure(subject) for subject in of_networks()]
-    results = {"machine": machine("cpu", options.threads), "objective": "cosine+norm", "subjects": subjects}
+    results = {"machine": machine("cpu", options.threads), "objective": OBJECTIVE, "subjects": subjects}
     save(options.out, results)
     print(accuracy_table(results))
 

@@ -1,15 +1,27 @@
-"""Results as tables in Markdown."""
+"""Results as tables in Markdown, and pages of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from contenders import PUBLISHED, TRAINING
 from networks import NETWORKS
 from results import memory_of, ratios
 
-__all__ = ["case_title", "contenders_of", "left_out", "markdown", "memory_cell", "memory_table", "time_cell", "time_table"]
+__all__ = [
+    "case_title",
+    "contenders_of",
+    "fill",
+    "left_out",
+    "markdown",
+    "memory_cell",
+    "memory_table",
+    "spread",
+    "time_cell",
+    "time_table",
+]
 
 Cases = Iterable[dict[str, Any]]
 
@@ -24,6 +36,34 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: Collection[float], sign: str = "") -> str:
+    """Mean, and standard deviation if there is one; ``"+"`` shows the sign of the mean.
+
+    >>> spread([1.0, 2.0], "+")
+    '+1.5 ± 0.7'
+    """
+    return f"{fmean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+_PLACE = "<!-- table: {} -->"
+
+
+def fill(text: str, parts: Mapping[str, str]) -> str:
+    """Put every part into its place in a page, and nothing else.
+
+    Raises:
+        ValueError: for a part without a place, or a place without a part.
+    """
+    for name, part in parts.items():
+        place = _PLACE.format(name)
+        if place not in text:
+            raise ValueError(f"the text has no {place}")
+        text = text.replace(place, part)
+    if (start := text.find(_PLACE.partition("{")[0])) >= 0:
+        raise ValueError(f"nothing to put into {text[start : text.find('-->', start) + 3]}")
+    return text
 
 
 def case_title(case: dict[str, Any]) -> str:

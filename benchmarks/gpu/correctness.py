@@ -26,8 +26,8 @@ import initopt
 from initopt.data import Splits, digits_splits
 from initopt.data.augmentation import augmentation
 from initopt.data.images import Pixels
+from initopt.testing import ENTRIES
 from initopt.zoo import cifar_resnet, small_vit
-from tests.gallery import ENTRIES
 
 __all__ = ["CHECKS", "correctness_plan", "correctness_table", "run_check"]
 

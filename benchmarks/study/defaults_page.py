@@ -1,19 +1,28 @@
-"""docs/defaults.md, from the results of the study: python benchmarks/study/defaults_page.py."""
+"""docs/defaults.md, from the results of the study.
+
+    python benchmarks/study/defaults_page.py [PLACE ...] [--out FILE]
+
+PLACE is a folder that study.py wrote, or a file of rows; benchmarks/results/defaults.jsonl by default.
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from networks import NETWORKS
-from pages import fill, spread, table
+from records import RESULTS, Results, load
 from starts import STARTS
-from study import RESULTS
+from subjects import NETWORKS
 
 from initopt._support.files import write_file
+from initopt.comparison import RunRecord
+from initopt.comparison.storage.record import Subset
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tables import fill, markdown, spread
 
 __all__ = ["main", "page"]
 
@@ -21,44 +30,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "defaults.md"
 
 TEXT = Path(__file__).parent / "defaults.md"
 
-Row = dict[str, Any]
 REFERENCE = "default"
-
-
-class Results:
-    """The rows of the study, by network, start, learning rate and seed."""
-
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._rows: dict[tuple[str, str], list[Row]] = {}
-        for row in rows:
-            self._rows.setdefault((row["network"], row["start"]), []).append(row)
-
-    def of(self, network: str, start: str) -> list[Row]:
-        """All rows of a start on a network."""
-        return self._rows.get((network, start), [])
-
-    def by_seed(self, network: str, start: str, lr: float, part: str) -> dict[int, float]:
-        """Accuracy in percent by seed; a training that diverged counts as guessing."""
-        rows = [row for row in self.of(network, start) if row.get("lr") == lr]
-        guess = 100 / (65 if NETWORKS[network].data == "text" else 10)
-        return {row["seed"]: 100 * row[part]["accuracy"] if "validation" in row else guess for row in rows}
-
-    def best_lr(self, network: str, start: str) -> float:
-        """The one with the best mean accuracy on the validation split."""
-        return max(
-            NETWORKS[network].lrs, key=lambda lr: fmean(self.by_seed(network, start, lr, "validation").values() or [-1.0])
-        )
-
-    def at_best(self, network: str, start: str, part: str) -> dict[int, float]:
-        """Accuracy at the best learning rate of the start, by seed."""
-        return self.by_seed(network, start, self.best_lr(network, start), part) if self.of(network, start) else {}
-
-    def over_lrs(self, network: str, start: str) -> dict[int, float]:
-        """Mean accuracy on the validation split over all learning rates, by seed."""
-        if not self.of(network, start):
-            return {}
-        found = [self.by_seed(network, start, lr, "validation") for lr in NETWORKS[network].lrs]
-        return {seed: fmean(one[seed] for one in found) for seed in found[0]}
 
 
 def _difference(found: dict[int, float], reference: dict[int, float]) -> str:
@@ -70,7 +42,9 @@ def _difference(found: dict[int, float], reference: dict[int, float]) -> str:
     return f"{spread(pairs, '+')}{few}"
 
 
-def differences(results: Results, networks: Sequence[str], starts: Sequence[str], part: str, over_lrs: bool = False) -> str:
+def differences(
+    results: Results, networks: Sequence[str], starts: Sequence[str], part: Subset, over_lrs: bool = False
+) -> str:
     """Paired differences to the network's own start, in points."""
 
     def values(network: str, start: str) -> dict[int, float]:
@@ -83,7 +57,7 @@ def differences(results: Results, networks: Sequence[str], starts: Sequence[str]
         cells = [_difference(values(network, start), reference) for network, reference in zip(networks, own, strict=True)]
         if any(cells):
             rows.append([start, *cells])
-    return table(["start", *(NETWORKS[network].title for network in networks)], rows)
+    return markdown(["start", *(NETWORKS[network].title for network in networks)], rows)
 
 
 def old_and_new(results: Results, networks: Sequence[str]) -> str:
@@ -91,7 +65,7 @@ def old_and_new(results: Results, networks: Sequence[str]) -> str:
     starts = {"own start": REFERENCE, "nio until now": "uncentred nio", "nio": "nio"}
     rows = []
     for name in networks:
-        part = "test" if NETWORKS[name].role == "confirmation" else "validation"
+        part: Subset = "test" if NETWORKS[name].role == "confirmation" else "validation"
         found = [results.at_best(name, start, part) for start in starts.values()]
         if not all(found):
             continue
@@ -100,7 +74,7 @@ def old_and_new(results: Results, networks: Sequence[str]) -> str:
             for one, start in zip(found, starts.values(), strict=True)
         ]
         rows.append([NETWORKS[name].title, *cells, _difference(found[2], found[0]), _difference(found[2], found[1])])
-    return table(["network", *starts, "nio - own start, points", "nio - nio until now, points"], rows)
+    return markdown(["network", *starts, "nio - own start, points", "nio - nio until now, points"], rows)
 
 
 def accuracies(results: Results, networks: Sequence[str]) -> str:
@@ -111,7 +85,7 @@ def accuracies(results: Results, networks: Sequence[str]) -> str:
     for name in networks:
         cells = [spread(found.values()) if (found := results.at_best(name, start, "validation")) else "" for start in run]
         rows.append([NETWORKS[name].title, *cells])
-    return table(["network", *run], rows)
+    return markdown(["network", *run], rows)
 
 
 def edges(results: Results, networks: Sequence[str]) -> str:
@@ -137,26 +111,32 @@ def against_the_best(results: Results, networks: Sequence[str]) -> str:
             continue
         theirs = f"{best}: {spread(others[best].values())}"
         rows.append([NETWORKS[name].title, spread(ours.values()), theirs, _difference(ours, others[best])])
-    return table(["network", "nio, %", "the best of the others, %", "paired difference, points"], rows)
+    return markdown(["network", "nio, %", "the best of the others, %", "paired difference, points"], rows)
 
 
 def changes(results: Results, networks: Sequence[str], start: str) -> str:
     """What a start does to GradCosine, gradient norm and loss."""
     rows = []
     for network in networks:
-        found = [row for row in results.of(network, start) if "grad_cosine" in row and "start_loss" in row]
+        found = [run for run in results.of(network, start) if run.before and run.after and "loss" in run.before]
         if found:
             pairs = [
-                f"{fmean(r[key][0] for r in found):.2f} → {fmean(r[key][1] for r in found):.2f}"
-                for key in ("grad_cosine", "grad_norm", "start_loss")
+                " → ".join(f"{fmean(figures[key] for figures in when):.2f}" for when in _measured(found))
+                for key in ("grad_cosine", "grad_norm", "loss")
             ]
-            rows.append([NETWORKS[network].title, *pairs, f"{fmean(r['seconds'] for r in found):.0f} s"])
-    return table(["network", "GradCosine", "gradient norm", "loss", "time"], rows)
+            seconds = fmean(run.initialization_seconds for run in found)
+            rows.append([NETWORKS[network].title, *pairs, f"{seconds:.0f} s"])
+    return markdown(["network", "GradCosine", "gradient norm", "loss", "time"], rows)
 
 
-def page(rows: Iterable[Row]) -> str:
+def _measured(runs: Sequence[RunRecord]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The figures before and after."""
+    return [run.before for run in runs if run.before], [run.after for run in runs if run.after]
+
+
+def page(runs: Iterable[RunRecord]) -> str:
     """The whole page."""
-    results = Results(rows)
+    results = Results(runs)
     seen = [name for name in NETWORKS if results.of(name, REFERENCE)]
     choice = [name for name in seen if NETWORKS[name].role == "choice"]
     confirmation = [name for name in seen if NETWORKS[name].role == "confirmation"]
@@ -175,10 +155,14 @@ def page(rows: Iterable[Row]) -> str:
     return fill(TEXT.read_text(), parts)
 
 
-def main() -> None:
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    write_file(PAGE, lambda path: path.write_text(page(rows)))
-    print(f"page: {PAGE}")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("places", nargs="*", type=Path, default=[RESULTS], metavar="PLACE")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page")
+    options = parser.parse_args(arguments)
+    text = page(run for place in options.places for run in load(place))
+    write_file(options.out, lambda path: path.write_text(text, encoding="utf-8"))
+    print(f"page: {options.out}")
 
 
 if __name__ == "__main__":

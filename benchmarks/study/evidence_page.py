@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from defaults_page import Results
-from networks import NETWORKS, TWO_DECADES
-from pages import fill, spread, table
 from rates_picture import LINES, draw, networks_of
-from study import RESULTS, WIDE
+from records import RESULTS, WIDE, Results, load
+from subjects import NETWORKS, TWO_DECADES
 
 from initopt._support.files import write_file
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tables import fill, markdown, spread
 
 __all__ = ["main"]
 
@@ -61,7 +63,7 @@ def steps_to(run: Run, target: float) -> float | None:
 
 def per_network(runs: Runs, cell: Callable[[str, str], str]) -> str:
     rows = [[start, *(cell(network, start) for network in runs.networks)] for start in runs.starts]
-    return table(["start", *runs.networks], rows)
+    return markdown(["start", *runs.networks], rows)
 
 
 def accuracies(runs: Runs) -> str:
@@ -106,7 +108,7 @@ def before_and_after(runs: Runs, start: str) -> str:
                 for key in ("grad_cosine", "grad_norm")
             ]
             rows.append([network, *pairs])
-    return table(["network", "GradCosine", "gradient norm"], rows)
+    return markdown(["network", "GradCosine", "gradient norm"], rows)
 
 
 def own_rates(comparisons: Sequence[Runs]) -> str:
@@ -117,7 +119,7 @@ def own_rates(comparisons: Sequence[Runs]) -> str:
             rate = f"{runs.of(network, start)[0]['lr']:g}"
             end = spread(runs.by_seed(network, start).values())
             rows.append([network, start, rate, end, runs.difference(network, start)])
-    return table(["network", "start", "learning rate", "test accuracy, %", "difference, points"], rows)
+    return markdown(["network", "start", "learning rate", "test accuracy, %", "difference, points"], rows)
 
 
 def clipping(results: Results) -> str:
@@ -129,7 +131,7 @@ def clipping(results: Results) -> str:
             pairs = [(results.at_best(name, start, "validation"), results.over_lrs(name, start)) for start in starts]
             cells = [f"{fmean(best.values()):.1f} ({fmean(mean.values()):.1f})" for best, mean in pairs]
             rows.append([network.title, *cells])
-    return table(["network", *starts], rows)
+    return markdown(["network", *starts], rows)
 
 
 def two_decades(wide: Results) -> str:
@@ -141,13 +143,13 @@ def two_decades(wide: Results) -> str:
             values = [wide.by_seed(name, start, lr, "validation").values() for lr in lrs]
             cells = [f"{spread(value)} (lr {lr:g})" for value, lr in zip(values, lrs, strict=True)]
             rows.append([NETWORKS[name].title, start, *cells])
-    return table(["network", "start", *[""] * 5], rows)
+    return markdown(["network", "start", *[""] * 5], rows)
 
 
 def main() -> None:
     cifar = Runs("cifar10")
     clipped, free = [Runs("cifar10-lr"), Runs("cifar10-vit")], [Runs("cifar10-lr-noclip")]
-    results, wide = (Results(map(json.loads, path.read_text().splitlines())) for path in (RESULTS, WIDE))
+    results, wide = (Results(load(path)) for path in (RESULTS, WIDE))
     print(f"picture: {draw(wide)}")
     parts = {
         "accuracies": accuracies(cifar),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain, repeat
+from typing import Any, Literal
 
 import torch
-from data import Batch
 from torch import Tensor, nn
 from torch.func import functional_call
-from train import loss_of
+from torch.nn import functional as F
 
 from initopt import functional
 from initopt.batches.subbatches import SubBatches
@@ -22,9 +22,17 @@ from initopt.model.losses import as_loss
 from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
 
-__all__ = ["Idea", "nio_with"]
+__all__ = ["Idea", "loss_of", "nio_with"]
+
+Batch = tuple[Tensor, Tensor]
 
 _BOUND, _CENTRED_BOUND, _NORM_WEIGHT = 5.0, 7.0, 0.3  # of the defaults
+
+
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy over samples, and positions of a text."""
+    inputs, targets = batch
+    return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
 
 
 @dataclass(frozen=True)
@@ -49,17 +57,20 @@ class Idea:
     centred: Literal["subbatch", "batch"] | None = None
 
 
-def nio_with(model: nn.Module, batches: Iterable[Batch], idea: Idea, steps: int = 100, lr: float = 0.03) -> None:
-    """Scale a model in place.
+def nio_with(
+    model: nn.Module, batches: Iterable[Batch], loss_fn: Any = None, *, idea: Idea, steps: int = 100, lr: float = 0.03
+) -> None:
+    """Scale a model in place; an initialization of :func:`initopt.compare`.
 
     Args:
         model: without dropout.
-        batches: ``steps * idea.batches`` or more.
+        batches: can be iterated over again, and are if they are fewer than the steps take.
+        loss_fn: not used; the loss is :func:`loss_of`.
         idea: what is changed.
         steps: as in :func:`initopt.nio`.
         lr: as in :func:`initopt.nio`.
     """
-    source = iter(batches)
+    source = chain.from_iterable(repeat(batches))
     problem = Problem(model, as_loss(loss_of), Parameters.of(model), SubBatches(overlap=0.2), seed=0)
     model.train()
     run: _Run | None = None

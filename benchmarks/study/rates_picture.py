@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from defaults_page import Results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from networks import NETWORKS, TWO_DECADES
 from numpy import array
+from records import Results
+from subjects import NETWORKS, TWO_DECADES
 
 from initopt._support.files import write_file
 

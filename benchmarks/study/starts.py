@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
-from ideas import Idea
+from ideas import Idea, nio_with
+from subjects import Network
 from torch import nn
 
+import initopt
+from initopt.comparison import Initialization
 from initopt.model.parameters import is_bias
 
-__all__ = ["STARTS", "Start"]
+__all__ = ["STARTS", "Start", "in_folders"]
 
 
 @dataclass(frozen=True)
@@ -18,22 +24,45 @@ class Start:
     """How a network begins.
 
     Attributes:
-        method: of initopt, or none.
-        options: of the method. ``"scale_params"`` may be the name of a filter in :data:`FILTERS`.
-        relative_bound: the bound on the gradient norm in units of what the network shows at first, but at least 1.
-        warmup_steps: of the training after it.
-        clip: gradient clipping in the training after it.
-        idea: what is changed of NIO in the study's own loop, if the start is made by that.
-        after: another method, with its defaults, from whose result the method starts.
+        method: as :class:`initopt.comparison.Initialization` has it: the name of a method, a function, or a list.
+        options: of a method by its name.
+        recipe: changes to the training after it.
     """
 
-    method: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    relative_bound: float | None = None
-    warmup_steps: int = 0
-    clip: float | None = None
-    idea: Idea | None = None
-    after: str | None = None
+    method: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def initialization(self, name: str, network: Network) -> Initialization:
+        """What :func:`initopt.compare` is given for a network.
+
+        GradInit joins two batches in a step, so it has halves, and is told of Adam where the training has AdamW.
+        """
+        options, size = dict(self.options), None
+        if self.method == "gradinit":
+            size = 32
+            options |= {"optimizer": "adam", "eta": 0.001} if network.optimizer == "adamw" else {}
+        called = in_folders(name)
+        return Initialization(method=self.method, options=options, recipe=self.recipe, name=called, batch_size=size)
+
+
+def in_folders(name: str) -> str:
+    """The name of a start without what a folder cannot have."""
+    return name.replace(":", ",")
+
+
+def drawn(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, scheme: str) -> None:
+    """Draw the weights of a scheme, which sees on a batch which nonlinearity follows each layer."""
+    initopt.schemes.apply_(model, scheme, next(iter(batches)), loss_fn)
+
+
+def bounded_nio(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, times: float, **options: Any) -> None:
+    """Run NIO with a bound in units of the gradient norm that the network shows at first, but at least 1."""
+    own = initopt.measure(model, list(islice(batches, 5)), loss_fn, progress=False).grad_norm
+    bound = max(1.0, times * own)
+    initopt.nio(
+        model, batches, loss_fn, max_grad_norm=bound, measure_batches=0, progress=False, allow_trained=True, **options
+    )
 
 
 def matrices_only(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
@@ -45,8 +74,6 @@ def no_biases(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
     """Leaves out biases."""
     return not is_bias(name)
 
-
-FILTERS = {"matrices_only": matrices_only, "no_biases": no_biases}
 
 BEFORE: dict[str, Any] = {
     "objective": "cosine+norm",
@@ -68,17 +95,23 @@ BASE: dict[str, Any] = {
 }
 """What the others change one thing of."""
 
+UNBOUNDED = {name: value for name, value in BASE.items() if name != "max_grad_norm"}
+
 UNCENTRED: dict[str, Any] = {"centre": None, "max_grad_norm": 5.0}
 """What the defaults were before gradients were centred."""
 
 
-def _nio(relative_bound: float | None = None, **changes: Any) -> Start:
-    return Start("nio", BASE | changes, relative_bound)
+def _nio(**changes: Any) -> Start:
+    return Start("nio", BASE | changes)
+
+
+def _idea(**changes: Any) -> Start:
+    return Start(partial(nio_with, idea=Idea(**changes)))
 
 
 STARTS: dict[str, Start] = {
     "default": Start(),
-    "default, warm-up": Start(warmup_steps=50),
+    "default, warm-up": Start(recipe={"warmup_steps": 50}),
     "before": Start("nio", BEFORE),
     "before, scale-invariant left out": Start("nio", BEFORE | {"scale_invariant": False}),
     "base": _nio(),
@@ -90,8 +123,8 @@ STARTS: dict[str, Start] = {
     "norm weight 1": _nio(norm_weight=1.0),
     "bound 2": _nio(max_grad_norm=2.0),
     "bound 10": _nio(max_grad_norm=10.0),
-    "bound of the start": _nio(relative_bound=1.0),
-    "bound 2 x the start": _nio(relative_bound=2.0),
+    "bound of the start": Start(partial(bounded_nio, times=1.0, **UNBOUNDED)),
+    "bound 2 x the start": Start(partial(bounded_nio, times=2.0, **UNBOUNDED)),
     "lr 0.01": _nio(lr=0.01),
     "lr 0.1": _nio(lr=0.1),
     "50 steps": _nio(steps=50),
@@ -100,15 +133,15 @@ STARTS: dict[str, Start] = {
     "D = 8": _nio(num_subbatches=8),
     "no overlap": _nio(overlap=0.0),
     "batch norm of the batch": _nio(batch_norm="batch"),
-    "matrices only": _nio(scale_params="matrices_only"),
-    "no biases": _nio(scale_params="no_biases"),
-    "no biases, norm weight 1": _nio(scale_params="no_biases", norm_weight=1.0),
-    "no biases, cosine+norm": _nio(scale_params="no_biases", objective="cosine+norm", norm_weight=1.0),
-    "matrices only, norm weight 1": _nio(scale_params="matrices_only", norm_weight=1.0),
-    "matrices only, norm weight 1, lr 0.02": _nio(scale_params="matrices_only", norm_weight=1.0, lr=0.02),
-    "kaiming_normal": Start("scheme", {"scheme": "kaiming_normal"}),
-    "xavier_normal": Start("scheme", {"scheme": "xavier_normal"}),
-    "orthogonal": Start("scheme", {"scheme": "orthogonal"}),
+    "matrices only": _nio(scale_params=matrices_only),
+    "no biases": _nio(scale_params=no_biases),
+    "no biases, norm weight 1": _nio(scale_params=no_biases, norm_weight=1.0),
+    "no biases, cosine+norm": _nio(scale_params=no_biases, objective="cosine+norm", norm_weight=1.0),
+    "matrices only, norm weight 1": _nio(scale_params=matrices_only, norm_weight=1.0),
+    "matrices only, norm weight 1, lr 0.02": _nio(scale_params=matrices_only, norm_weight=1.0, lr=0.02),
+    "kaiming_normal": Start(partial(drawn, scheme="kaiming_normal")),
+    "xavier_normal": Start(partial(drawn, scheme="xavier_normal")),
+    "orthogonal": Start(partial(drawn, scheme="orthogonal")),
     "lsuv": Start("lsuv"),
     "lsuv, own weights": Start("lsuv", {"scheme": None}),
     "gradinit": Start("gradinit"),
@@ -119,21 +152,21 @@ STARTS: dict[str, Start] = {
     "uncentred nio, cosine": Start("nio", UNCENTRED | {"objective": "cosine"}),
     "uncentred nio from kaiming_normal": Start("nio", UNCENTRED | {"scheme": "kaiming_normal"}),
     "uncentred nio from orthogonal": Start("nio", UNCENTRED | {"scheme": "orthogonal"}),
-    "uncentred nio after lsuv": Start("nio", UNCENTRED, after="lsuv"),
-    "default, clipping": Start(clip=1.0),
-    "uncentred nio, clipping": Start("nio", UNCENTRED, clip=1.0),
+    "uncentred nio after lsuv": Start(["lsuv", {"method": "nio", "options": UNCENTRED}]),
+    "default, clipping": Start(recipe={"clip_grad_norm": 1.0}),
+    "uncentred nio, clipping": Start("nio", UNCENTRED, {"clip_grad_norm": 1.0}),
     "nio": Start("nio"),
     "nio, bound 5": Start("nio", {"max_grad_norm": 5.0}),
     "nio, bound 10": Start("nio", {"max_grad_norm": 10.0}),
     "nio, norm weight 1": Start("nio", {"norm_weight": 1.0}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
-    "nio after lsuv": Start("nio", after="lsuv"),
-    "idea: logarithms of scales": Start(idea=Idea(logarithms=True)),
-    "idea: scales averaged": Start(idea=Idea(averaged=True)),
-    "idea: a scale per channel": Start(idea=Idea(per_channel=True)),
-    "idea: cosine by entry": Start(idea=Idea(preconditioned="entry")),
-    "idea: cosine by tensor": Start(idea=Idea(preconditioned="tensor")),
-    "idea: four batches a step": Start(idea=Idea(batches=4)),
-    "idea: centred by the mean of the batch": Start(idea=Idea(centred="batch")),
+    "nio after lsuv": Start(["lsuv", "nio"]),
+    "idea: logarithms of scales": _idea(logarithms=True),
+    "idea: scales averaged": _idea(averaged=True),
+    "idea: a scale per channel": _idea(per_channel=True),
+    "idea: cosine by entry": _idea(preconditioned="entry"),
+    "idea: cosine by tensor": _idea(preconditioned="tensor"),
+    "idea: four batches a step": _idea(batches=4),
+    "idea: centred by the mean of the batch": _idea(centred="batch"),
 }
 """Starts by name; ``nio`` has the defaults of the installed version."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,15 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import initopt
-from initopt.engines import create_engine
-from initopt.model.modes import measuring
-from initopt.model.preserve import preserved
+from initopt.batches.nested import map_tensors
+from initopt.testing import Entry, Figures, evaluate, relative_error, truth
 from sweeps.zoo.case import Case
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from tests import truth
-from tests.gallery.entry import Entry
 
 __all__ = ["LEEWAY", "TOLERANCES", "Finding", "examine"]
 
@@ -154,54 +146,48 @@ def _compare(case: Case, model: nn.Module, batch: Any, finding: Finding) -> None
     double = copy.deepcopy(model).double()
     if hasattr(double, "set_experts_implementation"):
         double.set_experts_implementation("eager")  # the other one has no double precision
-    double_batch = initopt.batches.nested.map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
+    double_batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
     with _double_precision():
-        entry = Entry(
-            case.name,
-            lambda: double,
-            lambda: double_batch,
-            lambda: case.loss_fn,
-            num_subbatches=_NUM_SUBBATCHES,
-            overlap=0.0,
-        )
+        entry = _entry(case, double, double_batch)
         with _timed(finding, "truth"):
-            true_gram, true_derivatives = _truth(entry, copy.deepcopy(double), double_batch)
+            true = _truth(_entry(case, copy.deepcopy(double), double_batch))
         with _timed(finding, "double"):
-            gram, derivatives = _found(entry, double, double_batch)
+            _note(finding, "", evaluate("auto", entry, functions=[_OBJECTIVE]), true)
         with _timed(finding, "measured"):
-            measured = _measured(entry, double, double_batch)
-        together = _found_together(entry, double, double_batch, finding)
-    finding.errors["gram"] = _gram_error(gram, true_gram)
-    finding.errors["measured_gram"] = _gram_error(measured, true_gram)
-    finding.errors["derivatives"] = _derivative_error(derivatives, true_derivatives)
-    if together is not None:
-        finding.errors["together_gram"] = _gram_error(together[0], true_gram)
-        finding.errors["together_derivatives"] = _derivative_error(together[1], true_derivatives)
+            finding.errors["measured_gram"] = relative_error(evaluate("auto", entry).gram, true.gram)
+        try:  # with all sub-batches at once, unless the model is beyond that, as engine="auto" would notice
+            with _timed(finding, "together"):
+                _note(finding, "together_", evaluate("groups", entry, functions=[_OBJECTIVE]), true)
+        except Exception as error:
+            finding.not_together = f"{type(error).__name__}: {error}".partition("\n")[0]
     with _timed(finding, "single"):
-        gram, derivatives = _found(entry, model, batch)
-    finding.errors["single_gram"] = _gram_error(gram, true_gram)
-    finding.errors["single_derivatives"] = _derivative_error(derivatives, true_derivatives)
+        _note(finding, "single_", evaluate("auto", _entry(case, model, batch), functions=[_OBJECTIVE]), true)
     with _timed(finding, "single_truth"):
         for moved in _ROUNDINGS:
             if not _beyond(finding):
                 break
-            near = initopt.batches.nested.map_tensors(lambda t, by=1 + moved: t * by if t.is_floating_point() else t, batch)
-            gram, derivatives = _truth(entry, copy.deepcopy(model), near)
-            found = _gram_error(gram, true_gram), _derivative_error(derivatives, true_derivatives)
-            for key, error in zip(("plain_single_gram", "plain_single_derivatives"), found, strict=True):
-                finding.errors[key] = max(error, finding.errors.get(key, 0))
+            near = map_tensors(lambda t, by=1 + moved: t * by if t.is_floating_point() else t, batch)
+            _note(finding, "plain_single_", _truth(_entry(case, copy.deepcopy(model), near)), true)
 
 
-def _truth(entry: Entry, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
+def _entry(case: Case, model: nn.Module, batch: Any) -> Entry:
+    """A model and a batch as an entry of the gallery."""
+    return Entry(case.name, lambda: model, lambda: batch, lambda: case.loss_fn, num_subbatches=_NUM_SUBBATCHES, overlap=0.0)
+
+
+def _truth(entry: Entry) -> Figures:
     """K, and the derivatives of the objective, from their definition by plain double backward."""
-    truth.set_mode(model, train_mode=False)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), truth.plain_weight_norm(), _plain_gates():
-        gram = truth.gram_of(truth.gradients(entry, model, batch, "subbatch", create_graph=True))
-        phi = truth.PHI[_OBJECTIVE](gram)
-        slopes = torch.autograd.grad(phi, list(named.values()), materialize_grads=True, allow_unused=True)
-    along = {n: float((slope * p.detach()).sum()) for (n, p), slope in zip(named.items(), slopes, strict=True)}
-    return gram.detach(), along
+    with _plain_gates():
+        return truth(entry, "subbatch", [_OBJECTIVE])
+
+
+def _note(finding: Finding, kind: str, found: Figures, true: Figures) -> None:
+    """Note the errors, the largest so far."""
+    for key, error in {
+        f"{kind}gram": relative_error(found.gram, true.gram),
+        f"{kind}derivatives": _derivative_error(found.derivatives[_OBJECTIVE], true.derivatives[_OBJECTIVE]),
+    }.items():
+        finding.errors[key] = max(error, finding.errors.get(key, 0.0))
 
 
 @contextmanager
@@ -216,38 +202,6 @@ def _plain_gates() -> Iterator[None]:
         patch.object(torch._C._nn, "hardsigmoid_", lambda x: x.copy_(plain(x))),
     ):
         yield
-
-
-def _found_together(entry: Entry, model: nn.Module, batch: Any, finding: Finding) -> tuple[Tensor, dict[str, float]] | None:
-    """The same with all sub-batches at once; ``None`` if the model is beyond that, as ``engine="auto"`` would notice."""
-    try:
-        with _timed(finding, "together"):
-            return _found(entry, model, batch, "groups")
-    except Exception as error:
-        finding.not_together = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return None
-
-
-def _found(entry: Entry, model: nn.Module, batch: Any, engine: str = "auto") -> tuple[Tensor, dict[str, float]]:
-    """The same by an engine."""
-    problem = entry.problem(model, "subbatch")
-    with preserved(model), measuring(model):
-        evaluation = create_engine(engine, problem).evaluate(problem.prepare(batch, truth.INDEX), differentiate=True)
-        gram = evaluation.gram.detach().clone().requires_grad_()
-        slope = torch.autograd.grad(truth.PHI[_OBJECTIVE](gram), gram)[0]
-        along = evaluation.scale_derivatives(slope)
-    return gram.detach(), {p.name: float(value) for p, value in zip(problem.scale_params, along, strict=True)}
-
-
-def _measured(entry: Entry, model: nn.Module, batch: Any) -> Tensor:
-    """The Gram matrix as a measurement has it, which takes no second derivative."""
-    problem = entry.problem(model, "subbatch")
-    with preserved(model), measuring(model):
-        return create_engine("auto", problem).evaluate(problem.prepare(batch, truth.INDEX), differentiate=False).gram
-
-
-def _gram_error(found: Tensor, true: Tensor) -> float:
-    return float((found - true).detach().abs().max() / true.abs().max())
 
 
 def _derivative_error(found: dict[str, float], true: dict[str, float]) -> float:

@@ -19,8 +19,8 @@ _METHOD = """\
 Each model is a small variant as its library initializes it, on noise with random labels. It is measured and does one NIO
 step with `engine="auto"`. Then its constant tensors (zeros, ones) are made to vary, so that no branch is switched off, and
 the Gram matrix and the derivatives of `cosine+norm` with respect to all scales are compared with their definition by plain
-double backward in float64, which shares no code with initopt (`tests/truth.py`). What models cast to float32 is cast to
-float64 for that.
+double backward in float64 (`initopt.testing.truth`), which shares no code with the engines. What models cast to float32 is
+cast to float64 for that.
 
 - *double*: largest error of a derivative in float64, as a share of its own size plus a thousandth of the largest. Right is
   at most {derivatives:g} (and {gram:g} for the Gram matrix).

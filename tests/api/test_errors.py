@@ -313,6 +313,7 @@ class TestMisspelt:
         with pytest.raises(TypeError, match="method 'nio' has no option 'num_subbatch'; did you mean 'num_subbatches'"):
             initopt.optimize(make_model(), make_batches(), num_subbatch=3)
 
+    @pytest.mark.processes
     def test_parts_of_the_package(self):
         """Are there after ``import initopt``, and take no time before they are asked for."""
         code = (

@@ -322,6 +322,7 @@ class TestRun:
         assert not Path("result/plot.png").exists()
 
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    @pytest.mark.processes
     def test_a_kill_while_the_picture_is_drawn_leaves_nothing_in_the_way(self, cli, user_module, monkeypatch):
         line = f"run {GOOD} --steps 2 --measure_batches 1 --out result"
         cli(line)
@@ -512,6 +513,7 @@ class TestSpelling:
         assert yaml.safe_load(out)["betas"] == [0.8, 0.9]
 
 
+@pytest.mark.processes
 class TestForeignFolder:
     """A folder of somebody else, in which the user happens to stand, brings no code."""
 
@@ -907,6 +909,7 @@ class TestDocumentation:
                     Path(into).write_text(out, encoding="utf-8")
 
 
+@pytest.mark.processes
 class TestProcess:
     def test_measure_to_a_pipe(self, user_module):
         process = _start("measure --model USER.Net --data digits --num_batches 2", user_module)

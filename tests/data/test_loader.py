@@ -87,6 +87,7 @@ def is_alive(process):
     return state != "Z"  # dead, and nobody has asked how it ended
 
 
+@pytest.mark.processes
 class TestTheSameBatches:
     def test_of_a_part(self, pictures):
         here, elsewhere = (pictures.batches(8, seed=1, loaders=loaders) for loaders in (0, 2))
@@ -143,6 +144,7 @@ class TestTheSameBatches:
             assert a["name"] == b["name"]
 
 
+@pytest.mark.processes
 class TestWhoMakesThem:
     @pytest.mark.parametrize("kind", ["tensors", "pixels"])
     def test_what_is_in_memory_stays_in_this_process(self, kind):

@@ -13,7 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import initopt
 from initopt._support._torch_messages import missing_derivative
+from initopt._support.devices import free_memory
+from initopt.engines.auto import Need
 from initopt.engines.per_subbatch import GraphEngine
+from tests.engines import _memory
+from tests.engines._tanh import TanhOnce
 from tests.helpers import make_batches, make_model
 
 
@@ -336,43 +340,46 @@ def test_multihead_attention_runs_together(masked: str | None, weights: bool, pa
     torch.testing.assert_close(*measured, rtol=1e-9, atol=1e-14)
 
 
-class Refusing(torch.autograd.Function):
-    """Has no second derivative, and says so in words of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.tanh(x)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return RefusingBackward.apply(slope, x)
-
-
-class RefusingBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, slope: Tensor, x: Tensor) -> Tensor:
-        return slope * (1 - torch.tanh(x) ** 2)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        raise RuntimeError("once is enough for this kernel")
-
-
-class OnceOnly(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Refusing.apply(x)
-
-
 def test_a_second_derivative_that_is_refused_in_unknown_words() -> None:
     def model(middle: nn.Module) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(6, 8), middle, nn.Linear(8, 3)).double()
 
     with pytest.warns(UserWarning, match=r"it says: once is enough for this kernel\) has no second derivative, so deriv"):
-        result = quick(model(OnceOnly()), _double(make_batches()))
+        result = quick(model(TanhOnce("once is enough for this kernel")), _double(make_batches()))
     assert result.engine == "differences"
     assert result.scales == pytest.approx(quick(model(nn.Tanh()), _double(make_batches())).scales, rel=1e-4)
     with pytest.raises(RuntimeError, match="once is enough"):
-        quick(model(OnceOnly()), _double(make_batches()), engine="exact")
+        quick(model(TanhOnce("once is enough for this kernel")), _double(make_batches()), engine="exact")
+
+
+def test_auto_keeps_to_its_budget() -> None:
+    free = _memory.quick(_memory.network())
+    assert free.engine == "groups"
+    tight = _memory.quick(_memory.network(), memory_budget=25_000)
+    assert tight.engine == "recompute"
+    assert tight.engine_reason.startswith("the graphs of all sub-batches, some ")
+    assert tight.engine_reason.endswith("exceed 0 MB")
+    tiny = _memory.quick(_memory.network(), memory_budget=9_000)
+    assert tiny.engine == "recompute"
+    assert "samples are run at a time" in tiny.engine_reason
+    for result in (tight, tiny):
+        assert _memory.values(result) == pytest.approx(_memory.values(free), rel=1e-9)
+
+
+def test_a_budget_does_not_split_batch_norm() -> None:
+    result = initopt.nio(make_model(), make_batches(), steps=2, measure_batches=0, memory_budget=1)
+    assert result.engine == "recompute"
+    assert "samples are run at a time" not in result.engine_reason
+
+
+def test_needs_grow_as_they_should() -> None:
+    need = Need(saved=100, parameters=10, count=4, samples=8)
+    assert need.keeping_graphs > need.recomputing > 80
+    assert [need.microbatch(budget) for budget in (0, need.recomputing / 2, need.recomputing, 1e9)] == [1, 3, 8, 8]
+
+
+def test_this_machine_has_memory() -> None:
+    free = free_memory(torch.device("cpu"))
+    assert free is None or free > 1e6
+    assert free_memory(torch.device("meta")) is None

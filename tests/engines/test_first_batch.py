@@ -15,43 +15,8 @@ import initopt
 from initopt.engines.first_batch import examine
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
+from tests.engines._tanh import TanhOnce
 from tests.helpers import make_batches, make_model, make_problem
-
-
-class Undifferentiable(torch.autograd.Function):
-    """A right first derivative, and none of it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.tanh(x)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return slope.data * (1 - torch.tanh(x.data) ** 2)
-
-
-class Odd(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Undifferentiable.apply(x)
-
-
-class Single(torch.autograd.Function):
-    """The same, of a kernel for single precision only."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        if x.dtype != torch.float32:
-            raise TypeError("single precision only")
-        return Undifferentiable.forward(ctx, x)
-
-    backward = Undifferentiable.backward
-
-
-class OddInSingle(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Single.apply(x)
 
 
 def network(middle: nn.Module) -> nn.Sequential:
@@ -59,23 +24,23 @@ def network(middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 16), middle, nn.Linear(16, 3))
 
 
-@pytest.mark.parametrize("odd", [Odd, OddInSingle])
-def test_a_second_derivative_that_is_missing_without_a_word(odd: type[nn.Module]) -> None:
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_a_second_derivative_that_is_missing_without_a_word(dtype: torch.dtype | None) -> None:
     options: dict[str, Any] = {"steps": 4, "measure_batches": 0, "seed": 0}
     expected = initopt.nio(network(nn.Tanh()), make_batches(), **options)
     with pytest.warns(
         UserWarning, match=r"the second derivative of the model is not the derivative of its gradients .* by f"
     ):
-        found = initopt.nio(network(odd()), make_batches(), **options)
+        found = initopt.nio(network(TanhOnce(dtype=dtype)), make_batches(), **options)
     assert found.engine == "differences"
     assert found.scales == pytest.approx(expected.scales, rel=1e-3)
     with pytest.warns(UserWarning, match="'graph' takes it as it is; engine=\"differences\" does without"):
-        assert initopt.nio(network(odd()), make_batches(), engine="graph", **options).engine == "graph"
+        assert initopt.nio(network(TanhOnce(dtype=dtype)), make_batches(), engine="graph", **options).engine == "graph"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        initopt.nio(network(odd()), make_batches(), engine="differences", **options)
-        initopt.measure(network(odd()), make_batches())
-        initopt.lsuv(network(odd()), make_batches(), measure_batches=0)
+        initopt.nio(network(TanhOnce(dtype=dtype)), make_batches(), engine="differences", **options)
+        initopt.measure(network(TanhOnce(dtype=dtype)), make_batches())
+        initopt.lsuv(network(TanhOnce(dtype=dtype)), make_batches(), measure_batches=0)
 
 
 class Reversible(torch.autograd.Function):

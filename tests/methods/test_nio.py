@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import initopt
+from initopt._gallery.truth import PHI, as_real, gradients, gram_of, norms, plain_operations, prepared
+from initopt.methods import NIO
 from initopt.model.parameters import is_bias
-from tests.gallery import ENTRIES, SEED, Entry
-from tests.truth import PHI, as_real, gradients, gram_of, norms, plain_weight_norm, set_mode
+from initopt.testing import ENTRIES, SEED, Entry, check_method
 
 RUNNABLE = [(name, mode) for name, entry in ENTRIES.items() if entry.double_backward for mode in entry.modes]
+RESUMED = {"mlp", "batch_norm_residual", "tied_embedding_and_output", "numpy_and_python_noise", "moving_average_buffer"}
+"""Entries on which a run is also stopped and resumed: what takes longer on all."""
+
 LR, BETAS, EPS, CLIP = 0.05, (0.8, 0.95), 1e-8, 0.3
 
 
@@ -36,51 +39,27 @@ def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.gallery
 @pytest.mark.filterwarnings("ignore:initopt. gradients are not centred")
 @pytest.mark.parametrize(("name", "mode"), RUNNABLE)
 def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
-    entry = ENTRIES[name]
-    model, batch = entry.model(), entry.batch()
-    start = {n: p.detach().clone() for n, p in model.named_parameters()}
-    buffers = {n: (b, b.clone()) for n, b in model.named_buffers()}
-    flags = [module.training for module in model.modules()]
-    trains = {n: p.requires_grad for n, p in model.named_parameters()}
-    attributes = [dict(vars(module)) for module in model.modules()]
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
+    def method(entry: Entry) -> NIO:
+        options = settings_of(entry, mode) | {"centre": "output"}
+        return NIO(steps=2, **{key: options[key] for key in options if key not in ("measure_batches", "seed")})
 
-    result = initopt.nio(model, [batch], entry.loss_fn(), steps=2, **settings_of(entry, mode) | {"centre": "output"})
-
-    assert torch.equal(torch.get_rng_state(), before)
-    assert [module.training for module in model.modules()] == flags
-    assert {n: p.requires_grad for n, p in model.named_parameters()} == trains
-    assert all(p.grad is None for p in model.parameters())
-    for n, b in model.named_buffers():
-        assert b is buffers[n][0]
-        assert torch.equal(b, buffers[n][1]), n
-    for module, old in zip(model.modules(), attributes, strict=True):
-        assert vars(module).keys() == old.keys()
-        assert all(vars(module)[k] is v for k, v in old.items() if k in ("momentum", "track_running_stats", "forward"))
-    assert list(result.scales) == [n for n, p in model.named_parameters() if p.requires_grad]
-    for n, p in model.named_parameters():
-        assert torch.equal(p, start[n] * result.scales.get(n, 1.0)), n
-        if n in result.scales and not start[n].any():
-            assert result.scales[n] == 1
-    assert any(scale != 1 for scale in result.scales.values())
+    assert check_method(method, [name], resume=name in RESUMED) == 1
 
 
+@pytest.mark.gallery
 @pytest.mark.filterwarnings("ignore:initopt. nothing to scale")
 @pytest.mark.parametrize(("name", "mode"), RUNNABLE)
 def test_biases_and_what_is_scale_invariant_stay_by_default(name: str, mode: str) -> None:
     entry = ENTRIES[name]
     options = settings_of(entry, mode) | {"scale_biases": False, "scale_invariant": False}
-    with sdpa_kernel(SDPBackend.MATH), plain_weight_norm():
+    with plain_operations():
         scales = initopt.nio(entry.model(), [entry.batch()], entry.loss_fn(), steps=1, **options).scales
-        model = entry.model()
-        set_mode(model, entry.train_mode)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tests.truth.INDEX", 0)
-            rows = gradients(entry, model, entry.batch(), mode, create_graph=False)
+        model, batch = prepared(entry)
+        rows = gradients(entry, model, batch, mode, create_graph=False, index=0)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for k, (n, p) in enumerate(named.items()):
         value = as_real(p.detach()).flatten()
@@ -103,12 +82,10 @@ def slow_nio(
     objective: str,
     bound: float,
     steps: int,
-    monkeypatch: pytest.MonkeyPatch,
     centred: bool = False,
 ) -> tuple[dict[str, float], list[bool], list[float | None]]:
     """NIO as the design states it, a scalar at a time."""
-    model, batch = entry.model(), entry.batch()
-    set_mode(model, entry.train_mode)
+    model, batch = prepared(entry)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     scales = dict.fromkeys(named, 1.0)
     first = {kind: dict.fromkeys(named, 0.0) for kind in (True, False)}
@@ -117,13 +94,12 @@ def slow_nio(
     constrained: list[bool] = []
     values: list[float | None] = []
     for step in range(steps):
-        monkeypatch.setattr("tests.truth.INDEX", step)
-        gram = gram_of(gradients(entry, model, batch, mode, create_graph=True))
+        gram = gram_of(gradients(entry, model, batch, mode, create_graph=True, index=step))
         of_one = norms(gram.detach())[step % len(gram)]
         constrained.append(float(of_one if centred else PHI["grad_norm"](gram.detach())) > bound)
         kind = constrained[-1]
         if centred and not kind:
-            gram = gram_of(gradients(entry, model, batch, mode, create_graph=True, centred=True))
+            gram = gram_of(gradients(entry, model, batch, mode, create_graph=True, centred=True, index=step))
         values.append(None if centred and kind else float(PHI[objective](gram.detach())))
         phi = PHI["grad_norm" if kind else objective](gram)
         derivatives = torch.autograd.grad(phi, list(named.values()), materialize_grads=True, allow_unused=True)
@@ -160,7 +136,7 @@ def slow_nio(
         ("mixture_of_experts", "batch"),
     ],
 )
-def test_steps_are_those_of_the_design(name: str, mode: str, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_those_of_the_design(name: str, mode: str, objective: str) -> None:
     """Four steps with a bound that some steps exceed and some do not."""
     entry = ENTRIES[name]
     model = entry.model()
@@ -173,8 +149,8 @@ def test_steps_are_those_of_the_design(name: str, mode: str, objective: str, mon
     for bound in (0.9 * start, 1.05 * start, 1e9):
         model = entry.model()
         result = initopt.nio(model, [entry.batch()], entry.loss_fn(), steps=4, max_grad_norm=bound, **options)
-        with sdpa_kernel(SDPBackend.MATH), plain_weight_norm(), monkeypatch.context() as patch:
-            scales, constrained, values = slow_nio(entry, mode, objective, bound, 4, patch)
+        with plain_operations():
+            scales, constrained, values = slow_nio(entry, mode, objective, bound, 4)
         assert [step.constrained for step in result.history] == constrained
         assert [step.objective for step in result.history] == pytest.approx(values, rel=1e-8)
         assert result.scales == pytest.approx(scales, rel=1e-7)
@@ -184,7 +160,7 @@ def test_steps_are_those_of_the_design(name: str, mode: str, objective: str, mon
     ("name", "mode"),
     [("mlp", "subbatch"), ("batch_norm_residual", "batch"), ("tied_embedding_and_output", "subbatch")],
 )
-def test_centred_steps_are_those_of_the_design(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_centred_steps_are_those_of_the_design(name: str, mode: str) -> None:
     """The objective is that of centred gradients, the bound is on the whole gradient of one sub-batch in its turn."""
     entry = ENTRIES[name]
     start = initopt.measure(entry.model(), [entry.batch()], num_subbatches=entry.num_subbatches).grad_norm
@@ -192,8 +168,8 @@ def test_centred_steps_are_those_of_the_design(name: str, mode: str, monkeypatch
     kinds = set()
     for bound in (0.9 * start, 1.02 * start, 20 * start):
         result = initopt.nio(entry.model(), [entry.batch()], entry.loss_fn(), steps=5, max_grad_norm=bound, **options)
-        with sdpa_kernel(SDPBackend.MATH), plain_weight_norm(), monkeypatch.context() as patch:
-            scales, constrained, values = slow_nio(entry, mode, "cosine+lognorm", bound, 5, patch, centred=True)
+        with plain_operations():
+            scales, constrained, values = slow_nio(entry, mode, "cosine+lognorm", bound, 5, centred=True)
         assert [step.constrained for step in result.history] == constrained
         kinds |= set(constrained)
         for step, value in zip(result.history, values, strict=True):
@@ -202,13 +178,13 @@ def test_centred_steps_are_those_of_the_design(name: str, mode: str, monkeypatch
     assert kinds == {True, False}
 
 
-def test_constrained_and_free_steps_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constrained_and_free_steps_alternate() -> None:
     """At the bound, with separate first moments and one second moment."""
     entry = ENTRIES["mlp"]
     options = settings_of(entry, "subbatch") | {"objective": "cosine+norm", "norm_weight": 0.3, "min_bias_scale": 0.01}
     bound = initopt.measure(entry.model(), [entry.batch()], num_subbatches=entry.num_subbatches).grad_norm
     result = initopt.nio(entry.model(), [entry.batch()], steps=12, max_grad_norm=1.1 * bound, **options)
-    scales, constrained, _ = slow_nio(entry, "subbatch", "cosine+norm", 1.1 * bound, 12, monkeypatch)
+    scales, constrained, _ = slow_nio(entry, "subbatch", "cosine+norm", 1.1 * bound, 12)
     assert 3 <= sum(constrained) <= 9
     assert [step.constrained for step in result.history] == constrained
     assert result.scales == pytest.approx(scales, rel=1e-7)

@@ -15,6 +15,7 @@ import torch
 
 import initopt
 from initopt.methods import METHODS, find_method, method_names
+from initopt.testing import check_method
 from tests.helpers import make_batches, make_model, values, with_the_tests
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -72,6 +73,14 @@ def test_the_documented_example(packages: Path) -> None:
         initopt.optimize(model, make_batches(), method="quieter", steps=0)
 
 
+def test_the_documented_example_passes_the_check_of_methods(packages: Path) -> None:
+    install(packages, "quieter", *example())
+    method = find_method("quieter")(steps=3, max_grad_norm=1e-6, factor=0.9)  # type: ignore[call-arg]
+    assert check_method(method, ["mlp", "batch_norm_1d", "zero_bias", "dropout_training"]) == 4
+    with pytest.raises(AssertionError, match="layer_norm: .*scale"):
+        check_method(method, ["layer_norm"], beyond={"layer_norm": "scale"})
+
+
 def test_a_killed_run_of_it_goes_on_and_it_starts_from_a_scheme(packages: Path) -> None:
     install(packages, "quieter", *example())
     options: dict[str, Any] = {
@@ -91,6 +100,7 @@ def test_a_killed_run_of_it_goes_on_and_it_starts_from_a_scheme(packages: Path) 
     assert found.after.grad_norm == expected.after.grad_norm
 
 
+@pytest.mark.processes
 def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
     install(tmp_path, "quieter", *example())
     command = [sys.executable, "-m", "initopt", "run", "--method", "quieter"]

@@ -13,23 +13,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
+from initopt._gallery.truth import (
+    PHI,
+    as_real,
+    classes_of,
+    gradient,
+    gram_of,
+    logits_of,
+    prepared,
+    subbatch_losses,
+    windows,
+)
 from initopt._support.errors import ZeroGradientError
 from initopt.engines import ENGINES, create_engine
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
 from initopt.model.problem import Batch, Problem
-from tests.engines.test_derivatives import (
-    CASES,
-    DERIVATIVE_TOLERANCE,
-    WITHOUT_DOUBLE_BACKWARD,
-    as_vector,
-    assert_close,
-    engines_for_entry,
-    public_objective,
-)
-from tests.gallery import ENTRIES
+from initopt.testing import ENTRIES, INDEX
+from tests.engines._cases import CASES, assert_close, check, engines_for_entry
 from tests.helpers import make_problem
-from tests.truth import INDEX, as_real, classes_of, gradient, gram_of, logits_of, prepared, subbatch_losses, truth, windows
 
 ODD = {"contrastive", "nested_outputs", "one_sample_each"}
 """Entries with tests of their own."""
@@ -56,48 +58,28 @@ class Setting:
     def derivatives(self, engine: str, batch: Batch, objective: str) -> Tensor:
         evaluation = ENGINES[engine](self.problem).evaluate(batch, differentiate=True)
         gram = evaluation.gram.requires_grad_()
-        return evaluation.scale_derivatives(torch.autograd.grad(public_objective(objective)(gram), gram)[0])
+        return evaluation.scale_derivatives(torch.autograd.grad(PHI[objective](gram), gram)[0])
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize(("name", "mode", "engine"), ENGINE_CASES)
 def test_gram_and_derivatives(name: str, mode: str, engine: str) -> None:
     if (name, engine) == ("checkpointed", "groups") and torch.__version__.startswith("2.5."):
         pytest.skip("with PyTorch 2.5 the engine's own check refuses it")
-    expected = truth(name, mode, True, False)
-    setting = Setting(name, mode)
-    with setting.batch() as batch:
-        assert setting.problem.centring.active
-        gram = ENGINES[engine](setting.problem).evaluate(batch, differentiate=False).gram
-        assert_close(gram, expected.gram, 1e-11, "gram")
-        differs = engine in WITHOUT_DOUBLE_BACKWARD and not setting.entry.conservative
-        for objective in OBJECTIVES if expected.along_weights and not differs else ():
-            found = setting.derivatives(engine, batch, objective)
-            assert_close(found, as_vector(expected.along_weights[objective]), DERIVATIVE_TOLERANCE[engine], objective)
-
-
-@pytest.mark.parametrize("name", ["mlp", "batch_norm_residual", "loss_in_output", "segmentation", "gru", "binary_targets"])
-def test_the_truth_agrees_with_central_differences(name: str) -> None:
-    expected = truth(name, "subbatch", True)
-    for objective in OBJECTIVES:
-        double_backward, central = (as_vector(v[objective]) for v in (expected.along_weights, expected.central))
-        assert_close(double_backward, central, 1e-7, objective)
+    check(name, mode, engine, centred=True, functions=OBJECTIVES)
 
 
 @pytest.mark.parametrize("engine", ["recompute", "differences"])
 @pytest.mark.parametrize("name", ["mlp", "layer_norm", "segmentation", "loss_per_sample"])
 def test_micro_batches_share_the_mean_of_their_sub_batch(name: str, engine: str) -> None:
     """The mean is a function of all micro-batches, and its derivative goes to all of them."""
-    expected = truth(name, "subbatch", True, False)
-    setting = Setting(name, microbatch=1)
-    with setting.batch() as batch:
-        for objective in OBJECTIVES:
-            found = setting.derivatives(engine, batch, objective)
-            assert_close(found, as_vector(expected.along_weights[objective]), DERIVATIVE_TOLERANCE[engine], objective)
+    check(name, "subbatch", engine, centred=True, functions=OBJECTIVES, microbatch=1)
 
 
 def samples_truth(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     """Sub-batches of one sample, centred by the mean over all of them."""
-    entry, model, batch = prepared(name)
+    entry = ENTRIES[name]
+    model, batch = prepared(entry)
     parameters = list(model.parameters())
     outputs: list[Any] = []
     model.register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -112,7 +94,7 @@ def samples_truth(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     gram = gram_of(rows)
     found = {}
     for objective in OBJECTIVES:
-        derivatives = torch.autograd.grad(public_objective(objective)(gram), parameters, retain_graph=True)
+        derivatives = torch.autograd.grad(PHI[objective](gram), parameters, retain_graph=True)
         found[objective] = torch.stack([(g * p.detach()).sum() for g, p in zip(derivatives, parameters, strict=True)])
     return gram.detach(), found
 
@@ -141,7 +123,8 @@ def test_single_samples_are_not_centred_where_the_batch_couples_them() -> None:
 
 
 def test_every_output_of_a_nest_is_centred() -> None:
-    entry, model, batch = prepared("nested_outputs")
+    entry = ENTRIES["nested_outputs"]
+    model, batch = prepared(entry)
     outputs: list[Any] = []
     model.register_forward_hook(lambda module, args, output: outputs.append(output))
     rows = []
@@ -325,7 +308,8 @@ class TestMeasure:
 def test_classes_are_found_alike() -> None:
     """The truth's rule for the dimension of the classes is the one of the losses."""
     for name in ("mlp", "segmentation", "class_weights_and_ignored_targets"):
-        entry, model, batch = prepared(name)
+        entry = ENTRIES[name]
+        model, batch = prepared(entry)
         output = logits_of(model(batch[0]))
         channel = entry.problem(model, "subbatch").loss.channel(output, batch)
         assert channel == classes_of(entry, output) % output.ndim
@@ -357,7 +341,7 @@ class TestFoundInReview:
             assert problem.centring.active
             evaluation = ENGINES[engine](problem).evaluate(batch, differentiate=True)
             gram = evaluation.gram.requires_grad_()
-            (derivative,) = torch.autograd.grad(public_objective("cosine+lognorm")(gram), gram)
+            (derivative,) = torch.autograd.grad(PHI["cosine+lognorm"](gram), gram)
             found.append((gram.detach(), evaluation.scale_derivatives(derivative)))
         assert_close(found[1][0], found[0][0], 1e-11, "gram")
         assert_close(found[1][1], found[0][1], 0.5, "derivatives")

@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,31 +9,14 @@ import initopt
 from initopt.model.double_backward import plain_attention
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
-from initopt.model.randomness import seeded
 from initopt.model.state import StateGuard
-
-
-def measure(model: nn.Module, batch: Any, **options: Any) -> Tensor:
-    return initopt.measure(model, [batch], num_subbatches=2, **options).gram[0]
-
-
-def batch_of(size: int = 16) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(size, 6, generator=generator) + 2, torch.randint(3, (size,), generator=generator)
-
-
-def normed(norm: nn.Module, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), norm, nn.Tanh(), nn.Linear(8, 3))
+from tests.model._measuring import MODES, batch_of, measure, normed
 
 
 def with_statistics(model: nn.Sequential, mean: float, variance: float) -> nn.Sequential:
     model[1].running_mean.fill_(mean)
     model[1].running_var.fill_(variance)
     return model
-
-
-MODES = ("subbatch", "batch")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -123,76 +101,6 @@ def test_dropout_is_off_unless_asked_for(mode: str) -> None:
     torch.testing.assert_close(measure(dropping, batch_of(), batch_norm=mode), plain)
     noisy = measure(dropping, batch_of(), batch_norm=mode, train_mode=True)
     assert not torch.allclose(noisy, plain, rtol=0.01)
-
-
-def of_torch(x: Tensor) -> Tensor:
-    return torch.rand_like(x)
-
-
-def of_numpy(x: Tensor) -> Tensor:
-    return torch.from_numpy(np.random.random_sample(tuple(x.shape))).float()
-
-
-def of_python(x: Tensor) -> Tensor:
-    return random.random() * torch.ones_like(x)
-
-
-class Noise(nn.Module):
-    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.draw = draw
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.draw(x)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("draw", [of_torch, of_numpy, of_python])
-def test_noise_is_the_same_each_time_and_differs_between_batches(draw: Callable[[Tensor], Tensor], mode: Any) -> None:
-    model = normed(Noise(draw))
-
-    def grams(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return initopt.measure(model, [batch_of()] * 2, num_subbatches=2, batch_norm=mode).gram
-
-    first = grams(seed=4)
-    assert torch.equal(grams(seed=4), first)
-    assert not torch.allclose(first[0], first[1])
-    assert not torch.allclose(grams(seed=5), first)
-
-
-def test_noise_differs_between_sub_batches() -> None:
-    """Two sub-batches of the same samples have different gradients only by their noise."""
-    model = normed(Noise(of_numpy))
-    half = batch_of(8)
-    gram = measure(model, tuple(torch.cat([part, part]) for part in half))
-    assert not torch.allclose(gram[0, 0], gram[1, 1])
-    plain = measure(normed(nn.Identity()), tuple(torch.cat([part, part]) for part in half))
-    torch.testing.assert_close(plain[0, 0], plain[1, 1])
-
-
-def test_draws_inside_a_seeded_block_are_not_noticed_outside() -> None:
-    def draw() -> tuple[float, float, float]:
-        return float(torch.rand(())), float(np.random.random_sample()), random.random()
-
-    with preserved(nn.Linear(1, 1)):
-        torch.manual_seed(0)
-        np.random.seed(0)
-        random.seed(0)
-        expected = [draw(), draw()]
-    with preserved(nn.Linear(1, 1)):
-        torch.manual_seed(0)
-        np.random.seed(0)
-        random.seed(0)
-        found = [draw()]
-        with seeded(1, 2):
-            inside = draw()
-        found.append(draw())
-        with seeded(1, 2):
-            assert draw() == inside
-        with seeded(1, 3):
-            assert not set(draw()) & set(inside)
-    assert found == expected
 
 
 def test_modules_see_the_mode_they_are_promised() -> None:

@@ -21,6 +21,7 @@ import initopt
 from initopt.model.reach import Reach
 from initopt.model.state import StateGuard
 from tests.helpers import Batch, make_batches, make_model, values
+from tests.quick import quick
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -378,3 +379,61 @@ def test_a_copy_of_the_model_is_not_the_model() -> None:
         initopt.nio(copy.deepcopy(model), make_batches(), steps=1, measure_batches=0)
 
     initopt.nio(model, make_batches(), steps=1, measure_batches=0, callbacks=callback)
+
+
+def test_a_parameter_that_is_written_to_late_is_told() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(1)
+            if len(calls) == 7:
+                with torch.no_grad():
+                    self.linear.weight.mul_(0.5)
+            return self.linear(x)
+
+    calls: list[int] = []
+    with pytest.raises(RuntimeError, match=r"wrote to parameter 'linear\.weight', and not yet in its first run"):
+        initopt.measure(Late(), make_batches(), engine="graph")
+
+
+class Buffered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.register_buffer("wide", torch.ones(1).expand(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.wide
+
+
+def test_an_expanded_buffer() -> None:
+    model = Buffered()
+    wide = model.wide
+    quick(model, make_batches())
+    assert model.wide is wide
+
+
+class LateBuffer(nn.Module):
+    """Registers a buffer in its first forward pass, and averages into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        if "average" not in self._buffers:
+            self.register_buffer("average", y.mean(0), persistent=False)
+        self.average = 0.9 * self.average + 0.1 * y.mean(0)
+        return y + self.average
+
+
+def test_a_buffer_that_forward_registers_is_gone_afterwards() -> None:
+    model = LateBuffer()
+    quick(model, make_batches())
+    assert dict(model.named_buffers()) == {}
+    assert model._non_persistent_buffers_set == set()
+    assert list(values(model)) == ["layer.weight", "layer.bias"]

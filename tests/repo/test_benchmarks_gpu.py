@@ -150,6 +150,7 @@ def run(plan: Callable[[Mapping[str, Result]], list[Task]], *, seconds: float = 
     return results, left
 
 
+@pytest.mark.processes
 class TestTasks:
     def test_one_that_fails_and_one_that_dies_cost_themselves(self) -> None:
         doubles = [Task(f"double {value}", double, {"value": value}) for value in (1, 2)]
@@ -418,6 +419,7 @@ class TestCorrectness:
         assert sorted(entries) == sorted(correctness.ENTRIES)
 
 
+@pytest.mark.processes
 class TestRun:
     def test_a_part_is_stored_and_a_second_call_goes_on(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """The order of the rooms, and that each uses only what is below it."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ ROOMS = (
     "methods",
     "runs",
     "_api",
+    "_gallery",
+    "testing",
     "recipes",
     "comparison.storage",
     "comparison.spec",
@@ -41,6 +44,9 @@ ROOMS = (
     "__main__",
 )
 """From the ground floor up. A file is in the room with the longest name that its own name begins with."""
+
+FOR_TESTS = ("_gallery", "testing")
+"""The rooms that no other one uses, and that ``import initopt`` does not enter."""
 
 LONGEST = 450
 """Lines of a file."""
@@ -86,6 +92,12 @@ def test_a_room_uses_only_the_rooms_below_it(module: str) -> None:
     assert not above, f"{module} imports {sorted(above)} from above it"
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) not in FOR_TESTS])
+def test_what_is_for_tests_is_not_for_the_package(module: str) -> None:
+    used = {name for name in imports(module) if name and room_of(name) in FOR_TESTS}
+    assert not used, f"{module} imports {sorted(used)}, which only tests may"
+
+
 def test_there_is_no_circle_of_imports() -> None:
     graph = {name: {used for used in imports(name) if used != name} for name in MODULES if not in_package(name)}
     try:
@@ -104,8 +116,24 @@ def test_the_entrance_hall_is_empty() -> None:
     assert {path.name for path in SRC.iterdir() if path.is_file()} <= allowed
 
 
+@pytest.mark.processes
 def test_no_module_hides_behind_a_public_function() -> None:
     functions = {name for name in initopt.__all__ if callable(getattr(initopt, name))}
     assert not functions & set(MODULES)
     code = "import sys, initopt; assert all(f'initopt.{n}' not in sys.modules for n in %r)" % sorted(functions)  # noqa: UP031
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.processes
+def test_the_package_does_not_import_what_is_for_tests() -> None:
+    code = "import sys, initopt; assert not {f'initopt.{n}' for n in %r} & set(sys.modules)" % (FOR_TESTS,)  # noqa: UP031
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TESTS = sorted(Path(__file__).parents[1].rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_no_test_module_imports_another_one(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(r"^\s*(?:from|import) (?:tests\.)?(?:\w+\.)*test_\w+", text, re.MULTILINE)

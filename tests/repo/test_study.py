@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 if not STUDY.is_dir():
     pytest.skip("the study comes with the repository alone", allow_module_level=True)
 
 SAME = """
 import copy, torch, initopt
-from ideas import Idea, nio_with
+from ideas import Idea, loss_of, nio_with
 from starts import UNCENTRED
 from torch import nn
-from train import loss_of
 
 def plain():
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3))
@@ -34,9 +34,9 @@ for make in (plain, normed):
     two, others = copy.deepcopy(one), [copy.deepcopy(one) for _ in range(7)]
     batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(60)]
     initopt.nio(one, batches, loss_of, steps=15, measure_batches=0, progress=False, **UNCENTRED)
-    nio_with(two, batches, Idea(), steps=15)
+    nio_with(two, batches, idea=Idea(), steps=15)
     initopt.nio(centred, batches, loss_of, steps=15, measure_batches=0, progress=False)
-    nio_with(too, batches, Idea(centred="subbatch"), steps=15)
+    nio_with(too, batches, idea=Idea(centred="subbatch"), steps=15)
     for its, other in ((one, two), (centred, too)):
         for expected, found in zip(its.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -44,7 +44,7 @@ for make in (plain, normed):
                Idea(preconditioned="tensor"), Idea(batches=4),
                Idea(centred="batch")]
     for other, idea in zip(others, changed, strict=True):
-        nio_with(other, batches, idea, steps=15)
+        nio_with(other, batches, idea=idea, steps=15)
         assert any(not torch.allclose(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True)), idea
 """
 
@@ -62,17 +62,39 @@ def test_the_loop_of_the_ideas_is_nio_and_every_idea_changes_it() -> None:
     python("-c", SAME)
 
 
+def test_every_start_is_an_initialization() -> None:
+    script = """
+from study import experiment
+from starts import STARTS, in_folders
+from subjects import NETWORKS
+from initopt.comparison.spec.plan import Plan
+from initopt.comparison.spec.hardware import Hardware
+
+for name in ("mlp-tanh", "gpt"):
+    call = experiment(name, list(STARTS), [0, 1, 2], {})
+    parts = [call.pop(part) for part in ("models", "data", "initializations")]
+    plan = Plan.create(*parts, recipe=None, hardware=Hardware(), **call)
+    assert list(plan.initializations) == list(map(in_folders, STARTS))
+    assert all(start.describe() for start in plan.initializations.values())
+    assert len(plan.selection_jobs()) == 3 * len(NETWORKS[name].lrs) * len(STARTS)
+"""
+    python("-c", script)
+
+
 def test_a_study_goes_on_and_makes_pages(tmp_path: Path) -> None:
-    out = tmp_path / "rows.jsonl"
-    call = ["study.py", "--cifar", "none", "--text", "none", "--networks", "mlp-tanh", "--seeds", "0", "--out", str(out)]
-    python(*call, "--starts", "default")
-    first = out.read_text()
-    python(*call, "--starts", "default;nio")
-    assert out.read_text().startswith(first)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["start"] for row in rows] == 4 * ["default"] + 4 * ["nio"]
-    assert rows[-1]["grad_norm"][1] > rows[-1]["grad_norm"][0]
-    script = "import json, sys; from defaults_page import page; print(page(map(json.loads, open(sys.argv[1]))))"
-    written = python("-c", script, str(out))
+    call = ["study.py", "--networks", "mlp-tanh", "--seeds", "0", "--starts", "default;nio", "--out", str(tmp_path)]
+    assert "mlp-tanh" in python(*call)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
+    assert len(before) == 2 * (4 + 1)
+    python(*call)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")} == before
+    python("defaults_page.py", str(tmp_path), "--out", str(tmp_path / "page.md"))
+    written = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "| nio | +" in written
     assert "<!-- table" not in written
+
+
+def test_the_stored_rows_are_read_and_say_what_the_page_says(tmp_path: Path) -> None:
+    python("defaults_page.py", "--out", str(tmp_path / "page.md"))
+    page = STUDY.parents[1] / "docs" / "defaults.md"
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from tests.helpers import make_batches, make_model, values, with_the_tests
 
 SCRIPT = """
 import os, signal, sys, torch, initopt
-from tests.runs.test_checkpoint import make_loader
+from tests.runs._loader import make_loader
 from tests.helpers import make_model
 
 path, out, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -44,19 +44,12 @@ result.save(out)
 """
 
 
-def make_loader() -> DataLoader:
-    """A shuffled loader, nine batches an epoch, that draws from torch's global state."""
-    torch.manual_seed(3)
-    data = TensorDataset(torch.randn(144, 6), torch.randint(3, (144,)))
-    torch.manual_seed(4)
-    return DataLoader(data, batch_size=16, shuffle=True)
-
-
 def run_script(checkpoint: Path | str, out: Path, kill_at: int) -> int:
     command = [sys.executable, "-c", SCRIPT, str(checkpoint), str(out), str(kill_at)]
     return subprocess.run(command, check=False, env=with_the_tests()).returncode
 
 
+@pytest.mark.processes
 def test_a_run_killed_twice_ends_in_exactly_the_same_scales(tmp_path: Path) -> None:
     assert run_script("none", tmp_path / "unbroken", -1) == 0
     checkpoint = tmp_path / "run.ckpt"

@@ -37,7 +37,10 @@ from initopt.runs.checkpoint import Checkpoint
 from tests.comparing import compare, raising
 from tests.helpers import make_batches, make_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 CALLS = ("replace", "rename", "rmdir", "unlink", "mkdir", "open", "chmod", "fsync", "scandir", "close")
 """Of the operating system, before any of which a process may be killed."""

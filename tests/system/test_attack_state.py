@@ -31,6 +31,8 @@ from initopt.model import preserve, randomness
 from initopt.model.preserve import TorchState
 from tests.helpers import Batch, make_batches, make_model
 
+pytestmark = pytest.mark.processes
+
 
 class Victim:
     """A model and a loss with all kinds of state, and a call on them."""

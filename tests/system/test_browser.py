@@ -14,7 +14,7 @@ from tests.synthetic_comparison import ordinary, ugly
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 # For this browser there are no other hosts, so nothing that it asks for leaves the machine.
 FLAGS = (

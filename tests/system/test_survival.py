@@ -30,6 +30,8 @@ from initopt.comparison.storage.store import RECORD
 from tests.comparing import NIO, RECIPE, DeadOnArrival, blobs, compare, noisy_blobs, raising, small, table
 from tests.helpers import with_the_tests
 
+pytestmark = pytest.mark.processes
+
 GRID = RECIPE | {"lr": [0.01, 0.1]}
 
 

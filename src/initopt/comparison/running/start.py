@@ -132,7 +132,8 @@ def _measured(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | Non
         found = initopt.measure(model, held, loss_fn, seed=seed, progress=False)
     except (initopt.NonFiniteError, initopt.ZeroGradientError):
         return None
-    return {name: getattr(found, name) for name in STATISTICS} | {f"{name}_sem": found.sem[name] for name in STATISTICS}
+    names = (*STATISTICS, "loss")
+    return {name: getattr(found, name) for name in names} | {f"{name}_sem": found.sem[name] for name in names}
 
 
 def _wait(model: nn.Module) -> None:

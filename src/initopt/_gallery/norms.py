@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
-from tests.gallery.batches import images, signals, vectors
-from tests.gallery.entry import Entry
+from initopt._gallery.batches import images, signals, vectors
+from initopt._gallery.entry import Entry
 
 
 def perturbed(model: nn.Module) -> nn.Module:
     """Running statistics and affine parameters away from 0 and 1, so that using them shows."""
     for module in model.modules():
-        if isinstance(getattr(module, "running_mean", None), Tensor):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 3)
+        mean, variance = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+            mean.normal_()
+            variance.uniform_(0.5, 3)
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
@@ -52,7 +53,7 @@ def residual_batch_norm() -> nn.Module:
 
 def frozen_batch_norm() -> nn.Module:
     model = perturbed(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 5), nn.BatchNorm1d(5)))
-    model[1].eval()
+    model.get_submodule("1").eval()
     return model
 
 
@@ -78,7 +79,7 @@ class ScaleNorm(nn.Module):
 
 
 def weight_normed() -> nn.Module:
-    return nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.Tanh(), weight_norm(nn.Linear(5, 4), dim=None))
+    return nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.Tanh(), weight_norm(nn.Linear(5, 4), dim=None))  # type: ignore[arg-type]
 
 
 def weight_normed_by_hook() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Modules that do in evaluation mode, in which models are measured, what they do not do while they are trained."""
+"""What modules and losses keep from one pass for the next, wherever it is, is found and put back."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""What the gallery is made of."""
+"""An entry of the gallery: a model, a batch and a loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from initopt.batches.nested import map_tensors
 from initopt.batches.subbatches import SubBatches
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import Parameters
@@ -32,18 +33,24 @@ def double_precision(seed: int) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+_SINGLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One odd little architecture with a batch and a loss.
+
+    What :attr:`build`, :attr:`draw` and :attr:`loss` make is in float64, and the same in every call: they draw from torch's
+    random numbers, which are seeded for them.
 
     Attributes:
         name: says what is odd.
         build: makes the model.
         draw: makes a batch.
-        loss: makes the ``loss_fn``; each call a new one.
+        loss: makes the ``loss_fn``; each call a new one. By default there is none.
         modes: the values of ``batch_norm`` that its loss allows.
         train_mode: whether it is measured in training mode.
-        num_subbatches: D.
+        num_subbatches: D, the number of sub-batches.
         overlap: share by which sub-batches overlap.
         smooth: whether its gradient has no kinks and jumps, so that central differences may take a long step.
         double_backward: whether torch has a second derivative for it.
@@ -76,6 +83,25 @@ class Entry:
     def loss_fn(self) -> LossFunction | None:
         with double_precision(2):
             return self.loss()
+
+    def single(self) -> Entry:
+        """The same in single precision: weights, batch and what the loss keeps."""
+        return self._moved(lambda tensor: tensor.to(_SINGLE.get(tensor.dtype, tensor.dtype)))
+
+    def to(self, device: torch.device | str) -> Entry:
+        """The same on a device; drawn on the CPU, and so the same everywhere."""
+        return self._moved(lambda tensor: tensor.to(device))
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Entry:
+        def module(made: Any) -> Any:
+            return made._apply(move) if isinstance(made, nn.Module) else made
+
+        return replace(
+            self,
+            build=lambda: module(self.build()),
+            draw=lambda: map_tensors(move, self.draw()),
+            loss=lambda: module(self.loss()),
+        )
 
     def problem(
         self, model: nn.Module, batch_norm: Any, *, num_subbatches: int | None = None, seed: int = SEED, **options: Any

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.gallery.batches import SIZE, regression, vectors
-from tests.gallery.entry import Entry
+from initopt._gallery.batches import SIZE, regression, vectors
+from initopt._gallery.entry import Entry
 
 
-def mlp(activation: nn.Module) -> nn.Module:
+def mlp(activation: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 5), activation, nn.Linear(5, 5), activation, nn.Linear(5, 4))
 
 
@@ -179,6 +179,10 @@ def hooked() -> nn.Module:
     return model
 
 
+def penalized() -> nn.Module:
+    return nn.Sequential(*[*mlp(nn.Tanh())][:3], nn.Linear(5, 2))
+
+
 def gradient_penalty(model: nn.Module, batch: Any) -> Tensor:
     inputs = batch[0].clone().requires_grad_()
     score = model(inputs)
@@ -204,5 +208,10 @@ ENTRIES = [
     Entry("stopped_gradient", StoppedGradient, vectors(), conservative=False),
     Entry("custom_function", CustomFunction, vectors()),
     Entry("hooks", hooked, vectors()),
-    Entry("gradient_penalty", lambda: mlp(nn.Tanh())[:3].append(nn.Linear(5, 2)), regression(), lambda: gradient_penalty),
+    Entry(
+        "gradient_penalty",
+        lambda: nn.Sequential(*[*mlp(nn.Tanh())][:3], nn.Linear(5, 2)),
+        regression(),
+        lambda: gradient_penalty,
+    ),
 ]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from tests.gallery.batches import vectors
-from tests.gallery.entry import Entry
+from initopt._gallery.batches import vectors
+from initopt._gallery.entry import Entry
 
 
 class BufferInForward(nn.Module):
@@ -28,6 +28,8 @@ class BufferInForward(nn.Module):
 class Counter(nn.Module):
     """Counts its calls, and the count matters."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 4)
@@ -40,6 +42,8 @@ class Counter(nn.Module):
 
 class MovingAverage(nn.Module):
     """Replaces its buffer by a new tensor in each forward pass."""
+
+    average: Tensor
 
     def __init__(self) -> None:
         super().__init__()

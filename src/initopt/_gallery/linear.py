@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.gallery.batches import SIZE, images, sequences, signals, vectors
-from tests.gallery.entry import Entry
+from initopt._gallery.batches import SIZE, images, sequences, signals, vectors
+from initopt._gallery.entry import Entry
 
 
 class UsedInManyWays(nn.Module):

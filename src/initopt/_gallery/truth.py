@@ -1,13 +1,13 @@
 """The slow truth: everything from its definition, by plain autograd and by central differences.
 
-Shares no code with initopt but the seeding of what a model draws, which has to be replayed.
+It shares no code with initopt but the seeding of what a model draws, which has to be replayed.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from initopt._gallery.entry import SEED, Entry
 from initopt.model.randomness import seeded
-from tests.gallery import ENTRIES, SEED, Entry
 
 INDEX = 3
 """Number of the batch, which is part of the seed for what a model draws."""
@@ -53,8 +53,11 @@ PHI: dict[str, Callable[[Tensor], Tensor]] = {
     "variance+sqnorm": lambda gram: variance(gram) - NORM_WEIGHT * norms(gram).square().sum(),
     "variance+lognorm": lambda gram: variance(gram) - NORM_WEIGHT * norms(gram).log().mean(),
     "grad_norm": lambda gram: norms(gram).mean(),
+    "entry": lambda gram: gram[0, 1],
 }
-"""The objectives and the constraint."""
+"""The objectives, the constraint, and one entry of K, whose derivative by K is not symmetric."""
+
+Windows = Sequence[Sequence[int]]
 
 
 def windows(batch_size: int, count: int, overlap: float) -> list[list[int]]:
@@ -82,12 +85,12 @@ def cross_entropy(output: Any, targets: Tensor) -> Tensor:
     return -logits.log_softmax(-1).gather(-1, targets[..., None]).mean()
 
 
-def subbatch_losses(entry: Entry, model: nn.Module, batch: Any, parts: list[list[int]]) -> Iterator[Tensor]:
+def subbatch_losses(entry: Entry, model: nn.Module, batch: Any, parts: Windows, index: int = INDEX) -> Iterator[Tensor]:
     """The mean loss of each sub-batch, from a forward pass of its own."""
     loss_fn = entry.loss_fn()
     for d, part in enumerate(parts):
         data = pick(batch, part)
-        with seeded(SEED, INDEX, d):
+        with seeded(SEED, index, d):
             if loss_fn is None:
                 yield model(**data).loss if isinstance(data, dict) else cross_entropy(model(data[0]), data[1])
             elif isinstance(loss_fn, nn.Module):
@@ -96,10 +99,10 @@ def subbatch_losses(entry: Entry, model: nn.Module, batch: Any, parts: list[list
                 yield loss_fn(model, data).mean()
 
 
-def whole_batch_losses(entry: Entry, model: nn.Module, batch: Any, parts: list[list[int]]) -> Iterator[Tensor]:
+def whole_batch_losses(entry: Entry, model: nn.Module, batch: Any, parts: Windows, index: int = INDEX) -> Iterator[Tensor]:
     """The mean loss of each sub-batch, all from one forward pass over the whole batch."""
     loss_fn = entry.loss_fn()
-    with seeded(SEED, INDEX):
+    with seeded(SEED, index):
         if loss_fn is not None and not isinstance(loss_fn, nn.Module):
             values = loss_fn(model, batch)
             yield from (torch.stack([values[i] for i in part]).mean() for part in parts)
@@ -120,7 +123,8 @@ def set_mode(model: nn.Module, train_mode: bool) -> None:
         normalizes = isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm))
         module.training = train_mode and module not in frozen
         if normalizes and module not in frozen:
-            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+            vars(module)["track_running_stats"] = False
+            module._buffers["running_mean"] = module._buffers["running_var"] = None
 
 
 @contextmanager
@@ -138,16 +142,23 @@ def fresh_buffers(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 
 def gradients(
-    entry: Entry, model: nn.Module, batch: Any, batch_norm: str, create_graph: bool, centred: bool = False
+    entry: Entry,
+    model: nn.Module,
+    batch: Any,
+    batch_norm: str,
+    *,
+    create_graph: bool,
+    centred: bool = False,
+    index: int = INDEX,
 ) -> list[list[Tensor]]:
-    """g_d of every sub-batch, a real vector per parameter that trains."""
+    """g_d of every sub-batch, a real vector per parameter that trains; ``index`` is the number of the batch."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     parts = windows(len(first_tensor(batch)), entry.num_subbatches, entry.overlap)
     found = []
     outputs: list[Any] = []
     handle = model.register_forward_hook(lambda module, args, output: outputs.append(output))
     with fresh_buffers(model) as renew:
-        for loss in LOSSES[batch_norm](entry, model, batch, parts):
+        for loss in LOSSES[batch_norm](entry, model, batch, parts, index):
             output = logits_of(outputs[-1]) if centred else None
             whole = gradient(loss, output, classes_of(entry, output), parameters, create_graph)
             found.append([as_real(g.to_dense()).flatten() for g in whole])
@@ -173,7 +184,12 @@ def gradient(
     loss: Tensor, output: Tensor | None, classes: int, parameters: list[nn.Parameter], create_graph: bool
 ) -> Sequence[Tensor]:
     """The gradient of a loss; less what the mean slope at an output adds to it, if there is one."""
-    options = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True, "allow_unused": True}
+    options: dict[str, Any] = {
+        "create_graph": create_graph,
+        "retain_graph": True,
+        "materialize_grads": True,
+        "allow_unused": True,
+    }
     whole: Sequence[Tensor] = torch.autograd.grad(loss, parameters, **options)
     if output is None:
         return whole
@@ -195,19 +211,16 @@ def gram_of(vectors: list[list[Tensor]]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What an engine has to find.
+class Figures:
+    """What an engine has to find on an entry, or has found.
 
     Attributes:
-        gram: K.
-        along_weights: for each objective, <dphi/dW_k, W_k> by double backward, by parameter name; empty where torch has
-            no double backward.
-        central: the same by central differences of phi with respect to the scale of each parameter.
+        gram: K, the Gram matrix of the sub-batch gradients, shape ``(D, D)``, without a graph.
+        derivatives: for each function of K, <dphi/dW_k, W_k>, by parameter name.
     """
 
     gram: Tensor
-    along_weights: dict[str, dict[str, float]]
-    central: dict[str, dict[str, float]]
+    derivatives: dict[str, dict[str, float]]
 
 
 @contextmanager
@@ -223,48 +236,102 @@ def plain_weight_norm() -> Iterator[None]:
         yield
 
 
-def prepared(name: str) -> tuple[Entry, nn.Module, Any]:
-    entry = ENTRIES[name]
+def prepared(entry: Entry) -> tuple[nn.Module, Any]:
+    """The model in the mode in which it is measured, and the batch."""
     model, batch = entry.model(), entry.batch()
     set_mode(model, entry.train_mode)
-    return entry, model, batch
+    return model, batch
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """A block in which torch has right second derivatives, as far as that can be had."""
+    # cuDNN has no second derivative of recurrence.
+    with sdpa_kernel(SDPBackend.MATH), plain_weight_norm(), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def truth(
+    entry: Entry,
+    batch_norm: str,
+    functions: Sequence[str] = tuple(PHI),
+    *,
+    centred: bool = False,
+    index: int = INDEX,
+) -> Figures:
+    """What every engine has to find, by plain double backward.
+
+    Args:
+        entry: the model, its batch and its loss.
+        batch_norm: whose statistics normalize, those of ``"subbatch"`` or ``"batch"``.
+        functions: the functions of K to differentiate, keys of :data:`PHI`. None are where torch has no second derivative
+            of the entry.
+        centred: whether gradients are centred.
+        index: the number of the batch, on which the random numbers depend that the model draws.
+    """
+    model, batch = prepared(entry)
+    named = trained(model)
+    functions = functions if entry.double_backward else ()
+    with plain_operations():
+        rows = gradients(entry, model, batch, batch_norm, create_graph=bool(functions), centred=centred, index=index)
+        gram = gram_of(rows)
+        found = {
+            name: torch.autograd.grad(
+                PHI[name](gram), list(named.values()), retain_graph=True, materialize_grads=True, allow_unused=True
+            )
+            for name in functions
+        }
+    return Figures(gram.detach(), {name: along(named, slopes) for name, slopes in found.items()})
+
+
+known_truth = functools.cache(truth)
+"""The truth of an entry, computed once."""
+
+
+def along(named: Mapping[str, nn.Parameter], slopes: Iterable[Tensor]) -> dict[str, float]:
+    """<slope, W> of every parameter, by name."""
+    pairs = zip(named.items(), slopes, strict=True)
+    return {name: float((as_real(slope.to_dense()) * as_real(p.detach())).sum()) for (name, p), slope in pairs}
 
 
 @functools.cache
-def truth(name: str, batch_norm: str, centred: bool = False, differences: bool = True) -> Truth:
-    """The truth of an entry of the gallery; without central differences, if these are not asked for."""
-    entry, model, batch = prepared(name)
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    with sdpa_kernel(SDPBackend.MATH), plain_weight_norm():
-        gram = gram_of(gradients(entry, model, batch, batch_norm, entry.double_backward, centred))
-        along_weights: dict[str, dict[str, float]] = {}
-        for objective, phi in PHI.items() if entry.double_backward else ():
-            derivatives = torch.autograd.grad(
-                phi(gram), list(named.values()), retain_graph=True, materialize_grads=True, allow_unused=True
-            )
-            products = [(as_real(g) * as_real(p.detach())).sum() for g, p in zip(derivatives, named.values(), strict=True)]
-            along_weights[objective] = {n: float(product) for n, product in zip(named, products, strict=True)}
-        central = central_differences(entry, model, batch, batch_norm, named, centred) if differences else {}
-    return Truth(gram.detach(), along_weights, central)
+def central_differences(entry: Entry, batch_norm: str, *, centred: bool = False) -> dict[str, dict[str, float]]:
+    """The derivatives that :func:`truth` has, of all functions, by central differences along the scale of each tensor."""
+    model, batch = prepared(entry)
+
+    def values() -> dict[str, float]:
+        gram = gram_of(gradients(entry, model, batch, batch_norm, create_graph=False, centred=centred))
+        return {name: float(phi(gram)) for name, phi in PHI.items()}
+
+    with plain_operations():
+        slopes = differences_along(trained(model), values, entry.smooth)
+    return {phi: {name: found[phi] for name, found in slopes.items()} for phi in PHI}
 
 
-def central_differences(
-    entry: Entry, model: nn.Module, batch: Any, batch_norm: str, named: dict[str, nn.Parameter], centred: bool
+def differences_along(
+    named: Mapping[str, nn.Parameter], values: Callable[[], dict[str, float]], smooth: bool = True
 ) -> dict[str, dict[str, float]]:
-    """Fourth-order central differences; a short step where the gradient has kinks."""
-    step = 1e-3 if entry.smooth else 1e-6
-    found: dict[str, dict[str, float]] = {objective: {} for objective in PHI}
+    """Fourth-order central differences of named values along the scale of every parameter, by parameter.
+
+    Args:
+        named: the parameters.
+        values: computes the values.
+        smooth: whether a long step is safe; a short one keeps on one side of a kink.
+    """
+    step = 1e-3 if smooth else 1e-6
+    slopes = {}
     for name, parameter in named.items():
-        original = parameter.detach().clone()
-        values = {}
+        original, at = parameter.detach().clone(), {}
         for steps in (-2, -1, 1, 2):
             with torch.no_grad():
                 parameter.copy_(original * (1 + steps * step))
-            gram = gram_of(gradients(entry, model, batch, batch_norm, False, centred))
-            values[steps] = {objective: float(phi(gram)) for objective, phi in PHI.items()}
+            at[steps] = values()
         with torch.no_grad():
             parameter.copy_(original)
-        for objective in PHI:
-            inner, outer = (values[i][objective] - values[-i][objective] for i in (1, 2))
-            found[objective][name] = (8 * inner - outer) / (12 * step)
-    return found
+        slopes[name] = {key: (8 * (at[1][key] - at[-1][key]) - (at[2][key] - at[-2][key])) / (12 * step) for key in at[1]}
+    return slopes

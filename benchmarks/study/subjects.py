@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from initopt.zoo import cifar_resnet, densenet, plain_mlp, small_gpt, small_vit, vgg, wide_resnet
 
-__all__ = ["NETWORKS", "TWO_DECADES", "Network", "Role"]
+__all__ = ["NETWORKS", "TWO_DECADES", "Network", "Role", "make"]
 
 Role = Literal["choice", "confirmation", "deep"]
 
@@ -39,6 +39,24 @@ class Network:
     role: Role = "choice"
     passes: int | None = None
     clip: float | None = None
+
+    @property
+    def guess(self) -> float:
+        """Accuracy of guessing."""
+        return 1 / (65 if self.data == "text" else 10)
+
+    def recipe(self, wide: bool = False) -> dict[str, Any]:
+        """How it is trained, as fields of a recipe of ``initopt.compare``; ``wide`` has learning rates over two decades."""
+        sgd = self.optimizer == "sgd"
+        return {
+            "optimizer": self.optimizer,
+            "optimizer_options": {"momentum": 0.9, "weight_decay": 5e-4} if sgd else {"weight_decay": 0.05},
+            "lr": list(TWO_DECADES[self.optimizer] if wide else self.lrs),
+            "clip_grad_norm": self.clip,
+            "epochs": self.passes or (1 if self.data == "cifar" else 3),
+            "batch_size": 64,
+            "measure_batches": 5,
+        }
 
 
 class CharLSTM(nn.Module):
@@ -136,3 +154,9 @@ NETWORKS: dict[str, Network] = {
     "conv-24": _deep("24 convolutions", lambda: _convolutions(24)),
 }
 """Networks by name. The learning rates surround the best one of the network's own start."""
+
+
+def make(name: str) -> nn.Module:
+    """A new model, which halves images of CIFAR-10 first."""
+    network = NETWORKS[name]
+    return nn.Sequential(nn.AvgPool2d(2), network.model()) if network.data == "cifar" else network.model()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.gallery.batches import images, sequences, signals, text, tokens, vectors
-from tests.gallery.entry import Entry
+from initopt._gallery.batches import images, sequences, signals, text, tokens, vectors
+from initopt._gallery.entry import Entry
 
 
 def pooled_convolutions() -> nn.Module:
@@ -40,7 +42,7 @@ def dilated() -> nn.Module:
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase], bidirectional: bool = False) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase], bidirectional: bool = False) -> None:
         super().__init__()
         self.recurrent = kind(4, 3, num_layers=2, batch_first=True, bidirectional=bidirectional)
         self.head = nn.Linear(6 if bidirectional else 3, 3)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.gallery.batches import SIZE, regression, text, vectors
-from tests.gallery.entry import Entry
+from initopt._gallery.batches import SIZE, regression, text, vectors
+from initopt._gallery.entry import Entry
 
 
 def mlp(outputs: int = 4) -> nn.Module:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.gallery.batches import text, vectors
-from tests.gallery.entry import Entry
+from initopt._gallery.batches import text, vectors
+from initopt._gallery.entry import Entry
 
 
 class TiedEmbedding(nn.Module):
@@ -54,8 +54,8 @@ class UnusedParameters(nn.Module):
 
 def zero_bias() -> nn.Module:
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
-    nn.init.zeros_(model[0].bias)
-    nn.init.zeros_(model[2].bias)
+    for name in ("0.bias", "2.bias"):
+        nn.init.zeros_(model.get_parameter(name))
     return model
 
 
