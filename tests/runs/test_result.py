@@ -13,6 +13,7 @@ from torch import nn
 
 import initopt
 from initopt._support.files import write_folder
+from initopt.batches.subbatches import SubBatches
 from initopt.runs.result import CONTENTS
 from tests.helpers import make_batches, make_model, values
 
@@ -208,3 +209,18 @@ def test_names_that_wrappers_give_make_no_difference(result: initopt.Result, wra
     bare = make_model(seed=9)
     wrapped.apply(bare)
     assert all(torch.equal(p, w) for p, w in zip(bare.parameters(), wrapped.weights.values(), strict=True))
+
+
+class TestNoiseFloor:
+    def test_steps_are_shown_beside_what_shared_samples_alone_give(self) -> None:
+        result = initopt.nio(make_model(), make_batches(count=16), steps=4, measure_batches=4, on_harm="warn")
+        floor = SubBatches(count=4, overlap=0.2).noise_cosine(16)
+        assert [record.noise_cosine for record in result.history] == [pytest.approx(floor)] * 4
+        assert f"; shared samples alone give {floor:.2f}" in str(result)
+        axes = next(a for a in result.plot().axes if "GradCosine" in a.get_title(loc="left") + a.get_title())
+        assert f"{floor:.2f} by shared samples alone" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+    def test_without_overlap_nothing_is_said(self) -> None:
+        result = initopt.nio(make_model(), make_batches(count=16), steps=2, measure_batches=4, overlap=0.0, on_harm="warn")
+        assert [record.noise_cosine for record in result.history] == [0.0, 0.0]
+        assert "shared samples" not in str(result)

@@ -122,6 +122,7 @@ class _NIORun(ScalesRun):
             constrained=constrained,
             seconds=time.perf_counter() - start,
             centred_grad_norm=float(functional.grad_norm(gram)) if centred else None,
+            noise_cosine=batch.windows.noise_cosine,
         )
         return [record]
 

@@ -45,6 +45,8 @@ class StepRecord(Record):
         centred_grad_norm: mean norm of the centred gradients of the sub-batches, in a step on these. Then ``grad_cosine``,
             ``grad_variance`` and ``objective`` are theirs, too, while ``grad_norm`` is that of the whole gradient of one
             sub-batch.
+        noise_cosine: the GradCosine that sub-batches with these shared samples have without any common gradient; 0 if they
+            share none (:meth:`initopt.batches.subbatches.SubBatches.noise_cosine`).
     """
 
     grad_cosine: float | None
@@ -54,6 +56,7 @@ class StepRecord(Record):
     constrained: bool
     seconds: float
     centred_grad_norm: float | None = None
+    noise_cosine: float | None = None
 
     def summary(self) -> str:
         shown = (

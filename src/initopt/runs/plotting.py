@@ -87,6 +87,11 @@ def _plot_steps(axes: Axes, history: Sequence[StepRecord], name: str, title: str
     if isinstance(bound, (int, float)) and np.isfinite(bound):
         axes.axhline(bound, color=BOUND, linewidth=1, linestyle="--")
         handles.append(Line2D([], [], color=BOUND, linestyle="--", linewidth=1, label=f"bound {bound:g}"))
+    floors = [record.noise_cosine for record in history if record.noise_cosine]
+    if name == "grad_cosine" and floors:
+        axes.axhline(floors[-1], color=BEFORE, linewidth=1, linestyle=":")
+        label = f"{floors[-1]:.2f} by shared samples alone"
+        handles.append(Line2D([], [], color=BEFORE, linestyle=":", linewidth=1, label=label))
     if name != "grad_cosine" and values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

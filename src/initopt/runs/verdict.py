@@ -10,7 +10,7 @@ from torch import Tensor
 
 from initopt._support.words import counted, first_few
 from initopt.gram.measurement import TITLES, Measurement
-from initopt.methods.records import steps_taken
+from initopt.methods.records import StepRecord, steps_taken
 
 if TYPE_CHECKING:
     from initopt.runs.result import Result
@@ -92,6 +92,9 @@ def _changes(before: Measurement, after: Measurement) -> str:
 _MOVED = 5
 """Scales that are shown."""
 
+_MEAN_OF = 10
+"""Steps over which GradCosine is averaged, since it swings from batch to batch."""
+
 
 def summary(result: Result) -> str:
     """Verdict, figures before and after, what moved and what did not, the cost, and what to do next."""
@@ -125,11 +128,23 @@ def _scales(result: Result) -> list[str]:
         lines.append(f"{what + ':':14}{shown}")
     for why, names in result.left_alone.items():
         lines.append(f"{'left alone:':14}{counted(len(names), 'tensor')}, {why}: {first_few(names, 1)}")
+    lines += _agreement(result)
     steps = steps_taken(result.history)
     cost = f"{'cost:':14}{counted(steps, 'step')} and the measurements in {result.seconds:.1f} s"
     if result.training_step_seconds:
         cost += f", as long as {result.seconds / result.training_step_seconds:.0f} training steps"
     return [*lines, f"{cost} (engine {result.engine!r})"]
+
+
+def _agreement(result: Result) -> list[str]:
+    """GradCosine while the steps were done, beside what the samples that sub-batches share make of it."""
+    steps = [record for record in result.history if isinstance(record, StepRecord)]
+    found = [record.grad_cosine for record in steps if record.grad_cosine is not None]
+    floor = next((record.noise_cosine for record in steps if record.noise_cosine), None)
+    if floor is None or not found:
+        return []
+    first, last = (sum(part) / len(part) for part in (found[:_MEAN_OF], found[-_MEAN_OF:]))
+    return [f"{'in the steps:':14}GradCosine {first:.2f} to {last:.2f}; shared samples alone give {floor:.2f}"]
 
 
 def _next(result: Result) -> str:
