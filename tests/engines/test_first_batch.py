@@ -80,7 +80,8 @@ def test_gradients_that_a_backward_pass_accumulates_itself_are_refused(run: str,
     with pytest.raises(
         RuntimeError, match=r"accumulates gradients by itself, those of parameter '1\.layer\.weight', '1\.la"
     ):
-        getattr(initopt, run)(model, make_batches(), engine=engine)
+        how = {"engine": engine} if run in ("measure", "nio") else {"measuring": initopt.Measuring(engine=engine)}
+        getattr(initopt, run)(model, make_batches(), **how)
     assert all((p.grad == 1).all() for p in model.parameters())
     found = initopt.measure(model, make_batches(), grad_params=lambda name, *_: name.startswith("2."), engine=engine)
     assert found.grad_norm > 0
@@ -141,9 +142,9 @@ def test_the_price_is_one_or_two_training_steps() -> None:
     with preserved(model) as kept, measuring(model):
         problem = make_problem(model, state=kept.state)
         samples.clear()
-        assert examine(problem, batch, second=False) is None
+        assert examine(problem, batch, second=False) == (None, None)
         assert sum(samples) == 2 * 16
-        assert examine(problem, batch, second=True) is None
+        assert examine(problem, batch, second=True) == (None, None)
     assert sum(samples) <= 2 * 32 + 5 * 4 + 32
 
 
@@ -193,3 +194,54 @@ def test_no_false_alarm_where_single_precision_is_hard_coded() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         initopt.nio(network(nn.Sequential(InnerCasts(), nn.Tanh())), make_batches(), steps=1, measure_batches=0)
+
+
+class Branches(nn.Module):
+    """Two residual branches, each behind a norm; as libraries have them, the norm may be zero at first."""
+
+    def __init__(self, zero: bool) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 12)
+        self.inner = nn.ModuleList(nn.Linear(12, 12) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(12) for _ in range(2))
+        self.head = nn.Linear(12, 3)
+        if zero:
+            for norm in self.norms:
+                nn.init.zeros_(norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for inner, norm in zip(self.inner, self.norms, strict=True):
+            x = x + norm(inner(x))
+        return self.head(x)
+
+
+class TestUnreached:
+    def test_a_measurement_says_what_gets_no_gradient_and_why(self) -> None:
+        torch.manual_seed(0)
+        found = initopt.measure(Branches(zero=True), make_batches(2))
+        inner = 2 * (12 * 12 + 12)
+        total = sum(p.numel() for p in Branches(zero=True).parameters())
+        assert found.unreached is not None
+        assert found.unreached.startswith(f"4 tensors, {inner:,} of {total:,} parameters: inner.0.weight, inner.0.bias")
+        assert "norms.0.weight, norms.1.weight are zero, so nothing before it gets a gradient" in found.unreached
+        assert f"no gradient: {found.unreached}" in str(found)
+
+    def test_nio_warns_where_it_is_much_of_the_network(self) -> None:
+        torch.manual_seed(0)
+        with pytest.warns(initopt.InitoptWarning, match=r"the gradient reaches \d+ of \d+ parameters: norms.0.weight"):
+            initopt.nio(Branches(zero=True), make_batches(), steps=1, measure_batches=0)
+
+    def test_nothing_is_said_of_a_network_that_the_gradient_reaches(self) -> None:
+        torch.manual_seed(0)
+        assert initopt.measure(Branches(zero=False), make_batches(2)).unreached is None
+        initopt.nio(Branches(zero=False), make_batches(), steps=1, measure_batches=0)
+
+    def test_a_part_that_is_not_used(self) -> None:
+        torch.manual_seed(0)
+        model = make_model()
+        model.extra = nn.Linear(2, 2)
+        model.forward = lambda x: nn.Sequential(*list(model.children())[:-1])(x)  # type: ignore[method-assign]
+        found = initopt.measure(model, make_batches(2)).unreached
+        assert found is not None
+        assert found.startswith("2 tensors, 6 of")

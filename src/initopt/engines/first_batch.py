@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from initopt._support.errors import LossError, warn
-from initopt._support.words import first_few
+from initopt._support.words import counted, first_few
 from initopt.engines.base import fold_gradients
 from initopt.engines.invariance import fits_memory, in_low_precision, in_precision
 from initopt.model.double_backward import plain_attention
@@ -20,7 +20,7 @@ from initopt.model.parameters import NamedParameter
 from initopt.model.problem import Batch, Part, Problem, as_real, inner_product
 from initopt.model.randomness import seeded
 
-__all__ = ["examine"]
+__all__ = ["Unreached", "examine"]
 
 _FEW = 4
 """Samples on which second derivatives are looked at."""
@@ -36,7 +36,43 @@ _ROUGHLY_AGREED = 0.02
 """The same in single precision."""
 
 
-def examine(problem: Problem, data: Any, second: bool, memory_budget: float | None = None) -> str | None:
+@dataclass(frozen=True)
+class Unreached:
+    """Parameters whose gradient is exactly zero on the first sub-batch, or that it does not reach.
+
+    Attributes:
+        names: of these parameters.
+        entries: how many numbers they hold.
+        total: how many numbers all parameters hold whose gradients count.
+        zeros: names of the tensors, but for biases, that are wholly zero: what lies before them gets no gradient.
+    """
+
+    names: tuple[str, ...]
+    entries: int
+    total: int
+    zeros: tuple[str, ...]
+
+    def __str__(self) -> str:
+        what = (
+            f"{counted(len(self.names), 'tensor')}, {self.entries:,} of {self.total:,} parameters: {first_few(self.names)}"
+        )
+        return what if not self.zeros else f"{what}; {self.cause}"
+
+    @property
+    def cause(self) -> str:
+        """Why, where tensors that are zero are the reason."""
+        if not self.zeros:
+            return "their gradient is exactly zero"
+        are = "is" if len(self.zeros) == 1 else "are"
+        return (
+            f"{first_few(self.zeros)} {are} zero, so nothing before it gets a gradient. The model's own option may change "
+            "that (zero_init_last=False in timm, zero_init_residual=False in torchvision)"
+        )
+
+
+def examine(
+    problem: Problem, data: Any, second: bool, memory_budget: float | None = None
+) -> tuple[str | None, Unreached | None]:
     """Look at a model on the first sub-batch, for the price of half a training step, and of two with second derivatives.
 
     - Two equal passes give the same loss and the same gradient. Where they do not, something draws at random, or keeps a
@@ -57,7 +93,8 @@ def examine(problem: Problem, data: Any, second: bool, memory_budget: float | No
         memory_budget: bytes that this may take; by default, what is free.
 
     Returns:
-        Why second derivatives are not to be trusted, as a clause; ``None`` if they agree, or were not looked at.
+        Why second derivatives are not to be trusted, as a clause, ``None`` if they agree, or were not looked at; and which
+        parameters get no gradient, ``None`` if all do.
 
     Raises:
         LossError: if the loss or the targets are visibly wrong.
@@ -69,11 +106,11 @@ def examine(problem: Problem, data: Any, second: bool, memory_budget: float | No
     try:
         batch = problem.prepare(data, 0)
         part = _first_part(problem, batch)
-        accumulated, difference, misread = _two_passes(problem, batch, part, second)
+        accumulated, difference, misread, unreached = _two_passes(problem, batch, part, second)
     except LossError:  # which says already what is wrong
         raise
     except Exception:  # whatever it is: those who run the model next will meet it where it can be said
-        return None
+        return None, None
     if accumulated:
         raise RuntimeError(
             f"the backward pass of the model accumulates gradients by itself, those of parameter "
@@ -88,8 +125,8 @@ def examine(problem: Problem, data: Any, second: bool, memory_budget: float | No
             f"initopt: two equal passes over the first sub-batch give {difference}: the model or the loss draws at random, "
             "or keeps a state, where initopt does not see it. Figures are noisy by as much"
         )
-        return None
-    return _disagreement(problem, batch, part, memory_budget) if second else None
+        return None, unreached
+    return _disagreement(problem, batch, part, memory_budget) if second else None, unreached
 
 
 def _first_part(problem: Problem, batch: Batch) -> Part:
@@ -99,8 +136,10 @@ def _first_part(problem: Problem, batch: Batch) -> Part:
     return problem.parts(batch, 0, problem.microbatch)[0]
 
 
-def _two_passes(problem: Problem, batch: Batch, part: Part, scaled: bool) -> tuple[list[str], str | None, str | None]:
-    """Names of parameters whose gradients were accumulated; how two passes differ; and what is taken for time."""
+def _two_passes(
+    problem: Problem, batch: Batch, part: Part, scaled: bool
+) -> tuple[list[str], str | None, str | None, Unreached | None]:
+    """Parameters whose gradients were accumulated; how two passes differ; what is taken for time; what gets no gradient."""
     parameters = _all(problem) if scaled else problem.grad_params
     own = [p.value.grad for p in parameters]
     try:
@@ -115,7 +154,22 @@ def _two_passes(problem: Problem, batch: Batch, part: Part, scaled: bool) -> tup
     finally:
         for parameter, grad in zip(parameters, own, strict=True):
             parameter.value.grad = grad
-    return accumulated, _difference(first, second, _precision(problem)), found[0] if found else None
+    reached = [p for p in parameters if p.value in leaves]
+    unreached = _unreached(reached, first[1][:, 1].tolist())
+    return accumulated, _difference(first, second, _precision(problem)), found[0] if found else None, unreached
+
+
+def _unreached(parameters: Sequence[NamedParameter], lengths: Sequence[float]) -> Unreached | None:
+    silent = [p for p, length in zip(parameters, lengths, strict=True) if length == 0 and p.value.numel()]
+    if not silent:
+        return None
+    zeros = [p.name for p in parameters if not p.is_bias and p not in silent and not p.value.detach().any()]
+    return Unreached(
+        tuple(p.name for p in silent),
+        sum(p.value.numel() for p in silent),
+        sum(p.value.numel() for p in parameters),
+        tuple(zeros),
+    )
 
 
 def _all(problem: Problem) -> list[NamedParameter]:

@@ -51,6 +51,8 @@ class Measurement:
         loss: mean loss.
         output_spread: how much the outputs depend on the inputs: their root mean square deviation from their mean over
             samples and positions, relative to their root mean square. 0 in a network that ignores its input.
+        unreached: which parameters get no gradient on the first sub-batch, and why, in words; ``None`` if all do, or if it
+            was not looked at (before and after the steps of a method).
         uncentred: why there are no centred gradients; ``None`` if there are.
         centred_gram: the Gram matrices of the centred gradients, as ``gram``.
         sem: standard error of the mean of each figure over the batches; that of the noise scale by the jackknife (``inf``
@@ -76,6 +78,7 @@ class Measurement:
     centred_grad_norm: float = math.nan
     loss: float = math.nan
     output_spread: float = math.nan
+    unreached: str | None = field(default=None, repr=False)
     uncentred: str | None = field(default=None, repr=False)
     centred_gram: Tensor | None = field(default=None, repr=False)
 
@@ -91,6 +94,7 @@ class Measurement:
         losses: list[float] | None = None,
         spreads: list[float] | None = None,
         uncentred: str | None = None,
+        unreached: str | None = None,
     ) -> Measurement:
         """Reduce what was found on each batch to means and standard errors.
 
@@ -103,6 +107,7 @@ class Measurement:
             losses: mean losses.
             spreads: of the outputs.
             uncentred: why there are no centred gradients.
+            unreached: which parameters get no gradient.
         """
         gram = torch.stack(grams)
         samples = {
@@ -130,6 +135,7 @@ class Measurement:
             big_batch=tuple(big),
             engine=engine,
             uncentred=uncentred,
+            unreached=unreached,
             centred_gram=torch.stack(centred) if centred else None,
         )
 
@@ -142,6 +148,7 @@ class Measurement:
             "small_batch": list(self.small_batch),
             "big_batch": list(self.big_batch),
             "engine": self.engine,
+            "unreached": self.unreached,
             "uncentred": self.uncentred,
         }
 
@@ -157,6 +164,7 @@ class Measurement:
             small_batch=tuple(values["small_batch"]),
             big_batch=tuple(values["big_batch"]),
             engine=values["engine"],
+            unreached=values.get("unreached"),
             uncentred=values.get("uncentred"),
             centred_gram=centred_gram,
         )
@@ -164,6 +172,8 @@ class Measurement:
     def __str__(self) -> str:
         lines = [f"{TITLES[name]:22} {getattr(self, name):10.4g} +- {self.sem[name]:.2g}" for name in self.measured()]
         lines.append(f"means and standard errors over {self.num_batches} batches")
+        if self.unreached is not None:
+            lines.append(f"no gradient: {self.unreached}")
         if self.uncentred is not None and self.uncentred != NOT_ASKED_FOR:
             lines.append(f"gradients are not centred: {self.uncentred}")
         return "\n".join([*lines, "", self.advice()])

@@ -16,7 +16,7 @@ from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import BatchStream, check_batches, length_of
 from initopt.batches.subbatches import BatchNorm, Split
 from initopt.engines import Engine, create_engine
-from initopt.engines.first_batch import examine
+from initopt.engines.first_batch import Unreached, examine
 from initopt.gram import functional
 from initopt.gram.measurement import NOT_ASKED_FOR, Measurement
 from initopt.methods import Measuring
@@ -165,11 +165,12 @@ def measure_batches(
     grams, small, big = [], [], []
     centred_grams: list[Tensor] = []
     outputs: list[Outputs] = []
+    unreached: Unreached | None = None
     for index, data in enumerate(batches):
         with located(f"batch {index} of the measurement"):
             batch = problem.prepare(data, index)
             if first and index == 0:
-                examine(problem, data, second=False, memory_budget=memory_budget)
+                _, unreached = examine(problem, data, second=False, memory_budget=memory_budget)
             grams.append(engine.evaluate(batch, differentiate=False).gram)
             problem.settle(batch, engine.microbatch)
             outputs.append(look(problem, batch, engine.microbatch))
@@ -190,6 +191,7 @@ def measure_batches(
         losses=[found.loss for found in outputs],
         spreads=[found.spread for found in outputs if not math.isnan(found.spread)],
         uncentred=problem.centring.off if centred else NOT_ASKED_FOR,
+        unreached=None if unreached is None else str(unreached),
     )
 
 

@@ -58,6 +58,10 @@ def run(task: Task, kept: Kept) -> Result:
     return begun.result()
 
 
+_MUCH = 0.25
+"""Share of the parameters from which on a warning says that no gradient reaches them."""
+
+
 class Run:
     """A run of a method on a model, which :meth:`begin` or :meth:`resume` makes.
 
@@ -148,7 +152,10 @@ class Run:
         if not self._settings.allow_trained:
             self._refuse_trained(batch)
         start = self._drawn(batch)
-        doubts = examine(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
+        doubts, unreached = examine(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
+        if unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
+            left = unreached.total - unreached.entries
+            warn(f"initopt: the gradient reaches {left:,} of {unreached.total:,} parameters: {unreached.cause}")
         if doubts is not None:
             self._engine.distrust(doubts)
         self._at_work = self._method.start(self._problem, self._engine, start)
