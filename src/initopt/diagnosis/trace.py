@@ -1,0 +1,499 @@
+"""One pass over a few batches that sees all: every call of a module, every tensor, the data and the loss."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initopt._support.checks import check_integer
+from initopt._support.errors import InitoptWarning, LoaderError, located, warn
+from initopt._support.progress import Progress, reporter
+from initopt.batches.first_look import LabelError
+from initopt.batches.nested import batch_size
+from initopt.batches.stream import check_batches, length_of
+from initopt.batches.subbatches import SubBatches
+from initopt.diagnosis.data import DataFacts, OutputFacts
+from initopt.diagnosis.recording import TINY, Recorder, root_mean_square
+from initopt.diagnosis.updates import OptimizerFactory, check_optimizer, first_updates, woken
+from initopt.engines.base import BLOCK, Gradients, GramSum
+from initopt.engines.invariance import ALIGNED
+from initopt.gram import functional
+from initopt.model.double_backward import plain_attention, uses_autocast
+from initopt.model.losses import LossFunction, as_loss
+from initopt.model.modes import measuring
+from initopt.model.parameters import NamedParameter, Parameters
+from initopt.model.preserve import Kept, unwritten
+from initopt.model.problem import Batch, Part, Problem, as_real
+from initopt.model.randomness import derive_seed, seeded
+
+__all__ = ["Block", "Call", "TensorTrace", "Trace", "block_of", "trace"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The output of a call of a module, or of an activation function, over all batches.
+
+    Attributes:
+        name: path of the module, with the function (``"block.relu()"``) or the number of the call (``"cell#2"``).
+        path: of the module.
+        kind: class of the module, or name of the function.
+        function: the activation that it is; ``None`` for others.
+        matrix: whether it is a linear map.
+        parameters: names of the parameters of the module itself.
+        shape: of the output, without its first dimension.
+        units: channels or features.
+        rms: root mean square.
+        mean: mean.
+        deviation: root mean square deviation of each unit from its mean over samples and positions: the part that depends
+            on the input.
+        zeros: share of entries that are zero.
+        saturated: share at the flat ends of a sigmoid or tanh.
+        broken: share that is infinite or not a number.
+        largest: largest absolute value.
+        dead: share of units that are zero for all samples and positions.
+        still: share of units that are the same for all samples and positions of a pass.
+        rank: effective rank of a sample of the outputs on the first batch, centred: the exponential of the entropy of the
+            shares of the singular values; nan if there are too few samples.
+        slope: norm of the gradient of a sample's loss with respect to its output; nan where none comes back.
+        tiny_slopes: share of the entries of this gradient that half precision has no number for.
+    """
+
+    name: str
+    path: str
+    kind: str
+    function: str | None
+    matrix: bool
+    parameters: tuple[str, ...]
+    shape: tuple[int, ...]
+    units: int
+    rms: float
+    mean: float
+    deviation: float
+    zeros: float
+    saturated: float
+    broken: float
+    largest: float
+    dead: float
+    still: float
+    rank: float
+    slope: float
+    tiny_slopes: float
+
+    @property
+    def spread(self) -> float:
+        """The part of the output that depends on the input, in [0, 1]; nan of an output that is zero."""
+        return self.deviation / self.rms if self.rms > 0 else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Statistics of the gradients with respect to some tensors, which follow from their Gram matrices.
+
+    Attributes:
+        name: of the tensor or block.
+        gram: Gram matrices of the sub-batch gradients, float64, shape ``(batches, D, D)``.
+        share: of the squared norm of the whole gradient; nan if there is none.
+        small_batch: samples of a sub-batch.
+        big_batch: samples of a batch.
+    """
+
+    name: str
+    gram: Tensor = field(repr=False)
+    share: float
+    small_batch: float
+    big_batch: float
+
+    @property
+    def norm(self) -> float:
+        """Mean norm of a sub-batch gradient."""
+        return float(functional.grad_norm(self.gram).mean())
+
+    @property
+    def cosine(self) -> float:
+        """GradCosine."""
+        return float(functional.grad_cosine(self.gram).mean())
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Squared norm of the expected gradient over the variance of that of a batch; none below zero."""
+        if not self.small_batch < self.big_batch:
+            return math.nan
+        noise = float(functional.noise_trace(self.gram, self.small_batch, self.big_batch).mean()) / self.big_batch
+        signal = float(functional.signal_sqnorm(self.gram, self.small_batch, self.big_batch).mean())
+        return math.nan if not noise > 0 else max(signal, 0.0) / noise
+
+
+@dataclass(frozen=True, eq=False)
+class TensorTrace(Block):
+    """What is known of a parameter tensor.
+
+    Attributes:
+        shape: of the tensor.
+        rms: root mean square of its values.
+        fate: ``"trains"``; ``"frozen"``; ``"unused"``: nothing uses it; ``"detached"``: it is used, and no gradient comes
+            back; ``"zero"``: its gradient is exactly zero, but not after a step; ``"stuck"``: after a step, too.
+        slope: root mean square of the mean gradient of the sub-batches.
+        agreement: mean over the entries of the absolute value of the mean sign of the gradient over sub-batches.
+        tiny: share of entries of the gradient that half precision has no number for, but for zeros.
+        broken: whether an entry of the gradient is infinite or not a number.
+        scale_invariant: whether the loss does not change with its scale, as in front of a norm.
+        update: root mean square of the first update by the optimizer; nan without one.
+    """
+
+    shape: tuple[int, ...]
+    rms: float
+    fate: str
+    slope: float
+    agreement: float
+    tiny: float
+    broken: bool
+    scale_invariant: bool
+    update: float = math.nan
+
+    @property
+    def relative_update(self) -> float:
+        """Size of the first update relative to the tensor; nan without one, and of a tensor that is zero."""
+        return self.update / self.rms if self.rms > 0 else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """All that one pass has seen.
+
+    Attributes:
+        calls: the outputs of modules and activations, in the order in which they first ran.
+        tensors: all parameters, in the order of the model.
+        blocks: sums over the tensors of a block of the network.
+        whole: the sum over all.
+        losses: of every sub-batch.
+        data: of inputs and targets.
+        output: of the model.
+        attention: mean entropy of attention weights relative to that of uniform ones, by the path of the module.
+        warnings: what was seen of the first batch in words, by the code of the rule.
+        refusal: why the pass ended at the first batch; ``None`` if it did not.
+        half: whether the model runs in half precision, float16, or autocast to it.
+        num_batches: that were seen.
+        dtypes: of the parameters.
+    """
+
+    calls: tuple[Call, ...]
+    tensors: tuple[TensorTrace, ...]
+    blocks: tuple[Block, ...]
+    whole: Block
+    losses: tuple[float, ...]
+    data: DataFacts
+    output: OutputFacts
+    attention: dict[str, float]
+    warnings: tuple[str, ...]
+    refusal: str | None
+    half: bool
+    num_batches: int
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+
+def trace(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: LossFunction | None = None,
+    *,
+    num_batches: int = 4,
+    num_subbatches: int = 4,
+    optimizer: OptimizerFactory | None = None,
+    seed: int | None = None,
+    progress: Progress = None,
+) -> Trace:
+    """See all of a model on a few batches, without changing it.
+
+    Every batch is run in sub-batches; every other one, from the first on, is differentiated, too, so that 4 batches cost
+    less than 3 training steps. Beside a training step's memory, it takes the gradients of the sub-batches of one batch, and
+    some 64 kB for each call of a module while the first batch runs.
+
+    Args:
+        model: the model; afterwards it is as it was, also after an exception.
+        batches: an iterable of batches, as for :func:`initopt.measure`.
+        loss_fn: as for :func:`initopt.measure`.
+        num_batches: the most batches to take; fewer if there are no more.
+        num_subbatches: D, the number of sub-batches that each batch is split into, 2 to the batch size.
+        optimizer: what makes an optimizer of parameters, to see its first update on copies of them.
+        seed: base of the seeds for what the model draws; follows from torch's random state if not given.
+        progress: whether to show a progress bar; by default, if standard error is a terminal.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work; the message says what is allowed.
+        LoaderError: if there is no batch.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> seen = trace(model, [(torch.randn(32, 8), torch.randint(3, (32,)))])
+    >>> [call.name for call in seen.calls], [tensor.fate for tensor in seen.tensors]
+    (['0', '1', '2'], ['trains', 'trains', 'trains', 'trains'])
+    """
+    check_integer("num_batches", num_batches, 1)
+    check_batches(batches)
+    check_optimizer(optimizer)
+    seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    parameters, loss = Parameters.of(model), as_loss(loss_fn)
+    subbatches = SubBatches(count=num_subbatches)
+
+    def work(kept: Kept) -> Trace:
+        problem = Problem(model, loss, parameters, subbatches, seed, state=kept.state)
+        tracer = _Tracer(problem, optimizer)
+        total = min(num_batches, length_of(batches) or num_batches)
+        with measuring(model), tracer.recorder.hooked(), reporter(progress, "tracing", total) as report:
+            for index, data in enumerate(itertools.islice(batches, num_batches)):
+                with located(f"batch {index} of the diagnosis"):
+                    tracer.add(data, index)
+                report(f"loss {tracer.losses[-1]:.4g}" if tracer.losses else "")
+                if tracer.refusal is not None:
+                    break
+        if tracer.count == 0:
+            raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
+        return tracer.trace()
+
+    return unwritten(model, work, loss_fn, batches)
+
+
+class _Tracer:
+    """Sums over batches."""
+
+    def __init__(self, problem: Problem, optimizer: OptimizerFactory | None) -> None:
+        self._problem, self._optimizer = problem, optimizer
+        self.recorder = Recorder(problem.model, problem.subbatches.count)
+        self._sums = [_TensorSums(p, problem.subbatches.count) for p in problem.grad_params]
+        self.losses: list[float] = []
+        self._data, self._output = DataFacts.of(problem.loss.given), OutputFacts()
+        self._updates: dict[str, float] = {}
+        self._woken: set[str] = set()
+        self._warnings: list[str] = []
+        self._sizes = (math.nan, math.nan)
+        self._half = False
+        self.refusal: str | None = None
+        self.count = 0
+
+    def add(self, data: Any, index: int) -> None:
+        """Run a batch; every other one back, too."""
+        problem = self._problem
+        self._data.add(data, batch_size(data))
+        batch = problem.prepare(data, index)
+        self.count += 1
+        try:
+            gradients = [self._run(batch, part, index % 2 == 0, index == 0 and d == 0) for d, part in self._parts(batch)]
+        except LabelError as error:
+            self.refusal = str(error)
+            return
+        if index == 0:
+            self.recorder.first_batch_done()
+            self._half = uses_autocast() and torch.get_autocast_dtype(problem.device.type) == torch.float16
+            self._sizes = batch.windows.small_batch, batch.windows.big_batch
+        if index % 2:
+            return
+        for sums, column in zip(self._sums, zip(*gradients, strict=True), strict=True):
+            sums.add(column)
+        if index == 0:
+            self._step(batch, gradients)
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[int, Part]]:
+        for d in range(len(batch.windows)):
+            yield from ((d, part) for part in self._problem.parts(batch, d, None))
+
+    def _run(self, batch: Batch, part: Part, backward: bool, first: bool) -> Gradients:
+        problem, recorder = self._problem, self.recorder
+        with warnings.catch_warnings(record=first) as caught, seeded(*part.seed):
+            if first:
+                warnings.simplefilter("always")
+            with recorder.running(len(part.indices), backward), plain_attention():
+                loss = problem.part_loss(batch, part)
+        for warning in caught or ():
+            if issubclass(warning.category, InitoptWarning):
+                self._warnings.append(str(warning.message))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        self.losses.append(float(loss.detach()))
+        self._output.add(recorder.output, lambda output: problem.loss.channel(output, batch.data))
+        values = [parameter.value for parameter in problem.grad_params]
+        if not backward:
+            return [None] * len(values)
+        with seeded(*part.seed), plain_attention():
+            return torch.autograd.grad(loss, values, allow_unused=True)
+
+    def _step(self, batch: Batch, gradients: Sequence[Gradients]) -> None:
+        """See what a first step would do."""
+        problem = self._problem
+        mean: list[Tensor | None] = []
+        for column in zip(*gradients, strict=True):
+            some = [g for g in column if g is not None]
+            mean.append(sum(some[1:], some[0]).detach() / len(column) if some else None)
+        if self._optimizer is not None:
+            self._updates = first_updates(problem, self._optimizer, mean)
+        zeros = [sums.parameter.name for sums in self._sums if sums.is_zero and id(sums.parameter.value) in self.recorder.used]
+        if zeros and len(zeros) < len(self._sums):
+            self._woken = woken(problem, batch, mean)
+
+    def trace(self) -> Trace:
+        """All of it."""
+        names = {id(p): name for name, p in self._problem.model.named_parameters()}
+        calls = []
+        for node in self.recorder.nodes.values():
+            if not node.units:
+                continue
+            parameters = tuple(names[id(p)] for p in node.weights if p is not None and id(p) in names)
+            rank = self.recorder.ranks.get(node.name, math.nan)
+            named = {"name": node.name, "path": node.path, "kind": node.kind, "function": node.function}
+            calls.append(
+                Call(**named, matrix=node.matrix, parameters=parameters, shape=node.shape, units=node.units, rank=rank,
+                     **node.figures())  # type: ignore[arg-type]
+            )  # fmt: skip
+        whole = self._block("", self._sums)
+        total = float(whole.gram.diagonal(dim1=1, dim2=2).sum())
+        blocks: dict[str, list[_TensorSums]] = {}
+        for sums in self._sums:
+            blocks.setdefault(block_of(sums.parameter.name), []).append(sums)
+        found = {sums.parameter.name: sums for sums in self._sums}
+        tensors = [self._tensor(name, p, found.get(name), total) for name, p in self._problem.model.named_parameters()]
+        attention = {path: float(torch.stack(values).mean()) for path, values in self.recorder.attention.items()}
+        dtypes = {p.dtype for p in self._problem.model.parameters()}
+        return Trace(
+            calls=tuple(calls),
+            tensors=tuple(tensors),
+            blocks=tuple(self._block(name, sums, total) for name, sums in blocks.items()),
+            whole=whole,
+            losses=tuple(self.losses),
+            data=self._data,
+            output=self._output,
+            attention=attention,
+            warnings=tuple(self._warnings),
+            refusal=self.refusal,
+            half=self._half or torch.float16 in dtypes,
+            num_batches=self.count,
+        )
+
+    def _block(self, name: str, sums: Sequence[_TensorSums], total: float = math.nan) -> Block:
+        gram = _summed([each.stacked() for each in sums])
+        share = float(gram.diagonal(dim1=1, dim2=2).sum()) / total if total > 0 else math.nan
+        return Block(name, gram, share, *self._sizes)
+
+    def _tensor(self, name: str, value: nn.Parameter, sums: _TensorSums | None, total: float) -> TensorTrace:
+        if sums is None:
+            sums = _TensorSums(NamedParameter(name, value, ()), self._problem.subbatches.count)
+        block = self._block(name, [sums], total)
+        return TensorTrace(
+            name, block.gram, block.share, *self._sizes,
+            shape=tuple(value.shape), rms=root_mean_square(value), fate=self._fate(name, value, sums), slope=sums.slope,
+            agreement=sums.agreement, tiny=sums.tiny, broken=sums.broken, scale_invariant=sums.invariant,
+            update=self._updates.get(name, math.nan),
+        )  # fmt: skip
+
+    def _fate(self, name: str, value: nn.Parameter, sums: _TensorSums) -> str:
+        if not value.requires_grad:
+            return "frozen"
+        if not sums.reached:
+            return "detached" if id(value) in self.recorder.used else "unused"
+        if not sums.is_zero:
+            return "trains"
+        return "zero" if name in self._woken else "stuck"
+
+
+def _summed(grams: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(grams)).sum(0)
+
+
+def block_of(name: str) -> str:
+    """The block of the network that a tensor or call belongs to: its path up to the first number, or the first name.
+
+    >>> block_of("encoder.layer.3.attention.weight"), block_of("head.weight"), block_of("weight")
+    ('encoder.layer.3', 'head', 'weight')
+    """
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else parts[0]
+
+
+class _TensorSums:
+    """Sums over batches of the gradients with respect to one tensor."""
+
+    def __init__(self, parameter: NamedParameter, count: int) -> None:
+        self.parameter, self._count = parameter, count
+        self._grams: list[Tensor] = []
+        self._cosine = 0.0
+        self._slopes: list[float] = []
+        self._signs: list[float] = []
+        self._tiny: list[float] = []
+        self.reached = self.broken = False
+
+    def add(self, column: Sequence[Tensor | None]) -> None:
+        """Add the gradients of the sub-batches of a batch."""
+        gram = GramSum(self._count)
+        some = next((g for g in column if g is not None), None)
+        if some is None:
+            self._grams.append(gram.matrix())
+            return
+        self.reached = True
+        zero = torch.zeros_like(as_real(some)).reshape(-1)
+        rows = [zero if g is None else as_real(g.detach()).reshape(-1) for g in column]
+        size, step = len(rows[0]), max(BLOCK // self._count, 1)
+        weight = as_real(self.parameter.value.detach()).reshape(-1)
+        dots = torch.zeros(self._count, dtype=torch.float64, device="cpu")
+        signs, tiny, mean = rows[0].new_zeros(3, dtype=torch.float32).unbind()
+        scale = torch.stack([row.abs().max() for row in rows]).max().float() if size else rows[0].new_ones(())
+        scale = torch.where((scale > 0) & torch.isfinite(scale), scale, torch.ones_like(scale))
+        for start in range(0, size, step):
+            part = torch.stack([row[start : start + step] for row in rows])
+            gram.add_rows(part)
+            dots += (part.double() @ weight[start : start + step].double()).cpu()
+            signs = signs + part.sign().float().mean(0).abs().sum()
+            tiny = tiny + ((part != 0) & (part.abs() < TINY)).float().mean(0).sum()
+            mean = mean + (part.float() / scale).mean(0).square().sum()
+        matrix = gram.matrix()
+        self._grams.append(matrix)
+        self.broken = self.broken or not bool(torch.isfinite(matrix).all())
+        self._slopes.append(float(scale) * math.sqrt(float(mean) / max(size, 1)) if math.isfinite(float(mean)) else math.nan)
+        self._signs.append(float(signs) / max(size, 1))
+        self._tiny.append(float(tiny) / max(size, 1))
+        norms = matrix.diagonal().sqrt() * root_mean_square(self.parameter.value) * math.sqrt(size)
+        cosines = torch.where(norms > 0, dots.abs() / norms, torch.ones_like(norms))
+        self._cosine = max(self._cosine, float(torch.nan_to_num(cosines, nan=1.0).max()))
+
+    def stacked(self) -> Tensor:
+        """Gram matrices, a batch each."""
+        zero = torch.zeros(1, self._count, self._count, dtype=torch.float64, device="cpu")
+        return torch.stack(self._grams) if self._grams else zero
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the gradient was exactly zero on all batches."""
+        return self.reached and not any(bool(gram.diagonal().any()) for gram in self._grams)
+
+    @property
+    def invariant(self) -> bool:
+        """Whether the gradient is orthogonal to the tensor."""
+        return self.reached and not self.is_zero and self._cosine < ALIGNED and self.parameter.value.numel() > 1
+
+    @property
+    def slope(self) -> float:
+        """Root mean square of the mean gradient."""
+        return _mean(self._slopes)
+
+    @property
+    def agreement(self) -> float:
+        """Of signs."""
+        return _mean(self._signs)
+
+    @property
+    def tiny(self) -> float:
+        """Share of entries below half precision."""
+        return _mean(self._tiny)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
