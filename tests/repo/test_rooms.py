@@ -27,6 +27,7 @@ ROOMS = (
     "methods",
     "runs",
     "_api",
+    "diagnosis",
     "zoo",
     "data",
     "recipes",

@@ -77,6 +77,7 @@ def check_file(path: Path, called: str | None = None) -> None:
 _WRITTEN = {
     "result.json": {"result.json", "weights.safetensors", "grams.safetensors", "plot.png", "config.yaml"},
     ".initopt-demo": {".initopt-demo", "results.json", "demo.png"},
+    "diagnosis.json": {"diagnosis.json", "diagnosis.html", "rows.csv"},
     "run.json": {"run.json", "curve.parquet", "events.out.tfevents.run"},
     ".initopt-report": {".initopt-report", "report.html", "report.md", "figures"},
 }

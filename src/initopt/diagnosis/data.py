@@ -130,7 +130,7 @@ class DataFacts:
                 self.task = "binary"
         elif not targets.is_complex():
             counted = targets.flatten()[targets.flatten() != ignored]
-            labels, counts = counted.unique(return_counts=True)
+            labels, counts = torch.unique(counted, return_counts=True)
             if len(labels) <= _MANY_CLASSES:
                 self.classes.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
             if given is None or isinstance(given, (nn.CrossEntropyLoss, nn.NLLLoss)):
@@ -141,7 +141,9 @@ class DataFacts:
             return
         marks = []
         for tensor in tensors:
-            flat = torch.nan_to_num(real(tensor).flatten(1) if tensor.ndim > 1 else real(tensor).unsqueeze(1)).cpu().double()
+            flat = (
+                torch.nan_to_num(real(tensor).flatten(1) if tensor.ndim > 1 else real(tensor).unsqueeze(1)).cpu().double()
+            )
             generator = torch.Generator("cpu").manual_seed(flat.shape[1])
             weights = torch.randn(flat.shape[1], 2, generator=generator, dtype=torch.float64, device="cpu")
             marks.append(flat @ weights)
@@ -204,7 +206,7 @@ class OutputFacts:
         if channel is None or channel >= tensor.ndim:
             return
         self.channels = tensor.shape[channel]
-        labels, counts = tensor.argmax(channel).flatten().unique(return_counts=True)
+        labels, counts = torch.unique(tensor.argmax(channel).flatten(), return_counts=True)
         self.chosen.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
 
 

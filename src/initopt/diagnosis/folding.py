@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 __all__ = ["fold", "listed"]
 
@@ -23,19 +24,24 @@ def fold(names: Iterable[str]) -> list[str]:
             key = parts if number is None else (*parts[:place], "", *parts[place + 1 :])
             groups.setdefault(key, []).append("" if number is None else number)
         found = [
-            key if numbers == [""] else (*key[:place], _ranges(numbers), *key[place + 1 :]) for key, numbers in groups.items()
+            key if numbers == [""] else (*key[:place], _ranges(numbers), *key[place + 1 :])
+            for key, numbers in groups.items()
         ]
     return [".".join(parts) for parts in found]
 
 
 def _ranges(numbers: Sequence[str]) -> str:
-    """Numbers as ranges.
+    """Numbers as ranges, and evenly spaced ones by the first two and the last.
 
-    >>> _ranges(["0", "1", "2", "5"])
-    '0-2,5'
+    >>> _ranges(["0", "1", "2", "5"]), _ranges(["1", "3", "5", "7", "9"])
+    ('0-2,5', '1,3...9')
     """
+    values = sorted(map(int, numbers))
+    step = values[1] - values[0] if len(values) > 1 else 0
+    if len(values) > 3 and step > 1 and all(b - a == step for a, b in pairwise(values)):
+        return f"{values[0]},{values[1]}...{values[-1]}"
     runs: list[list[int]] = []
-    for number in sorted(map(int, numbers)):
+    for number in values:
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:

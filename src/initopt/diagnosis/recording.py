@@ -140,7 +140,7 @@ class Node:
         return float((-(shares * shares.log()).sum()).exp())
 
     def figures(self) -> dict[str, float]:
-        """What was summed up, by the names of the fields of :class:`initopt.diagnosis.trace.Call`."""
+        """What was summed up, by the names of the fields of :class:`initopt.diagnosis.seen.Call`."""
         found = torch.stack(self._figures).double().cpu()
         size, mean, square, variance = found[:, 0], found[:, 1], found[:, 2], found[:, 3]
         largest = size.max()
@@ -287,7 +287,7 @@ class Recorder(TorchFunctionMode):
         node.add(output, self._rows if self._ranked else 0)
         if self._backward and output.requires_grad:
             samples = self._samples
-            output.register_hook(lambda slope: node.add_slope(slope, samples))
+            output.register_hook(lambda slope: node.add_slope(slope, samples))  # type: ignore[no-untyped-call]
 
     def _channel(self, output: Tensor, module: nn.Module | None) -> int:
         """The dimension of units: known of layers, and that of the last output with as many dimensions after these."""
@@ -317,9 +317,9 @@ class Recorder(TorchFunctionMode):
         plain = name.removesuffix("_")
         path, module = self._stack[-1] if self._stack else ("", None)
         if plain in ACTIVATIONS:
-            if module is not None and not module._modules and not module._parameters:
-                self._inner = (result, plain)
-            elif module is not None and isinstance(module, nn.PReLU):
+            if (module is not None and not module._modules and not module._parameters) or (
+                module is not None and isinstance(module, nn.PReLU)
+            ):
                 self._inner = (result, plain)
             else:
                 self._record(result, path, plain, plain, None)
@@ -328,7 +328,9 @@ class Recorder(TorchFunctionMode):
             self._note_attention(scores.detach().flatten(0, -3)[:8], path)
         return result
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *others: Any, **named: Any) -> None:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *others: Any, **named: Any
+    ) -> None:
         """Note the attention weights of the first sample, of up to 8 heads and 128 queries."""
         mask = named.get("attn_mask", mask)
         causal = named.get("is_causal", others[1] if len(others) > 1 else False)

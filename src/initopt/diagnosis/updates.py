@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -31,7 +30,9 @@ def check_optimizer(optimizer: OptimizerFactory | None) -> None:
         return
     hint = "pass functools.partial(torch.optim.AdamW, lr=3e-4), say, or the optimizer of the model"
     if not callable(optimizer):
-        raise TypeError(f"optimizer must be a function that makes one of parameters; got {type(optimizer).__name__}; {hint}")
+        raise TypeError(
+            f"optimizer must be a function that makes one of parameters; got {type(optimizer).__name__}; {hint}"
+        )
     try:
         inspect.signature(optimizer).bind(())
     except TypeError as error:
@@ -40,7 +41,9 @@ def check_optimizer(optimizer: OptimizerFactory | None) -> None:
         pass
 
 
-def make_optimizer(optimizer: OptimizerFactory, parameters: Sequence[Tensor], places: dict[int, int]) -> torch.optim.Optimizer:
+def make_optimizer(
+    optimizer: OptimizerFactory, parameters: Sequence[Tensor], places: dict[int, int]
+) -> torch.optim.Optimizer:
     """An optimizer of other parameters.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import nn
 
 from initopt.diagnosis.folding import fold
-from initopt.diagnosis.trace import Call, Trace
+from initopt.diagnosis.seen import Call, Trace
 from initopt.diagnosis.weights import Weight, weights_of
 
 __all__ = ["NEEDS", "RULES", "SEVERITIES", "Evidence", "Finding", "Needs", "Rule", "Severity", "found_in", "rule"]
@@ -151,7 +151,10 @@ def rule(
 
 
 def found_in(
-    evidence: Evidence, select: Sequence[str] | None = None, ignore: Sequence[str] | None = None, needs: Sequence[Needs] = NEEDS
+    evidence: Evidence,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+    needs: Sequence[Needs] = NEEDS,
 ) -> list[Finding]:
     """The findings of all rules that apply, the worst first.
 
@@ -186,7 +189,11 @@ def chosen_rules(select: Sequence[str] | None, ignore: Sequence[str] | None) -> 
     >>> chosen_rules(["W10"], ["W101", "A"])[:2]
     ['W102', 'W103']
     """
-    return [code for code in RULES if (select is None or _begins(code, select, "select")) and not _begins(code, ignore, "ignore")]
+    return [
+        code
+        for code in RULES
+        if (select is None or _begins(code, select, "select")) and not _begins(code, ignore, "ignore")
+    ]
 
 
 def _begins(code: str, beginnings: Sequence[str] | None, argument: str) -> bool:

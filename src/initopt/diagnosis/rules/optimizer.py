@@ -14,17 +14,22 @@ __all__: list[str] = []
 
 
 @rule(
-    "O501", "a step larger than the tensor", "error", needs="optimizer",
+    "O501",
+    "a step larger than the tensor",
+    "error",
+    needs="optimizer",
     threshold="an update of the size of the tensor or more; a warning from 0.3; biases and vectors aside",
     source="Karpathy's recipe (updates of 1e-3); SageMaker Debugger, rule WeightUpdateRatio",
-)  # fmt: skip
+)
 def too_large(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A first step that changes a weight by its own size throws its initialization away.
 
-    Adam moves every entry by its rate, whatever the gradient: 1e-3 is a twentieth of weights of 0.02. Steps of 0.3 and more are for weights that
-    the network normalizes, if for any. Without warm-up the first step is as large as any.
+    Adam moves every entry by its rate, whatever the gradient: 1e-3 is a twentieth of weights of 0.02. Steps of 0.3 and
+    more are for weights that the network normalizes, if for any. Without warm-up the first step is as large as any.
     """
-    tensors = [t for t in evidence.seen.tensors if len(t.shape) > 1 and t.rms > 0 and t.relative_update == t.relative_update]
+    tensors = [
+        t for t in evidence.seen.tensors if len(t.shape) > 1 and t.rms > 0 and t.relative_update == t.relative_update
+    ]
     for severity, low, high in (("error", 1.0, float("inf")), ("warning", 0.3, 1.0)):
         few = [t for t in tensors if low <= t.relative_update < high or (t.relative_update == high == float("inf"))]
         if few:
@@ -37,15 +42,18 @@ def too_large(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 @rule(
-    "O502", "steps lost in rounding", "warning", needs="optimizer",
+    "O502",
+    "steps lost in rounding",
+    "warning",
+    needs="optimizer",
     threshold="an update below an eighth of the spacing of the numbers of the tensor's precision, in half of the weights",
     source="Zamirai et al., Revisiting BFloat16 Training, arXiv 2010.06192",
-)  # fmt: skip
+)
 def too_small(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A step that is small beside the spacing of the numbers around a weight is rounded away.
 
-    bfloat16 has 8 bits: a relative step below 0.001, an eighth of its spacing, is lost for nearly all entries. Optimizers that keep their own copy in
-    single precision are in order.
+    bfloat16 has 8 bits: a relative step below 0.001, an eighth of its spacing, is lost for nearly all entries.
+    Optimizers that keep their own copy in single precision are in order.
     """
     tensors = {t.name: t for t in evidence.seen.tensors if len(t.shape) > 1 and t.rms > 0 and t.fate == "trains"}
     few = []
@@ -57,14 +65,23 @@ def too_small(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             few.append(tensor)
     if few and 2 * len(few) > len(tensors):
         usual = statistics.median(tensor.relative_update for tensor in few)
-        text = f"the first step changes {share(len(few) / len(tensors))} of the weights by {usual:.1g} of their size or less, which their precision rounds away"
-        yield rule.finding([tensor.name for tensor in few], text, "keep parameters in float32, and use autocast; or a larger learning rate")
+        text = (
+            f"the first step changes {share(len(few) / len(tensors))} of the weights by {usual:.1g} of their size or "
+            f"less, which their precision rounds away"
+        )
+        yield rule.finding(
+            [tensor.name for tensor in few], text, "keep parameters in float32, and use autocast; or a larger learning rate"
+        )
 
 
 @rule(
-    "O503", "parameters without an optimizer", "error", needs="optimizer", threshold="a gradient, and no update",
+    "O503",
+    "parameters without an optimizer",
+    "error",
+    needs="optimizer",
+    threshold="a gradient, and no update",
     source="optimizers that were made before layers were added or replaced",
-)  # fmt: skip
+)
 def left_out(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A parameter with a gradient that a step leaves as it is is not in the optimizer, or in a group with the rate zero.
 

@@ -17,14 +17,18 @@ __all__ = ["fingerprints", "unlike"]
 
 
 @rule(
-    "S601", "replicas that differ", "error", needs="weights", threshold="one entry of one parameter, between processes",
+    "S601",
+    "replicas that differ",
+    "error",
+    needs="weights",
+    threshold="one entry of one parameter, between processes",
     source="OLMo-core #319 (a replica with completely different parameters); litgpt #269; torchtitan #1777",
-)  # fmt: skip
+)
 def replicas(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Every process of a data-parallel training has to start from the same weights.
 
-    Fingerprints of all parameters that are not sharded are gathered from the processes, which all have to call this. Nothing is said
-    without an initialized process group.
+    Fingerprints of all parameters that are not sharded are gathered from the processes, which all have to call this.
+    Nothing is said without an initialized process group.
     """
     whole = [weight for weight in evidence.parameters if not hasattr(weight.value, "to_local")]
     names = unlike([weight.name for weight in whole], _gathered(whole))
@@ -34,9 +38,13 @@ def replicas(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 @rule(
-    "S602", "shards that are the same", "error", needs="weights", threshold="the shards of a tensor in two processes, bit for bit",
+    "S602",
+    "shards that are the same",
+    "error",
+    needs="weights",
+    threshold="the shards of a tensor in two processes, bit for bit",
     source="torchtitan #3106 (every rank drew its shard from the same random state)",
-)  # fmt: skip
+)
 def same_shards(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A sharded tensor whose shards were drawn from one random state is made of copies.
 
@@ -83,12 +91,18 @@ def _gathered(weights: Sequence[Weight]) -> list[list[tuple[float, float]]]:
 
 
 @rule(
-    "S603", "meta tensors left over", "error", needs="weights", threshold="one tensor on the meta device, or of a lazy module",
+    "S603",
+    "meta tensors left over",
+    "error",
+    needs="weights",
+    threshold="one tensor on the meta device, or of a lazy module",
     source="pytorch #90465, #104187; open_lm #165; fms-extras #38",
-)  # fmt: skip
+)
 def meta(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
-    """A tensor on the meta device has a shape and no values: to_empty() gives it memory, and something has to write to it."""
-    names = [w.name for w in evidence.weights if not w.has_values and (w.value.is_meta or not w.is_buffer) and not _is_empty(w)]
+    """A tensor on the meta device has a shape and no values; to_empty() gives it memory, and something has to fill that."""
+    names = [
+        w.name for w in evidence.weights if not w.has_values and (w.value.is_meta or not w.is_buffer) and not _is_empty(w)
+    ]
     if names:
         text = f"{len(names)} tensors have no values yet, on the meta device or in a lazy module"
         remedy = "call to_empty(device=...) and initialize them, or run a lazy module once"
@@ -96,14 +110,18 @@ def meta(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 def _is_empty(weight: Weight) -> bool:
-    uninitialized = isinstance(weight.value, torch.nn.parameter.UninitializedTensorMixin)
+    uninitialized = isinstance(weight.value, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
     return not uninitialized and weight.value.numel() == 0
 
 
 @rule(
-    "S604", "nothing trains", "error", needs="weights", threshold="no parameter that requires a gradient",
+    "S604",
+    "nothing trains",
+    "error",
+    needs="weights",
+    threshold="no parameter that requires a gradient",
     source="backbones that were frozen, and no head added",
-)  # fmt: skip
+)
 def nothing_trains(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A model of which every parameter is frozen has nothing to learn with."""
     parameters = [weight for weight in evidence.weights if not weight.is_buffer]
@@ -113,12 +131,15 @@ def nothing_trains(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 @rule(
-    "S605", "batch norm with statistics of nothing", "warning", needs="weights",
+    "S605",
+    "batch norm with statistics of nothing",
+    "warning",
+    needs="weights",
     threshold="a norm in evaluation mode within a model in training mode, with the mean 0 and the variance 1 of its making",
     source="frozen batch norms of detection models: torchvision FrozenBatchNorm2d, mmsegmentation",
-)  # fmt: skip
+)
 def untouched_norm(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
-    """A frozen batch norm normalizes by what it has: if no data ever went through it, by a mean of 0 and a variance of 1, which is nothing.
+    """A frozen batch norm that no data ever went through has a mean of 0 and a variance of 1, and so does nothing.
 
     Norms of a model that is in evaluation mode as a whole are left out: it may be on its way to training mode.
     """
@@ -127,9 +148,9 @@ def untouched_norm(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         frozen = isinstance(module, _BatchNorm) and not module.training and evidence.model.training
         frozen = frozen or type(module).__name__ == "FrozenBatchNorm2d"
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-        if frozen and isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.is_meta:
-            if not bool(mean.any()) and bool((variance == 1).all()):
-                names.append(name)
+        held = isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.is_meta
+        if frozen and held and not bool(mean.any()) and bool((variance == 1).all()):
+            names.append(name)
     if names:
         text = f"{len(names)} batch norms are frozen with statistics that no data ever made"
         yield rule.finding(names, text, "load pretrained statistics, or have them in training mode: module.train()")

@@ -17,14 +17,36 @@ from initopt.diagnosis.weights import Weight
 
 __all__: list[str] = []
 
-_INITIALIZE = "initialize it (reset_parameters(), or a scheme of initopt.schemes); look for torch.empty without a fill after it"
+_INITIALIZE = (
+    "initialize it (reset_parameters(), or a scheme of initopt.schemes); look for torch.empty without a fill after it"
+)
 
 
 @rule(
-    "W101", "not finite", "error", needs="weights", threshold="one entry that is infinite or not a number",
+    "W101",
+    "not finite",
+    "error",
+    needs="weights",
+    threshold="one entry that is infinite or not a number",
     source="transformers #28073 (heads of 1e37, then NaN), NeMo Automodel #2991",
-    explains=("W102", "W103", "W105", "W108", "W111", "W114", "A203", "A204", "A208", "A210", "D408", "G301", "G302", "G309", "G312"),
-)  # fmt: skip
+    explains=(
+        "W102",
+        "W103",
+        "W105",
+        "W108",
+        "W111",
+        "W114",
+        "A203",
+        "A204",
+        "A208",
+        "A210",
+        "D408",
+        "G301",
+        "G302",
+        "G309",
+        "G312",
+    ),
+)
 def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A weight or buffer that is infinite or not a number makes every output that depends on it so.
 
@@ -34,20 +56,41 @@ def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         if weight.has_values and not weight.local.is_complex():
             broken = float((~torch.isfinite(weight.local)).float().mean())
             if broken:
-                yield rule.finding([weight.name], f"{share(broken)} of its entries are infinite or not a number", _INITIALIZE)
+                yield rule.finding(
+                    [weight.name], f"{share(broken)} of its entries are infinite or not a number", _INITIALIZE
+                )
 
 
 @rule(
-    "W102", "memory never written", "error", needs="weights",
+    "W102",
+    "memory never written",
+    "error",
+    needs="weights",
     threshold="an entry beyond 1e6, or 1 % of the entries between 0 and 1e-20",
     source="transformers #35437, #38987, #39239; InternVL #874 (8e-29, nan, 4e18); Megatron-LM #6799",
-    explains=("W108", "W111", "W114", "A203", "A204", "A208", "A210", "D408", "D404", "G301", "G302", "G308", "G309", "G312"),
-)  # fmt: skip
+    explains=(
+        "W108",
+        "W111",
+        "W114",
+        "A203",
+        "A204",
+        "A208",
+        "A210",
+        "D408",
+        "D404",
+        "G301",
+        "G302",
+        "G308",
+        "G309",
+        "G312",
+    ),
+)
 def never_written(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """``torch.empty`` leaves in memory what was there: bits that as numbers are of any magnitude.
 
-    No initialization in use has entries beyond 1e6, and one entry below 1e-20 in a hundred is not to be had from a normal
-    distribution of a standard deviation above 1e-18. Masks of -1e9 and the like are buffers, which are not looked at.
+    No initialization in use has entries beyond 1e6, and one entry below 1e-20 in a hundred is not to be had from a
+    normal distribution of a standard deviation above 1e-18. Masks of -1e9 and the like are buffers, which are not
+    looked at.
     """
     for weight in evidence.parameters:
         values = weight.local.abs()
@@ -61,14 +104,18 @@ def never_written(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 @rule(
-    "W103", "layers that are copies", "error", needs="weights", threshold="two weights of 9 entries or more, bit for bit",
+    "W103",
+    "layers that are copies",
+    "error",
+    needs="weights",
+    threshold="two weights of 9 entries or more, bit for bit",
     source="pytorch #72253, #86274, #120396 (nn.TransformerEncoder copies its layer); torchtitan #3106",
-)  # fmt: skip
+)
 def copies(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Layers made by ``copy.deepcopy`` start with the same weights, and so compute much the same.
 
-    Two tensors of random numbers are never equal bit for bit. Those of fewer than 9 entries, constant ones, vectors, and a
-    frozen copy beside one that trains (a target network, a moving average) are left out.
+    Two tensors of random numbers are never equal bit for bit. Those of fewer than 9 entries, constant ones, vectors,
+    and a frozen copy beside one that trains (a target network, a moving average) are left out.
     """
     groups: dict[tuple[object, ...], list[list[Weight]]] = {}
     for weight in evidence.parameters:
@@ -92,7 +139,9 @@ def copies(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             same.setdefault(tuple(name.rpartition(".")[2] for name in names), []).extend(names)
     for names in same.values():
         text = f"{len(names)} tensors that start as copies of one another: {listed(names)}"
-        yield rule.finding(names, text, "draw each anew: call reset_parameters() on every copy, or make each layer by itself")
+        yield rule.finding(
+            names, text, "draw each anew: call reset_parameters() on every copy, or make each layer by itself"
+        )
 
 
 def _is_kernel(weight: Weight) -> bool:
@@ -100,11 +149,14 @@ def _is_kernel(weight: Weight) -> bool:
 
 
 @rule(
-    "W104", "experts or heads that are copies", "error", needs="weights",
+    "W104",
+    "experts or heads that are copies",
+    "error",
+    needs="weights",
     threshold="all blocks of rows of a tensor the same, with two rows or more, or slices of three dimensions",
     source="torchtitan #3106 (shards bit-identical); mixtures of experts made by stacking one expert",
     explains=("W105",),
-)  # fmt: skip
+)
 def same_slices(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Experts, heads or shards in one tensor that are the same get the same gradients, and may never part.
 
@@ -123,9 +175,13 @@ def same_slices(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 @rule(
-    "W105", "rows that are equal", "warning", needs="weights", threshold="two equal rows of 3 entries or more, zeros aside",
+    "W105",
+    "rows that are equal",
+    "warning",
+    needs="weights",
+    threshold="two equal rows of 3 entries or more, zeros aside",
     source="LlamaFactory #10547, composer #3719 (rows of new tokens); Goodfellow et al., Deep Learning, section 8.4",
-)  # fmt: skip
+)
 def equal_rows(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Units with the same incoming weights compute the same, and their gradients can be the same, too.
 
@@ -140,16 +196,22 @@ def equal_rows(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             continue
         if weight.repeated_rows:
             every = weight.repeated_rows == len(rows) - 1
-            text = f"{weight.repeated_rows + 1 if every else weight.repeated_rows} of its {len(rows)} rows are equal to others"
+            text = (
+                f"{weight.repeated_rows + 1 if every else weight.repeated_rows} of its {len(rows)} rows are equal to others"
+            )
             remedy = "draw them at random; new rows of an embedding differ if some noise is added to their mean"
             yield rule.finding([weight.name], text, remedy, "error" if every else "warning")
 
 
 @rule(
-    "W106", "constant weights", "error", needs="weights", threshold="all entries of a matrix or embedding the same, not zero",
+    "W106",
+    "constant weights",
+    "error",
+    needs="weights",
+    threshold="all entries of a matrix or embedding the same, not zero",
     source="EasyLM #114 (a default of 1.0); Goodfellow et al., Deep Learning, section 8.4",
     explains=("W108", "W111", "A203", "A208", "D408", "A212", "D404"),
-)  # fmt: skip
+)
 def constant(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A matrix of one number makes all its outputs the same, and gives all its rows the same gradient.
 
@@ -165,14 +227,19 @@ def constant(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 @rule(
-    "W107", "two zeros in a row", "error", needs="weights", threshold="both matrices of a low-rank pair exactly zero",
+    "W107",
+    "two zeros in a row",
+    "error",
+    needs="weights",
+    threshold="both matrices of a low-rank pair exactly zero",
     source="LoRA, arXiv 2106.09685, section 4.1: one of the two is random",
     explains=("G305", "G306"),
-)  # fmt: skip
+)
 def zero_pair(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Of two factors, one may be zero; if both are, neither ever gets a gradient.
 
-    Pairs are known by their names here (``lora_A`` and ``lora_B``, ``down`` and ``up``); G305 finds the others by running.
+    Pairs are known by their names here (``lora_A`` and ``lora_B``, ``down`` and ``up``); G305 finds the others by
+    running.
     """
     zeros = {weight.name for weight in evidence.parameters if weight.trains and weight.local.ndim > 1 and weight.is_zero}
     for name in zeros:
@@ -187,18 +254,21 @@ _LOW, _HIGH, _FAR = 0.02, 5.0, 30.0
 
 
 @rule(
-    "W108", "wrong scale for the fan", "warning", needs="weights",
+    "W108",
+    "wrong scale for the fan",
+    "warning",
+    needs="weights",
     threshold=f"root mean square times the root of the fan in below {_LOW} or above {_HIGH:g}; an error above {_FAR:g}",
     source="He et al., arXiv 1502.01852; EasyLM #114; transformers #19341; siren-pytorch #1",
     explains=("A203", "A204", "A205", "A208", "G301", "G302", "D408", "A212", "A202", "D404"),
-)  # fmt: skip
+)
 def wrong_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
-    """A linear map multiplies the size of a signal by about the standard deviation of its weights times the root of its fan in.
+    """A linear map multiplies the size of a signal by the standard deviation of its weights times the root of its fan in.
 
-    That is 0.58 for PyTorch's default, 1 for Xavier's, 1.41 for He's, and from 0.1 to 1 for the standard deviation of 0.02
-    of transformers. Below 0.02, fifty times too small, no scheme in use goes but for the last layer, which is left out (policies and
-    zero-like heads); above 5 a signal grows tenfold in every other layer. Fans below 8, norms after the layer (where a run
-    shows one: the scale then does not matter), and matrices of zeros are left out.
+    That is 0.58 for PyTorch's default, 1 for Xavier's, 1.41 for He's, and from 0.1 to 1 for the standard deviation of
+    0.02 of transformers. Below 0.02, fifty times too small, no scheme in use goes but for the last layer, which is
+    left out (policies and zero-like heads); above 5 a signal grows tenfold in every other layer. Fans below 8, norms
+    after the layer (where a run shows one: the scale then does not matter), and matrices of zeros are left out.
     """
     layers = [w for w in evidence.parameters if not math.isnan(w.gain) and not w.is_embedding and w.trains]
     before_norm = _scale_invariant(evidence)
@@ -234,16 +304,19 @@ def _scale_invariant(evidence: Evidence) -> set[str]:
 
 
 @rule(
-    "W109", "an embedding too large for its tied head", "warning", needs="weights",
+    "W109",
+    "an embedding too large for its tied head",
+    "warning",
+    needs="weights",
     threshold="root mean square times the root of the width above 4, and, where a run shows them, logits above 3",
     source="nn.Embedding draws with variance 1; GPT-2 and BERT with 0.02; nanoGPT",
     explains=("A208", "D408", "W111"),
-)  # fmt: skip
+)
 def tied_embedding(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A head that is tied to an embedding of unit variance gives logits as large as the root of the width.
 
-    The logits of features of unit size are then of size 8 with 64 features, and the loss starts far above ln C. Models that
-    scale their features down before the head are in order; where there is a run, its logits decide.
+    The logits of features of unit size are then of size 8 with 64 features, and the loss starts far above ln C. Models
+    that scale their features down before the head are in order; where there is a run, its logits decide.
     """
     for weight in evidence.parameters:
         holds_linear = any(isinstance(module, nn.Linear) for _, module in weight.holders)
@@ -251,15 +324,23 @@ def tied_embedding(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             continue
         size = weight.rms * math.sqrt(weight.local.shape[1])
         if size > 4 and (evidence.trace is None or evidence.trace.output.values.rms > 3):
-            text = f"it is both embedding and head, and its root mean square of {weight.rms:.2g} makes logits of some {size:.2g}"
-            yield rule.finding([weight.name], text, "draw it with a standard deviation of 0.02, or 1 over the root of the width")
+            text = (
+                f"it is both embedding and head, and its root mean square of {weight.rms:.2g} makes logits of some "
+                f"{size:.2g}"
+            )
+            yield rule.finding(
+                [weight.name], text, "draw it with a standard deviation of 0.02, or 1 over the root of the width"
+            )
 
 
 @rule(
-    "W110", "tied weights that came untied", "error", needs="weights",
+    "W110",
+    "tied weights that came untied",
+    "error",
+    needs="weights",
     threshold="two parameters where the configuration says one, or an embedding and a head with equal values",
     source="transformers tie_weights(); pytorch #90465 (to_empty parts what is tied)",
-)  # fmt: skip
+)
 def untied(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Tied weights come untied when a model is moved, sharded or loaded part by part, and then drift apart.
 
@@ -285,11 +366,14 @@ RULE_UNTIED = untied
 
 
 @rule(
-    "W111", "a head out of scale with its backbone", "warning", needs="weights",
+    "W111",
+    "a head out of scale with its backbone",
+    "warning",
+    needs="weights",
     threshold="gain of the last matrix above 10 times the median of the others, of 4 or more",
     source="new heads on pretrained backbones: transformers #265, jiant #1097",
     explains=("A208", "D408", "D404"),
-)  # fmt: skip
+)
 def head_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A new head that is drawn far larger than what is below it makes logits that are wrong with certainty.
 
@@ -305,15 +389,18 @@ def head_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 @rule(
-    "W114", "norm gains that were drawn at random", "warning", needs="weights",
+    "W114",
+    "norm gains that were drawn at random",
+    "warning",
+    needs="weights",
     threshold="standard deviation above 0.5 of the mean, of 8 entries or more",
     source="an _init_weights that draws every tensor called weight: transformers #19341 and others",
-)  # fmt: skip
+)
 def random_gains(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """The gains of norms start at 1, or all at 0 at the end of a residual branch.
 
-    A loop that draws every ``weight`` with a standard deviation of 0.02 makes of each norm a random mask of either sign.
-    Trained norms vary by less than half of their mean.
+    A loop that draws every ``weight`` with a standard deviation of 0.02 makes of each norm a random mask of either
+    sign. Trained norms vary by less than half of their mean.
     """
     names = []
     for weight in evidence.parameters:
