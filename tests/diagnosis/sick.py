@@ -340,13 +340,17 @@ def functional_relus_that_are_dead() -> Sick:
             return self.second(F.relu(self.first(x)).mean((2, 3)))
 
     generator = torch.Generator().manual_seed(1)
-    batches = [(torch.randn(16, 3, 8, 8, generator=generator), torch.arange(16).remainder(4)[torch.randperm(16)]) for _ in range(4)]
+    batches = [
+        (torch.randn(16, 3, 8, 8, generator=generator), torch.arange(16).remainder(4)[torch.randperm(16)]) for _ in range(4)
+    ]
     return Sick(Net(), batches)
 
 
 @sick("A202")
 def tanhs_that_are_saturated() -> Sick:
-    return Sick(drawn(mlp(3, activation=nn.Tanh), 4.5), labelled())
+    model = drawn(mlp(3, activation=nn.Tanh), 4.5)
+    linears(model)[-1].reset_parameters()
+    return Sick(model, labelled())
 
 
 @sick("A202")
@@ -394,7 +398,7 @@ def attention_that_is_uniform() -> Sick:
 
 @sick("A207")
 def attention_to_one_position() -> Sick:
-    return Sick(nn.Sequential(nn.Embedding(20, 16), Attention(scale=30.0), nn.Linear(16, 20)), tokens())
+    return Sick(nn.Sequential(nn.Embedding(500, 16), Attention(scale=60.0), nn.Linear(16, 500)), tokens(500))
 
 
 @sick("A208")
@@ -490,7 +494,7 @@ def one_tensor_with_all_the_gradient() -> Sick:
     class Loud(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.loud = nn.Linear(16, 16)
+            self.loud = nn.Linear(16, 16, bias=False)
             self.loud.weight.data.mul_(0.1)
             self.rest = mlp(4, inputs=16)
 
@@ -505,7 +509,10 @@ def one_tensor_with_all_the_gradient() -> Sick:
 def a_gradient_of_class_frequencies() -> Sick:
     generator = torch.Generator().manual_seed(1)
     shares = torch.tensor([0.47, 0.3, 0.1, 0.13])
-    batches = [(torch.randn(64, 16, generator=generator), torch.multinomial(shares, 64, True, generator=generator)) for _ in range(4)]
+    batches = [
+        (torch.randn(64, 16, generator=generator), torch.multinomial(shares, 64, True, generator=generator))
+        for _ in range(4)
+    ]
     return Sick(nn.Sequential(mlp(3, classes=32), nn.LayerNorm(32), Apply(lambda x: 0.01 * x), nn.Linear(32, 4)), batches)
 
 
@@ -517,7 +524,9 @@ def half_precision_that_underflows() -> Sick:
 
 @sick("G312")
 def a_root_of_zero() -> Sick:
-    return Sick(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), Apply(torch.sqrt), nn.Linear(32, 4)), labelled())
+    return Sick(
+        nn.Sequential(nn.Linear(16, 32), nn.ReLU(), Apply(lambda x: x + (0 * x).sqrt()), nn.Linear(32, 4)), labelled()
+    )
 
 
 # Data

@@ -62,7 +62,7 @@ HEALTHY = {
     "plain_mlp_gelu": (lambda: zoo.plain_mlp(depth=4, activation=nn.GELU), vectors),
     "cifar_resnet": (lambda: zoo.cifar_resnet(20), lambda: images(16)),
     "cifar_resnet_without_norm": (lambda: zoo.cifar_resnet(14, norm="none"), lambda: images(16)),
-    "vgg": (lambda: zoo.vgg(11), lambda: images(32, 16)),
+    "vgg": (lambda: zoo.vgg(11), lambda: images(32, 8)),
     "densenet": (lambda: zoo.densenet(22), lambda: images(16)),
     "wide_resnet": (lambda: zoo.wide_resnet(10, 1), lambda: images(16)),
     "small_vit": (lambda: zoo.small_vit(depth=3), lambda: images(32, 16)),

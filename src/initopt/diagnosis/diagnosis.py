@@ -161,6 +161,8 @@ class Diagnosis:
             signs.append(f"the loss is {trace.loss:.3g}")
         if len(signs) < 3:
             signs.append(f"GradCosine is {trace.whole.cosine:.2f}")
+        if len(signs) < 3 and trace.calls:
+            signs.append(f"{trace.calls[-1].spread:.2g} of the output depends on the input")
         return signs
 
     @property

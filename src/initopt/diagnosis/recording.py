@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from initopt.batches.nested import named_tensors
 
-__all__ = ["ACTIVATIONS", "TINY", "Node", "Recorder"]
+__all__ = ["ACTIVATIONS", "TINY", "Node", "Recorder", "is_tiny", "real", "root_mean_square"]
 
 ACTIVATIONS = {
     *("relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"),
@@ -42,6 +42,13 @@ def real(tensor: Tensor) -> Tensor:
     dense = tensor.detach().to_dense()
     dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
     return dense.to(torch.float64 if dense.dtype == torch.float64 else torch.float32)
+
+
+def is_tiny(gradient: Tensor) -> Tensor:
+    """Which entries of a gradient half precision has no number for; in half precision, zeros are among them."""
+    if gradient.dtype == torch.float16:
+        return gradient.abs() < torch.finfo(torch.float16).tiny
+    return (gradient != 0) & (gradient.abs() < TINY)
 
 
 def root_mean_square(tensor: Tensor) -> float:
@@ -119,7 +126,7 @@ class Node:
         size = values.abs().max()
         finite = torch.isfinite(size) & (size > 0)
         square = (values / torch.where(finite, size, torch.ones_like(size))).square().sum()
-        tiny = ((values != 0) & (values.abs() < TINY)).to(square).mean()
+        tiny = is_tiny(slope.detach()).to(square).mean()
         # Of the loss of one sample, so that it does not depend on the batch size.
         self._slopes.append(torch.stack([size * (square * samples).sqrt(), tiny]))
 

@@ -115,7 +115,8 @@ class TensorTrace(Block):
         shape: of the tensor.
         rms: root mean square of its values.
         fate: ``"trains"``; ``"frozen"``; ``"unused"``: nothing uses it; ``"detached"``: it is used, and no gradient comes
-            back; ``"zero"``: its gradient is exactly zero, but not after a step; ``"stuck"``: after a step, too.
+            back; ``"zero"``: its gradient is exactly zero, but not after a step; ``"stuck"``: after a step, too;
+            ``"unseen"``: the first batch could not be differentiated.
         slope: root mean square of the mean gradient of the sub-batches.
         agreement: mean over the entries of the absolute value of the mean sign of the gradient over sub-batches.
         tiny: share of entries of the gradient that half precision has no number for, but for zeros.

@@ -19,7 +19,7 @@ from initopt.batches.nested import batch_size
 from initopt.batches.stream import check_batches, length_of
 from initopt.batches.subbatches import SubBatches
 from initopt.diagnosis.data import DataFacts, OutputFacts
-from initopt.diagnosis.recording import TINY, Recorder, root_mean_square
+from initopt.diagnosis.recording import Recorder, is_tiny, root_mean_square
 from initopt.diagnosis.seen import Block, Call, TensorTrace, Trace, block_of
 from initopt.diagnosis.updates import OptimizerFactory, check_optimizer, first_updates, woken
 from initopt.engines.base import BLOCK, Gradients, GramSum
@@ -241,6 +241,8 @@ class _Tracer:
     def _fate(self, name: str, value: nn.Parameter, sums: _TensorSums) -> str:
         if not value.requires_grad:
             return "frozen"
+        if not sums.seen:
+            return "unseen"
         if not sums.reached:
             return "detached" if id(value) in self.recorder.used else "unused"
         if not sums.is_zero:
@@ -285,7 +287,7 @@ class _TensorSums:
             gram.add_rows(part)
             dots += (part.double() @ weight[start : start + step].double()).cpu()
             signs = signs + part.sign().float().mean(0).abs().sum()
-            tiny = tiny + ((part != 0) & (part.abs() < TINY)).float().mean(0).sum()
+            tiny = tiny + is_tiny(part).float().mean(0).sum()
             mean = mean + (part.float() / scale).mean(0).square().sum()
         matrix = gram.matrix()
         self._grams.append(matrix)
@@ -303,6 +305,11 @@ class _TensorSums:
         """Gram matrices, a batch each."""
         zero = torch.zeros(1, self._count, self._count, dtype=torch.float64, device="cpu")
         return torch.stack(self._grams) if self._grams else zero
+
+    @property
+    def seen(self) -> bool:
+        """Whether a batch was differentiated."""
+        return bool(self._grams)
 
     @property
     def is_zero(self) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule, share
 from initopt.diagnosis.seen import Call
+from initopt.model.parameters import is_bias
 
 __all__ = ["per_layer"]
 
@@ -49,8 +51,10 @@ def dead(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """
     if evidence.seen.data.samples < 16:
         return
+    pairs = pairwise([None, *evidence.seen.calls])
+    relus = [c for before, c in pairs if c and c.function in ("relu", "relu6") and (before is None or before.rms > 0)]
     for severity, low, high in (("error", 0.9, 2.0), ("warning", 0.5, 0.9)):
-        calls = [c for c in evidence.seen.calls if c.function in ("relu", "relu6") and low <= c.dead < high]
+        calls = [call for call in relus if low <= call.dead < high]
         if calls:
             worst = max(calls, key=lambda call: call.dead)
             more = f"up to {share(worst.dead)} of their" if len(calls) > 1 else f"{share(worst.dead)} of its {worst.units}"
@@ -66,7 +70,7 @@ def dead(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     needs="batch",
     threshold="half of the outputs where the slope is below a twentieth of the largest; an error from 90 %",
     source="SageMaker Debugger, rule SaturatedActivation; Glorot and Bengio 2010, section 3",
-    explains=("G302", "G307", "A203"),
+    explains=("G302", "G307", "A203", "A204", "A205", "A209", "A212"),
 )
 def saturated(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """At the flat ends of a sigmoid or tanh, hardly any gradient passes.
@@ -164,20 +168,26 @@ def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     needs="batch",
     threshold="1e-3 of the output depends on the input",
     source="initopt.gram.measurement.DEAF: plain networks that cannot be trained have 1e-8 to 1e-3, others 0.1 to 0.5",
-    explains=("G309", "A209", "G310", "A212"),
+    explains=("G309", "A209", "G310", "A212", "G302", "G307", "G308"),
 )
 def deaf(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """An output that is the same for every input can learn nothing but a mean.
 
     An output of zeros, from a last layer that starts at zero, is another matter.
     """
-    calls = [call for call in evidence.seen.calls if call.rms > 0 and math.isfinite(call.rms)]
-    if calls and evidence.seen.data.samples >= 4 and calls[-1].spread < 1e-3 and calls[-1] is evidence.seen.calls[-1]:
-        early = next((call for call in calls if call.spread < 1e-3), calls[-1])
-        text = (
-            f"only {calls[-1].spread:.1g} of the output depends on the input; it is lost from "
-            f"{early.name or 'the model'} on"
-        )
+    trace = evidence.seen
+    calls = [call for call in trace.calls if call.rms > 0 and math.isfinite(call.rms)]
+    if not calls or trace.data.samples < 4 or calls[-1] is not trace.calls[-1] or not calls[-1].spread < 1e-3:
+        return
+    zeros = {tensor.name for tensor in trace.tensors if tensor.rms == 0}
+    last = evidence.layers[-1] if evidence.layers else None
+    if last is None or not any(not is_bias(name) and name in zeros for name in last.parameters):
+        early = calls[-1]
+        for call in reversed(calls):
+            if not call.spread < 1e-3:
+                break
+            early = call
+        text = f"only {calls[-1].spread:.1g} of the output depends on the input; it is lost from {early.name or 'the model'} on"
         yield rule.finding([early.name], text, "try lsuv, nio, or a scheme that fits the nonlinearity")
 
 

@@ -231,7 +231,7 @@ def broken_inputs(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     needs="batch",
     threshold="all samples the same; or half of the features constant",
     source="columns that were one-hot encoded and never set; images that were not read",
-    explains=("A205", "D405"),
+    explains=("A205", "D405", "A201", "A204", "A209", "A212"),
 )
 def constant_inputs(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Features that are the same for every sample carry nothing.

@@ -240,7 +240,7 @@ def _of_frequencies(evidence: Evidence) -> set[str]:
     "a gradient of frequencies only",
     "warning",
     needs="gradient",
-    threshold="GradCosine above 0.3, below a third of it without these tensors, which have 90 % of the squared norm",
+    threshold="GradCosine above 0.3, and 90 % of the squared norm in these tensors; of embeddings: a third of it without them",
     source="initopt.model.centring; Yang et al., arXiv 2210.05956",
     explains=("G308",),
 )
@@ -258,8 +258,8 @@ def only_frequencies(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         return
     rest = float(functional.grad_cosine(torch.stack([tensor.gram for tensor in others]).sum(0)).mean())
     held = sum(tensor.share for tensor in some)
-    if rest < trace.whole.cosine / 3 and held > 0.9:
-        bias = all(is_bias(tensor.name) for tensor in some)
+    bias = all(is_bias(tensor.name) for tensor in some)
+    if held > 0.9 and (bias or rest < trace.whole.cosine / 3):
         what = "the bias of the last layer" if bias else "what tells frequencies of tokens"
         text = (
             f"{what} has {share(held)} of the gradient: GradCosine is {trace.whole.cosine:.2f} with it and {rest:.2f} "

@@ -29,23 +29,7 @@ _INITIALIZE = (
     needs="weights",
     threshold="one entry that is infinite or not a number",
     source="transformers #28073 (heads of 1e37, then NaN), NeMo Automodel #2991",
-    explains=(
-        "W102",
-        "W103",
-        "W105",
-        "W108",
-        "W111",
-        "W114",
-        "A203",
-        "A204",
-        "A208",
-        "A210",
-        "D408",
-        "G301",
-        "G302",
-        "G309",
-        "G312",
-    ),
+    explains=("W102", "W103", "W105", "W108", "W111", "W114", "A", "G", "D404", "D408"),
 )
 def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A weight or buffer that is infinite or not a number makes every output that depends on it so.
@@ -68,22 +52,7 @@ def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     needs="weights",
     threshold="an entry beyond 1e6, or 1 % of the entries between 0 and 1e-20",
     source="transformers #35437, #38987, #39239; InternVL #874 (8e-29, nan, 4e18); Megatron-LM #6799",
-    explains=(
-        "W108",
-        "W111",
-        "W114",
-        "A203",
-        "A204",
-        "A208",
-        "A210",
-        "D408",
-        "D404",
-        "G301",
-        "G302",
-        "G308",
-        "G309",
-        "G312",
-    ),
+    explains=("W108", "W111", "W114", "A", "G", "D404", "D408"),
 )
 def never_written(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """``torch.empty`` leaves in memory what was there: bits that as numbers are of any magnitude.
@@ -110,6 +79,7 @@ def never_written(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     needs="weights",
     threshold="two weights of 9 entries or more, bit for bit",
     source="pytorch #72253, #86274, #120396 (nn.TransformerEncoder copies its layer); torchtitan #3106",
+    explains=("G307",),
 )
 def copies(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Layers made by ``copy.deepcopy`` start with the same weights, and so compute much the same.
@@ -181,6 +151,7 @@ def same_slices(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     needs="weights",
     threshold="two equal rows of 3 entries or more, zeros aside",
     source="LlamaFactory #10547, composer #3719 (rows of new tokens); Goodfellow et al., Deep Learning, section 8.4",
+    explains=("A212",),
 )
 def equal_rows(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Units with the same incoming weights compute the same, and their gradients can be the same, too.
@@ -260,7 +231,7 @@ _LOW, _HIGH, _FAR = 0.02, 5.0, 30.0
     needs="weights",
     threshold=f"root mean square times the root of the fan in below {_LOW} or above {_HIGH:g}; an error above {_FAR:g}",
     source="He et al., arXiv 1502.01852; EasyLM #114; transformers #19341; siren-pytorch #1",
-    explains=("A203", "A204", "A205", "A208", "G301", "G302", "D408", "A212", "A202", "D404"),
+    explains=("A203", "A204", "A205", "A208", "G301", "G302", "D408", "A212", "A201", "A202", "D404"),
 )
 def wrong_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A linear map multiplies the size of a signal by the standard deviation of its weights times the root of its fan in.
