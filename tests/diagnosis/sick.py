@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,7 +53,7 @@ def labelled(inputs: int = 16, classes: int = 4, size: int = 32, count: int = 4)
 
 def mlp(depth: int = 4, width: int = 32, inputs: int = 16, classes: int = 4, activation: Any = nn.ReLU) -> nn.Sequential:
     sizes = [inputs, *[width] * (depth - 1)]
-    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), activation())]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 
 

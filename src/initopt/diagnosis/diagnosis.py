@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +24,12 @@ from initopt.model.parameters import is_bias
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnosis", "Row"]
+__all__ = ["FORMAT", "Diagnosis", "Row"]
 
 Order = Literal["severity", "network"]
+
+FORMAT = "initopt diagnosis 1"
+"""The form of the JSON, with its version."""
 
 _LINES = 12
 """Rows of the table on a terminal."""
@@ -237,7 +239,7 @@ class Diagnosis:
         trace = self.trace
         blocks = [_of_block(block) for block in trace.blocks]
         return {
-            "format": "initopt diagnosis 1",
+            "format": FORMAT,
             "model": self.model,
             "verdict": self.verdict,
             "advice": self.advice,
@@ -405,13 +407,3 @@ def _line(finding: Finding) -> str:
     places = fold(finding.where)
     place = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
     return f"{finding.rule} {finding.severity}{': ' + _short(place) if place else ''}: {finding.text}"
-
-
-def lines_of(findings: Iterable[Finding]) -> list[str]:
-    """A line for each finding."""
-    return [_line(finding) for finding in findings]
-
-
-def escaped(text: str) -> str:
-    """Text for HTML."""
-    return html.escape(text)

@@ -275,7 +275,8 @@ class Recorder(TorchFunctionMode):
                 if tensor is not None:
                     inner, self._inner = self._inner, None
                     function = inner[1] if inner is not None and inner[0] is tensor else None
-                    self._record(tensor, name, type(module).__name__, function, module)
+                    with torch._C.DisableTorchFunction():  # what is computed here is not the model's
+                        self._record(tensor, name, type(module).__name__, function, module)
 
         return hook
 

@@ -48,8 +48,8 @@ def trace(
 ) -> Trace:
     """See all of a model on a few batches, without changing it.
 
-    Every batch is run in sub-batches; every other one, from the first on, is differentiated, too, so that 4 batches cost
-    less than 3 training steps. Beside a training step's memory, it takes the gradients of the sub-batches of one batch, and
+    Every other batch, from the first on, is run in sub-batches and differentiated, the others are only run, so that 4 batches
+    cost less than 3 training steps. Beside a training step's memory, it takes the gradients of the sub-batches of one batch, and
     some 64 kB for each call of a module while the first batch runs.
 
     Args:
@@ -121,7 +121,8 @@ class _Tracer:
         batch = problem.prepare(data, index)
         self.count += 1
         try:
-            gradients = [self._run(batch, part, index % 2 == 0, index == 0 and d == 0) for d, part in self._parts(batch)]
+            parts = enumerate(self._parts(batch, index))
+            gradients = [self._run(batch, part, index % 2 == 0, index == i == 0) for i, part in parts]
         except LabelError as error:
             self.refusal = str(error)
             return
@@ -136,9 +137,11 @@ class _Tracer:
         if index == 0:
             self._step(batch, gradients)
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[int, Part]]:
-        for d in range(len(batch.windows)):
-            yield from ((d, part) for part in self._problem.parts(batch, d, None))
+    def _parts(self, batch: Batch, index: int) -> list[Part]:
+        """The sub-batches of a batch that is differentiated; all of another one at once."""
+        if index % 2:
+            return [Part(torch.arange(batch.windows.batch_size, device="cpu"), 1.0, (*batch.seed, 0))]
+        return [part for d in range(len(batch.windows)) for part in self._problem.parts(batch, d, None)]
 
     def _run(self, batch: Batch, part: Part, backward: bool, first: bool) -> Gradients:
         problem, recorder = self._problem, self.recorder
@@ -152,7 +155,7 @@ class _Tracer:
                 self._warnings.append(str(warning.message))
             else:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        self.losses.append(float(loss.detach()))
+        self.losses += [float(loss.detach())] * (1 if backward else self._problem.subbatches.count)
         self._output.add(recorder.output, lambda output: problem.loss.channel(output, batch.data))
         values = [parameter.value for parameter in problem.grad_params]
         if not backward:

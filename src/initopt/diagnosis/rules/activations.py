@@ -187,7 +187,8 @@ def deaf(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             if not call.spread < 1e-3:
                 break
             early = call
-        text = f"only {calls[-1].spread:.1g} of the output depends on the input; it is lost from {early.name or 'the model'} on"
+        place = early.name or "the model"
+        text = f"only {calls[-1].spread:.1g} of the output depends on the input; it is lost from {place} on"
         yield rule.finding([early.name], text, "try lsuv, nio, or a scheme that fits the nonlinearity")
 
 

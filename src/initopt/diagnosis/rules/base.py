@@ -106,7 +106,7 @@ class Rule:
         threshold: from where on, in words.
         source: where this is known from.
         find: gives the findings.
-        explains: codes of rules, or their beginnings, whose findings follow from one of this rule, and are but notes beside it.
+        explains: codes of rules, or their beginnings, whose findings follow from one of this rule and are notes beside it.
     """
 
     code: str
@@ -174,7 +174,7 @@ def found_in(
         if each.needs in needs and (each.needs == "weights" or evidence.trace is not None)
         for finding in each.find(evidence)
     ]
-    explained = tuple({code for finding in findings for code in RULES[finding.rule].explains if finding.severity != "note"})
+    explained = tuple({code for finding in notable(findings) for code in RULES[finding.rule].explains})
     left = [replace(f, severity="note") if f.rule.startswith(explained) else f for f in findings if f.rule in chosen]
     return sorted(left, key=lambda f: (SEVERITIES.index(f.severity), _FAMILIES.index(f.rule[0]), f.rule))
 

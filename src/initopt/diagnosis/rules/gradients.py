@@ -240,7 +240,7 @@ def _of_frequencies(evidence: Evidence) -> set[str]:
     "a gradient of frequencies only",
     "warning",
     needs="gradient",
-    threshold="GradCosine above 0.3, and 90 % of the squared norm in these tensors; of embeddings: a third of it without them",
+    threshold="GradCosine above 0.3, 90 % of the squared norm in these tensors; for embeddings, a third without them",
     source="initopt.model.centring; Yang et al., arXiv 2210.05956",
     explains=("G308",),
 )
@@ -291,7 +291,7 @@ def no_signal(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     "gradients below half precision",
     "warning",
     needs="gradient",
-    threshold="80 % of the entries of a layer's gradient below 6e-5, the least normal number of float16, in half of the layers",
+    threshold="80 % of the entries of a layer's gradient below 6e-5, the least normal number, in half of the layers",
     source="Micikevicius et al., Mixed Precision Training, arXiv 1710.03740, section 3.2",
     explains=("G302", "G307", "G305", "G306"),
 )
