@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 import initopt
 from initopt.diagnosis import RULES, Row
 from initopt.diagnosis.diagnosis import FORMAT
+from initopt.diagnosis.rules.page import rules_page
 from tests.diagnosis.sick import SICK, labelled, mlp
 from tests.helpers import values
 
@@ -38,7 +40,7 @@ def test_a_remedy_is_tried_on_a_copy_and_said_to_help(vanishing):
 
 def test_the_model_stays_as_it_is_when_remedies_are_tried():
     torch.manual_seed(0)
-    model, batches = mlp(16, activation=nn.Tanh), labelled()
+    model, batches = mlp(24, activation=nn.Tanh), labelled()
     before, state = values(model), torch.get_rng_state()
     found = initopt.diagnose(model, batches, optimizer=torch.optim.Adam(model.parameters()), tries=("lsuv",))
     assert found.tried
@@ -51,7 +53,7 @@ def test_the_model_stays_as_it_is_when_remedies_are_tried():
 @pytest.mark.parametrize(("budget", "count"), [(0, 0), (2, 1), (5, 1), (200, 3)])
 def test_a_budget_bounds_the_tries(budget, count):
     torch.manual_seed(0)
-    found = initopt.diagnose(mlp(16, activation=nn.Tanh), labelled(), budget=budget)
+    found = initopt.diagnose(mlp(24, activation=nn.Tanh), labelled(), budget=budget)
     assert len(found.tried) == count
     assert bool(found.untried) == (count == 0)
 
@@ -61,7 +63,7 @@ def test_a_model_that_cannot_be_copied_is_diagnosed_all_the_same():
         def __deepcopy__(self, memo):
             raise RuntimeError("no copies")
 
-    found = initopt.diagnose(Odd(*mlp(16, activation=nn.Tanh)), labelled(), tries=("orthogonal",))
+    found = initopt.diagnose(Odd(*mlp(24, activation=nn.Tanh)), labelled(), tries=("orthogonal",))
     assert found.tried[0].failure == "could not be tried: RuntimeError: no copies"
     assert not found.tried[0].better
 
@@ -177,3 +179,8 @@ def test_every_rule_is_documented_in_itself():
         assert rule.threshold
         assert rule.source
         assert all(any(known.startswith(other) for known in RULES) for other in rule.explains)
+
+
+def test_the_page_of_rules_is_that_of_the_rules():
+    page = Path(__file__).parents[2] / "docs" / "rules.md"
+    assert page.read_text(encoding="utf-8") == rules_page(), "write rules_page() into docs/rules.md"

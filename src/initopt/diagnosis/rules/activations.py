@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from initopt.diagnosis.folding import listed
-from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule, share
+from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, rule, share
 from initopt.diagnosis.seen import Call
 from initopt.model.parameters import is_bias
 
@@ -126,7 +126,7 @@ def exploding(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     "vanishing signal",
     "warning",
     needs="batch",
-    threshold="1e-3 of the signal of the first layers is left in the last ones; an error from 1e-5; 4 layers or more",
+    threshold="1e-3 of the signal of the first layers is left in the last ones; an error from 1e-5, a note from 1e-2; 4 layers or more",
     source="Glorot and Bengio 2010; Schoenholz et al., Deep Information Propagation, arXiv 1611.01232",
     explains=("A205", "A209", "A212", "G309", "G310", "G308", "G302", "G307"),
 )
@@ -142,7 +142,7 @@ def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         return
     start, end = _ends(layers)
     first, last = max(call.deviation for call in start[:2]), max(call.deviation for call in end)
-    if first > 0 and last < 1e-3 * first and last > 0:
+    if first > 0 and 0 < last < 1e-2 * first:
         values = [call.deviation for call in layers]
         floor = max(1e-7 * call.rms for call in end)
         factor = per_layer([value for value in values if value > floor] or values)
@@ -157,8 +157,8 @@ def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             f"the signal shrinks by {factor:.2f} a layer over {len(layers)} layers, to {last / first:.1g} of its size{fate}"
         )
         remedy = "weights that fit the nonlinearity (orthogonal or kaiming_normal with its gain), lsuv, or nio"
-        severity = "error" if last < 1e-5 * first else "warning"
-        yield rule.finding([call.name for call in layers], text, remedy, severity)  # type: ignore[arg-type]
+        severity: Severity = "error" if last < 1e-5 * first else "warning" if last < 1e-3 * first else "note"
+        yield rule.finding([call.name for call in layers], text, remedy, severity)
 
 
 @rule(

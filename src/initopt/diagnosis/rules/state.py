@@ -148,8 +148,9 @@ def untouched_norm(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         frozen = isinstance(module, _BatchNorm) and not module.training and evidence.model.training
         frozen = frozen or type(module).__name__ == "FrozenBatchNorm2d"
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-        held = isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.is_meta
-        if frozen and held and not bool(mean.any()) and bool((variance == 1).all()):
+        if not (frozen and isinstance(mean, Tensor) and isinstance(variance, Tensor)) or mean.is_meta:
+            continue
+        if not bool(mean.any()) and bool((variance == 1).all()):
             names.append(name)
     if names:
         text = f"{len(names)} batch norms are frozen with statistics that no data ever made"

@@ -101,7 +101,7 @@ def copies(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             groups[key].append([weight])
     same: dict[tuple[str, ...], list[str]] = {}
     for group in (group for several in groups.values() for group in several if len(group) > 1):
-        names = tuple(weight.name for weight in group)
+        names = [weight.name for weight in group]
         if any(weight.is_embedding for weight in group) and not all(weight.is_embedding for weight in group):
             text = f"{listed(names)} hold equal values and are not one parameter: tied weights that came untied"
             yield RULE_UNTIED.finding(names, text, "assign the same nn.Parameter to both again (tie_weights())")
