@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
+RAY := .venv-ray
+OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow test-attack test-zoo benchmark lint format clean
+.PHONY: demo test test-slow test-attack test-zoo test-ray test-oldest benchmark lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/initopt demo
@@ -25,6 +27,18 @@ test-attack: $(VENV)/.installed-dev
 test-zoo: $(ZOO)/.installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/zoo/test_library_models.py -k TestReal
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m sweeps.zoo
+
+# In an environment of its own: Ray on this machine alone, which opens ports to do so. Ten kills take minutes.
+test-ray: $(RAY)/.installed
+	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/integrations/test_ray.py
+	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m slow tests/system/test_survival.py -k ray
+
+# All that works with PyTorch itself, on the oldest one that pyproject.toml promises. In an environment of its own, of 5.5 GB,
+# since that one comes with CUDA, with a Python that it has wheels for: make OLDEST_PYTHON=python3.11 test-oldest
+OLDEST_PYTHON ?= $(PYTHON)
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/support/test_torch_private.py tests/support/test_torch_messages.py \
+	  tests/batches tests/engines tests/gram tests/methods tests/model tests/schemes
 
 # Goes on where it was stopped.
 benchmark: $(VENV)/.installed
@@ -64,5 +78,17 @@ $(ZOO)/.installed: pyproject.toml constraints-zoo.txt
 	  --editable '.[timm,transformers]' torchvision pytest hypothesis
 	@touch $@
 
+$(RAY)/.installed: pyproject.toml constraints.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[compare,ray]' pytest hypothesis
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --constraint constraints-oldest.txt \
+	  --editable '.[pandas]' pytest hypothesis
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(ZOO) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(ZOO) $(RAY) $(OLDEST) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

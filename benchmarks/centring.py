@@ -55,7 +55,7 @@ def rows() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name, make in NETWORKS.items():
         for seed in SEEDS:
-            batches = list(digits(64, seed=seed))
+            batches = list(digits().batches(64, seed=seed))
             for factor in FACTORS:
                 torch.manual_seed(seed)
                 model = make()

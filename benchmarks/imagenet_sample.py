@@ -51,7 +51,7 @@ MODELS = {
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "published": presets.published | {"num_subbatches": 4, "overlap": 0.2, "lr": 0.003, "max_grad_norm": 10.0},
+    "published": presets.published,
 }
 """Options of ``initopt.nio``. Those published are of the paper's run on ResNet-50, but for its batch size of 64."""
 
@@ -69,8 +69,8 @@ since the batches are the same. While the gradient norm is above its bound, a st
 GradCosine; how many steps did so is in parentheses. Training steps, without an optimizer or loading, were timed before and
 after NIO (median and range); the steps of NIO (median) include loading. On a CPU these are seconds of processor
 time, since the machine had other work. An epoch is 1,281,167 images in such training steps; of its cost, the last column
-has the steps that were taken, and 100 steps. `defaults` are those of `initopt.nio`; `published` is `presets.published`
-with the learning rate 0.003 and the bound 10.
+has the steps that were taken, and 100 steps. `defaults` are those of `initopt.nio`; `published` is
+`presets.published`.
 """
 
 

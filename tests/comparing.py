@@ -28,6 +28,10 @@ def small(width: int = 8, dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 3))
 
 
+def small_digits() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
+
+
 def small_linear() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
@@ -140,3 +144,25 @@ def table(folder: Path) -> list[str]:
         record = {name: value for name, value in dataclasses.asdict(run).items() if name not in TIMES}
         rows.append(json.dumps(record, sort_keys=True))
     return sorted(rows)
+
+
+def as_before(folder: Path) -> None:
+    """Make a stored comparison one of the first format: the curve of each run is a Parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for file in folder.glob("runs/*/*/*/*/run.json"):
+        values = json.loads(file.read_text())
+        columns = dict(
+            zip(("step", "epoch", "subset", "loss", "accuracy"), zip(*values.pop("curve"), strict=True), strict=True)
+        )
+        for name, kind in {"step": "int64", "subset": "string"}.items():
+            columns[name] = pyarrow.array(columns[name], pyarrow.type_for_alias(kind))
+        for name in ("epoch", "loss", "accuracy"):
+            numbers = [None if value is None else float(value) for value in columns[name]]
+            columns[name] = pyarrow.array(numbers, pyarrow.float64())
+        pyarrow.parquet.write_table(pyarrow.table(columns), file.with_name("curve.parquet"))
+        file.with_name("events.out.tfevents.run").touch()
+        file.write_text(json.dumps(values | {"format": "initopt run 1"}))
+    begun = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps(begun | {"format": "initopt comparison 1"}))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initopt.batches.subbatches import SubBatches
+from initopt.batches.subbatches import SubBatches, Windows
 from initopt.model.losses import as_loss
 from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
@@ -30,6 +30,10 @@ def make_batches(count: int = 12, size: int = 16, seed: int = 1) -> list[Batch]:
     return [
         (torch.randn(size, 6, generator=generator), torch.randint(3, (size,), generator=generator)) for _ in range(count)
     ]
+
+
+def split_windows(batch_size: int, count: int, overlap: float = 0.0, split: Any = "cyclic") -> Windows:
+    return SubBatches(count=count, overlap=overlap, split=split).windows(batch_size)
 
 
 def make_problem(

@@ -22,7 +22,7 @@ from timing import time_once
 from torch import Tensor
 
 import initopt
-from initopt.batches.subbatches import split_windows
+from initopt.batches.subbatches import SubBatches
 from initopt.data.augmentation import View
 from initopt.data.loader import seeded_batches
 from initopt.data.pictures import Pictures
@@ -134,7 +134,7 @@ def noise_floor(batch_size: int, num_subbatches: int, overlap: float, split: str
     >>> round(noise_floor(64, 4, 0.2, "published"), 4), noise_floor(64, 4, 0.0, "cyclic")
     (0.2374, 0.0)
     """
-    windows: tuple[Tensor, ...] = split_windows(batch_size, num_subbatches, overlap, split).indices
+    windows: tuple[Tensor, ...] = SubBatches(count=num_subbatches, overlap=overlap, split=split).windows(batch_size).indices
     sets = [set(window.tolist()) for window in windows]
     return statistics.fmean(len(a & b) / math.sqrt(len(a) * len(b)) for a, b in combinations(sets, 2))
 

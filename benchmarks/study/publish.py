@@ -8,31 +8,18 @@ FOLDER is what ``initopt compare --out FOLDER`` wrote. Writes docs/comparisons/N
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from initopt._support.files import plain, write_file
-from initopt.comparison import RunRecord, load_comparison
+from initopt._support.files import write_file
+from initopt.comparison import load_comparison
 from initopt.comparison.report.report import write_report
+from initopt.comparison.storage.store import published
 
 __all__ = ["main"]
 
 DOCS = Path(__file__).parents[2] / "docs" / "comparisons"
-FORMAT = "runs of a comparison: curve rows are step, epoch, subset, loss, accuracy"
-
-
-def _run(run: RunRecord) -> dict[str, Any]:
-    row = asdict(run) | {"curve": [list(asdict(point).values()) for point in run.curve]}
-    return {key: value for key, value in row.items() if key not in ("scales", "versions")}
-
-
-def _rounded(value: Any) -> Any:
-    """Five digits after the point for what is a share or a loss."""
-    return round(value, 5) if isinstance(value, float) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,13 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hide", default="", metavar="PATH", help="of the data; DIR stands for it in the report")
     options = parser.parse_args(arguments)
     found = load_comparison(options.folder)
-    runs = [_run(run) for run in [*found.selection, *found.runs]]
-    for run in runs:
-        run["curve"] = [[_rounded(value) for value in row] for row in run["curve"]]
-    content = plain({"format": FORMAT, "recipe": found.recipe, "versions": found.versions, "runs": runs})
-    text = json.dumps(content, separators=(",", ":")).replace('{"network"', '\n{"network"')
+    text = published(found)
     written = write_report(options.folder).parent
-    write_file(DOCS / f"{options.name}-runs.json", lambda path: path.write_text(text + "\n"))
+    write_file(DOCS / f"{options.name}-runs.json", lambda path: path.write_text(text))
     shutil.rmtree(DOCS / options.name, ignore_errors=True)
     shutil.copytree(written, DOCS / options.name)
     for page in (DOCS / options.name).glob("report.*") if options.hide else ():

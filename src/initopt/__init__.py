@@ -4,6 +4,7 @@ Measure how good a network's starting point is on its own data, and improve it b
 """
 
 from importlib import import_module
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from initopt import methods, schemes
@@ -61,6 +62,9 @@ __all__ = [
     "presets",
     "schemes",
 ]
+
+for _name, _module in {"functional": functional, "objectives": objectives, "presets": presets}.items():
+    modules[f"{__name__}.{_name}"] = _module  # so that ``from initopt.functional import grad_cosine`` finds it, too
 
 _LATER = ("data", "zoo")
 """Packages that are imported when they are asked for, so that ``import initopt`` does not take longer for them."""

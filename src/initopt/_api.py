@@ -226,7 +226,7 @@ def nio(
         num_subbatches: D, the number of sub-batches that each batch is split into, 2 to the batch size.
         overlap: share by which sub-batches overlap, in [0, 1). Shared samples raise GradCosine.
         split: ``"cyclic"``, equal windows, or ``"published"``, those of the published code
-            (:func:`initopt.batches.subbatches.split_windows`).
+            (:class:`initopt.batches.subbatches.SubBatches`).
         batch_norm: ``"subbatch"``: batch norms use the statistics of each sub-batch; ``"batch"``: of the whole batch, as
             the published code does. Running statistics are neither used nor changed.
         objective: what is minimized: a name in :data:`initopt.objectives.NAMES` or a function of a Gram matrix.

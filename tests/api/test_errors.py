@@ -47,9 +47,6 @@ both = pytest.mark.parametrize("run", [nio, initopt.measure], ids=["nio", "measu
         ),
         ({"engine": "coupled"}, "engine 'coupled' cannot be used here: .*engine=\"auto\""),
         ({"engine": "recompute", "batch_norm": "batch"}, 'batch_norm="batch" couples them'),
-        ({"steps": 0}, "steps must be an integer of 1 or more; got 0"),
-        ({"steps": -3}, "got -3"),
-        ({"steps": 1.5}, "got 1.5"),
         ({"grad_params": lambda *_: False}, r"grad_params matches none of the 8 trainable parameters \(0.weight, "),
     ],
 )
@@ -64,6 +61,9 @@ def test_bad_options(run: Run, options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"steps": 0}, "steps must be an integer of 1 or more; got 0"),
+        ({"steps": -3}, "got -3"),
+        ({"steps": 1.5}, "got 1.5"),
         ({"lr": float("inf")}, "lr must be a finite number above 0; got inf"),
         ({"eps": float("inf")}, "eps must be a finite number above 0; got inf"),
         ({"norm_weight": float("inf")}, "norm_weight must be a finite number 0 or more; got inf"),
@@ -95,6 +95,12 @@ def test_bad_options_of_nio(options: dict[str, Any], message: str) -> None:
 
     with pytest.raises(ValueError, match=message):
         nio(make_model(), make_batches(), never, **options)
+
+
+@pytest.mark.parametrize("number", [0, -3, 1.5])
+def test_a_bad_number_of_batches_to_measure(number: Any) -> None:
+    with pytest.raises(ValueError, match=f"num_batches must be an integer of 1 or more; got {number}"):
+        initopt.measure(make_model(), make_batches(), num_batches=number)
 
 
 def test_unknown_method_option_and_preset() -> None:

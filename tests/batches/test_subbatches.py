@@ -1,9 +1,14 @@
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from initopt.batches.subbatches import SPLITS, split_windows
+from initopt import functional
+from initopt.batches.subbatches import SPLITS, SubBatches
+from tests.helpers import split_windows
 
 
 @st.composite
@@ -107,3 +112,57 @@ def test_effective_sizes_are_bounded(split: str, splitting: tuple[int, int, floa
     sizes = [len(window) for window in windows.indices]
     assert min(sizes) - 1e-9 <= windows.small_batch <= max(sizes) + 1e-9
     assert windows.small_batch - 1e-9 <= windows.big_batch <= batch_size + 1e-9
+
+
+class TestSubBatches:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"count": 1}, "num_subbatches must be an integer of 2 or more, since GradCosine compares pairs; got 1"),
+            ({"count": True}, "got True"),
+            ({"overlap": 1.0}, r"must be in \[0, 1\); got 1.0"),
+            ({"overlap": "0.2"}, "overlap must be a number; got '0.2'"),
+            ({"split": "random"}, "unknown split 'random'; known are 'cyclic', 'published'"),
+            ({"batch_norm": None}, "unknown batch_norm None; known are 'subbatch', 'batch'"),
+            ({"microbatch": 0}, "microbatch must be an integer of 1 or more; got 0"),
+        ],
+    )
+    def test_it_checks_itself(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            SubBatches(**options)
+
+    def test_numbers_of_numpy_are_numbers(self) -> None:
+        found = SubBatches(count=np.int64(3), overlap=np.float32(0.25))
+        assert (type(found.count), type(found.overlap)) == (int, float)
+
+
+class TestExpectedCosine:
+    def test_the_floor_of_the_published_windows(self) -> None:
+        """Of the published ImageNet run, whose log has 0.2368 before its 100 steps and 0.2345 after."""
+        floor = SubBatches(count=4, overlap=0.2, split="published").noise_cosine(64)
+        assert floor == pytest.approx(0.2374, abs=5e-5)
+
+    @pytest.mark.parametrize(("batch_size", "count", "expected"), [(64, 4, 0.105), (16, 4, 0.133), (64, 8, 0.057)])
+    def test_the_floor_of_cyclic_windows(self, batch_size: int, count: int, expected: float) -> None:
+        assert split_windows(batch_size, count, 0.2).noise_cosine == pytest.approx(expected, abs=5e-4)
+
+    def test_there_is_no_floor_without_overlap(self) -> None:
+        assert split_windows(64, 8).noise_cosine == 0.0
+
+    @pytest.mark.parametrize("split", SPLITS)
+    @pytest.mark.parametrize("noise_scale", [0.5, 20.0, float("inf")])
+    def test_gradients_of_such_samples_have_it(self, split: str, noise_scale: float) -> None:
+        """In many dimensions, where norms and products are close to their expected values."""
+        windows = split_windows(24, 3, 0.4, split)
+        generator = torch.Generator().manual_seed(0)
+        samples = torch.randn(24, 200_000, generator=generator)
+        if noise_scale < float("inf"):
+            samples += noise_scale**-0.5  # the common gradient: variance 1 an entry over it is the noise scale
+        means = torch.stack([samples[window].mean(0) for window in windows.indices]).double()
+        found = float(functional.grad_cosine(means @ means.T))
+        assert found == pytest.approx(windows.expected_cosine(noise_scale), abs=0.01)
+
+    @pytest.mark.parametrize("wrong", [-1.0, float("nan")])
+    def test_what_is_not_a_noise_scale(self, wrong: float) -> None:
+        with pytest.raises(ValueError, match="number of samples, 0 or more"):
+            split_windows(8, 2).expected_cosine(wrong)

@@ -16,6 +16,8 @@ import yaml
 
 import initopt
 from initopt.cli import main
+from initopt.cli.commands import COMMANDS
+from initopt.methods import NIO
 from tests.helpers import with_the_tests
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +101,7 @@ def slow_batches():
     while True:
         yield from batches(1)
 
-from initopt.functional import grad_cosine as initopt_cosine
+from initopt.gram.functional import grad_cosine as initopt_cosine
 '''
 
 
@@ -143,8 +145,17 @@ class TestHelp:
 
     def test_has_the_docstrings(self, cli):
         _, out, _ = cli("run --help")
-        assert "the bound gamma on the gradient norm" in " ".join(out.split())
-        assert "(default: 7.0)" in out
+        text = " ".join(out.split())
+        assert "--max_grad_norm X" in text
+        assert "(default: 7.0)" in text
+        assert "how many batches to hold back from the steps" in text
+        if "max_grad_norm:" in NIO.__doc__:
+            assert "--max_grad_norm X the bound gamma on the gradient norm" in text
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_every_command_is_found(self, cli, name):
+        assert cli("--help")[1].count(f"  {name} ") == 1
+        assert cli(f"{name} --help")[1].startswith(f"usage: initopt {name} ")
 
     def test_shows_the_arguments_of_what_was_chosen(self, cli):
         _, out, _ = cli("measure --model USER.Net --data digits --help")
@@ -162,14 +173,14 @@ class TestHelp:
 
 class TestMeasure:
     def test_figures_equal_those_of_the_library(self, cli, user_module):
-        status, out, err = cli("measure --model USER.Net --model.width 12 --data digits --steps 4 --json in/f.json")
+        status, out, err = cli("measure --model USER.Net --model.width 12 --data digits --num_batches 4 --json in/f.json")
         assert (status, err) == (0, "")
         assert "GradCosine" in out
         assert "over 4 batches, each in 4 sub-batches of 16 samples" in out
         found = json.loads(Path("in/f.json").read_text())
         torch.manual_seed(0)
         model = sys.modules[user_module].Net(width=12)
-        expected = initopt.measure(model, initopt.data.digits(), num_batches=4)
+        expected = initopt.measure(model, initopt.data.digits().batches(), num_batches=4)
         assert found["grad_cosine"] == pytest.approx(expected.grad_cosine, rel=1e-5)
         assert found["sem"]["grad_norm"] == pytest.approx(expected.sem["grad_norm"], rel=1e-5)
         assert found["config"]["model"] == {"class_path": f"{user_module}.Net", "init_args": {"width": 12, "act": "ReLU"}}
@@ -204,7 +215,7 @@ class TestMeasure:
         assert torch.equal(first, second)
 
     def test_says_what_the_figures_mean(self, cli):
-        _, out, _ = cli("measure --model USER.Net --data digits --steps 1")
+        _, out, _ = cli("measure --model USER.Net --data digits --num_batches 1")
         assert "One batch has no standard error" in out
         assert "nan" not in out
         _, out, _ = cli("measure --model plain_mlp --data USER.batches")
@@ -213,7 +224,7 @@ class TestMeasure:
 
 class TestRun:
     def test_result_folder(self, cli, user_module):
-        status, out, err = cli("run --model USER.Net --data digits --steps 3 --measure_steps 2 --out out/first")
+        status, out, err = cli("run --model USER.Net --data digits --steps 3 --measure_batches 2 --out out/first")
         assert (status, err) == (0, "")
         for text in (
             "before",
@@ -240,7 +251,7 @@ class TestRun:
 
     def test_same_numbers_again_from_its_own_config(self, cli):
         line = "run --model USER.Net --model.width 6 --data USER.batches --data.count 9 --loss USER.loss --steps 4"
-        assert cli(f"{line} --measure_steps 2 --max_grad_norm .inf --betas [0.8,0.9] --out one")[0] == 0
+        assert cli(f"{line} --measure_batches 2 --max_grad_norm .inf --betas [0.8,0.9] --out one")[0] == 0
         assert cli("run --config one/config.yaml --out two")[0] == 0
         one, two = initopt.Result.load("one"), initopt.Result.load("two")
         assert one.options["betas"] == [0.8, 0.9]
@@ -249,7 +260,7 @@ class TestRun:
         assert one.history[-1].grad_cosine == two.history[-1].grad_cosine
 
     def test_replaces_its_own_result_only(self, cli):
-        line = "run --model USER.Net --data digits --steps 1 --measure_steps 0 --out"
+        line = "run --model USER.Net --data digits --steps 1 --measure_batches 0 --out"
         assert cli(f"{line} here")[0] == 0
         status, out, _ = cli(f"{line} here")
         assert status == 0
@@ -283,7 +294,7 @@ class TestRun:
 
     def test_a_file_that_appears_meanwhile_loses_nothing(self, cli):
         """The steps are made: the result goes beside the folder, and the status says that it is not where it was to be."""
-        status, _, err = cli("run --model USER.Net --data USER.busy_data --steps 2 --measure_steps 1 --out result")
+        status, _, err = cli("run --model USER.Net --data USER.busy_data --steps 2 --measure_batches 1 --out result")
         assert status == 2
         assert "The result is in result-2" in err
         assert [item.name for item in Path("result").iterdir()] == ["events.log"]
@@ -296,7 +307,7 @@ class TestRun:
             f"run --model USER.Net --data USER.annotated_batches --data.count {count} --steps 4 --out result"
         )
         assert status == 0
-        assert "too few to hold measure_steps=10 back" in err
+        assert "too few to hold measure_batches=10 back" in err
         assert ("held-back batches)" in out, initopt.Result.load("result").after is not None) == (measured, measured)
 
     def test_a_picture_that_cannot_be_drawn_loses_nothing(self, cli, monkeypatch):
@@ -304,7 +315,7 @@ class TestRun:
             raise RuntimeError("no fonts")
 
         monkeypatch.setattr(initopt.Result, "plot", broken)
-        status, _, err = cli(f"run {GOOD} --steps 2 --measure_steps 1 --out result")
+        status, _, err = cli(f"run {GOOD} --steps 2 --measure_batches 1 --out result")
         assert status == 1
         assert "no fonts" in err
         assert initopt.Result.load("result").scales
@@ -312,7 +323,7 @@ class TestRun:
 
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_a_kill_while_the_picture_is_drawn_leaves_nothing_in_the_way(self, cli, user_module, monkeypatch):
-        line = f"run {GOOD} --steps 2 --measure_steps 1 --out result"
+        line = f"run {GOOD} --steps 2 --measure_batches 1 --out result"
         cli(line)
         process = os.fork()
         if not process:
@@ -326,7 +337,7 @@ class TestRun:
         assert not any(name.startswith(".result.") for name in os.listdir())
 
     def test_own_objective_and_checkpoint(self, cli):
-        line = "run --model USER.Net --data digits --objective USER.negative_cosine --measure_steps 0 --checkpoint c.st"
+        line = "run --model USER.Net --data digits --objective USER.negative_cosine --measure_batches 0 --checkpoint c.st"
         assert cli(f"{line} --steps 2 --out a")[0] == 0
         assert Path("c.st").is_file()
         assert cli(f"{line} --steps 4 --out a")[0] == 0
@@ -336,16 +347,19 @@ class TestRun:
         assert "lr was 0.03 and is 0.5" in err
 
 
+GOOD_RUN = "run --model plain_mlp --data digits --data.batch_size 32 --loss CrossEntropyLoss --betas 0.8,0.9 --out o"
+
+
 class TestConfig:
     def test_command_line_comes_first(self, cli, user_module):
         Path("run.yaml").write_text(
-            f"model:\n  class_path: {user_module}.Net\n  init_args: {{width: 5}}\ndata: digits\nsteps: 2\nquietly: 1\n"
+            f"model: {{class_path: {user_module}.Net, init_args: {{width: 5}}}}\ndata: digits\nnum_batches: 2\nquietly: 1\n"
         )
         status, _, err = cli("measure --config run.yaml")
         assert status == 2
         assert "--config run.yaml: initopt measure has no option 'quietly'" in err
         Path("run.yaml").write_text(Path("run.yaml").read_text().replace("quietly: 1", "num_subbatches: 8"))
-        status, out, _ = cli("measure --config run.yaml --steps 3")
+        status, out, _ = cli("measure --config run.yaml --num_batches 3")
         assert status == 0
         assert "over 3 batches, each in 8 sub-batches of 8 samples" in out
 
@@ -357,6 +371,38 @@ class TestConfig:
         assert options["method"] == "nio"
         Path("run.yaml").write_text(printed)
         assert cli("run --config run.yaml --print_config")[1] == printed
+
+    @pytest.mark.parametrize("line", ["demo", "measure", "run", "compare", "run --method gradinit", GOOD_RUN])
+    def test_what_is_printed_is_read_again(self, cli, line):
+        _, printed, err = cli(f"{line} --print_config")
+        assert err == ""
+        Path("printed.yaml").write_text(printed)
+        assert cli(f"{line.split()[0]} --config printed.yaml --print_config") == (0, printed, "")
+
+    def test_null_is_a_value(self, cli):
+        Path("run.yaml").write_text("{centre: null, microbatch: null}")
+        _, printed, _ = cli("run --config run.yaml --print_config")
+        assert yaml.safe_load(printed)["centre"] is None
+        Path("run.yaml").write_text("steps: null")
+        status, _, err = cli("run --config run.yaml --out o")
+        assert status == 2
+        assert "--steps: expected int; got None" in err
+
+    def test_the_last_file_and_the_last_flag_count(self, cli, user_module):
+        Path("a.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{act: Tanh, width: 4}}}}\nsteps: 2")
+        Path("b.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{width: 5}}}}")
+        _, printed, _ = cli("run --config a.yaml --model.width 6 --config=b.yaml --seed 3 --seed 4 --print_config")
+        found = yaml.safe_load(printed)
+        assert found["model"]["init_args"] == {"act": "Tanh", "width": 6}
+        assert (found["steps"], found["seed"]) == (2, 4)
+
+    def test_a_class_as_an_argument(self, cli):
+        line = "measure --model plain_mlp --model.activation torch.nn.LeakyReLU --model.activation.negative_slope 0.5"
+        _, printed, _ = cli(f"{line} --print_config")
+        Path("a.yaml").write_text(printed)
+        expected = {"class_path": "torch.nn.LeakyReLU", "init_args": {"negative_slope": 0.5, "inplace": False}}
+        _, again, _ = cli("measure --config a.yaml --print_config")
+        assert yaml.safe_load(again)["model"]["init_args"]["activation"] == expected
 
     def test_another_model_drops_the_arguments_of_the_first(self, cli, user_module):
         Path("run.yaml").write_text(f"model: {{class_path: {user_module}.Net, init_args: {{act: Tanh, width: 4}}}}")
@@ -371,6 +417,7 @@ class TestConfig:
             ("model: [3]", "model must be an import path"),
             ("model: {path: x}", "model must be an import path"),
             ("stpes: 3", "no option 'stpes'; did you mean 'steps'?"),
+            ("config: other.yaml", "no option 'config'"),
             ("loss: {class_path: math.sqrt, init_args: {x: 1}}", "no option 'loss.x'"),
             ("steps: many", "--steps: expected int; got many"),
             ("method: nope", "unknown --method 'nope'; known are 'nio', 'gradinit', 'metainit', 'lsuv'"),
@@ -390,6 +437,7 @@ class TestConfig:
 
 
 GOOD = "--model USER.Net --data digits --steps 2"
+MEASURED = "--model USER.Net --data digits --num_batches 2"
 
 
 class TestSpelling:
@@ -397,9 +445,28 @@ class TestSpelling:
 
     def test_dashes(self, cli):
         line = f"run {GOOD} --steps 2 --print_config"
-        assert cli(f"{line} --measure_steps 1 --num_subbatches=8") == cli(
-            f"{line.replace('print_config', 'print-config')} --measure-steps 1 --num-subbatches=8"
+        assert cli(f"{line} --measure_batches 1 --num_subbatches=8") == cli(
+            f"{line.replace('print_config', 'print-config')} --measure-batches 1 --num-subbatches=8"
         )
+
+    @pytest.mark.filterwarnings("default")
+    def test_a_file_of_a_method_that_had_the_options_of_all(self, cli):
+        Path("old.yaml").write_text("method: lsuv\nnum_subbatches: 8\nengine: exact\ngrad_params: null\nmeasure_steps: 1\n")
+        status, _, err = cli(f"run {GOOD} --config old.yaml --out out")
+        assert status == 0, err
+        result = initopt.Result.load("out")
+        assert result.after.gram.shape == (1, 8, 8)
+        assert result.options["measuring"]["engine"] == "exact"
+
+    @pytest.mark.filterwarnings("default")
+    def test_former_names(self, cli):
+        _, printed, err = cli(f"run {GOOD} --measure-steps 3 --print_config")
+        assert err == "initopt: warning: --measure_steps is now --measure_batches\n"
+        assert yaml.safe_load(printed)["measure_batches"] == 3
+        Path("old.yaml").write_text("steps: 4")
+        _, printed, err = cli("measure --config old.yaml --print_config")
+        assert err == "initopt: warning: --config old.yaml: steps is now num_batches\n"
+        assert yaml.safe_load(printed)["num_batches"] == 4
 
     def test_a_network_keeps_its_dashes(self, cli):
         _, out, _ = cli("compare --models.my-net USER.Net --initializations default --print_config")
@@ -409,10 +476,10 @@ class TestSpelling:
         ("line", "hint"),
         [
             (f"run {GOOD} --out o --step 3", "did you mean --steps?"),
-            (f"run {GOOD} --out o --measure-step=3", "did you mean --measure_steps?"),
-            (f"measure {GOOD} --modle.width 3", "did you mean --model.width?"),
-            (f"measure {GOOD} --confg x.yaml", "did you mean --config?"),
-            ("compare --recipe digits --recipe.epoch 3 --out o", "did you mean --recipe.epochs?"),
+            (f"run {GOOD} --out o --measure-batch=3", "did you mean --measure_batches?"),
+            (f"measure {MEASURED} --modle.width 3", "did you mean --model.width?"),
+            (f"measure {MEASURED} --confg x.yaml", "did you mean --config?"),
+            ("compare --experiment digits --recipe.epoch 3 --out o", "did you mean --recipe.epochs?"),
             ("mesure --data digits", "there is no command 'mesure'; did you mean 'measure'?"),
         ],
     )
@@ -430,7 +497,7 @@ class TestSpelling:
             ("--initializations [default,nio]", "initializations", ["default", "nio"]),
             ("--seeds 3,5", "seeds", [3, 5]),
             ("--seeds 3", "seeds", 3),
-            ("--devices 0,1", "devices", "0,1"),
+            ("--devices 0,1", "devices", [0, 1]),
         ],
     )
     def test_lists_without_brackets(self, cli, options, name, expected):
@@ -450,7 +517,7 @@ class TestForeignFolder:
 
     @pytest.mark.parametrize(
         ("program", "line"),
-        [("initopt", "report ."), ("python -m initopt", "measure --model plain_mlp --data digits --steps 1")],
+        [("initopt", "report ."), ("python -m initopt", "measure --model plain_mlp --data digits --num_batches 1")],
     )
     def test_no_module_of_it_is_imported(self, tmp_path, program, line):
         for name in ("filelock", "jinja2", "pyarrow", "scipy", "PIL", "kornia", "datasets", "triton", "tensorboard"):
@@ -467,14 +534,14 @@ class TestForeignFolder:
 
     def test_code_of_the_user_is_found_after_what_is_installed(self, cli, user_module):
         Path("yaml.py").write_text("raise RuntimeError('shadowed')")
-        assert cli(f"measure {GOOD} --steps 1")[0] == 0
+        assert cli(f"measure {MEASURED} --num_batches 1")[0] == 0
         assert sys.path[-1] == os.getcwd()
         status, _, err = cli("measure --model yaml.Net --data digits")
         assert status == 2
         assert "'yaml' in the current folder has the name of this installed package, so rename it" in err
 
     def test_own_function_for_an_option_of_a_network_that_is_not(self, cli):
-        assert cli("measure --model plain_mlp --data digits --steps 1 --grad_params USER.weights_only")[0] == 0
+        assert cli("measure --model plain_mlp --data digits --num_batches 1 --grad_params USER.weights_only")[0] == 0
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -525,9 +592,9 @@ class TestHostileConfig:
         assert "c.yaml is a pipe and not a file" in err
 
     def test_anchors_of_an_honest_file(self, cli):
-        Path("c.yaml").write_text("steps: &n 3\nmeasure_steps: *n\n")
+        Path("c.yaml").write_text("steps: &n 3\nmeasure_batches: *n\n")
         _, out, _ = cli(f"run {GOOD} --config c.yaml --print_config")
-        assert yaml.safe_load(out)["measure_steps"] == 3
+        assert yaml.safe_load(out)["measure_batches"] == 3
 
 
 class TestErrors:
@@ -535,6 +602,7 @@ class TestErrors:
         ("line", "message"),
         [
             ("measure --data digits", "--model is missing"),
+            ("measure --model --data digits", "argument --model: expected one argument"),
             ("measure --model USER.Net", "--data is missing"),
             ("measure --data digits --model nowhere.Net", "no module 'nowhere'"),
             ("measure --data digits --model USER.Nett", "has no 'Nett'; did you mean 'Net'?"),
@@ -548,18 +616,24 @@ class TestErrors:
             ("measure --data USER.NoNet --model USER.Net", "must be an iterable of batches"),
             ("measure --data USER.floats --model USER.Net", "no integer class labels"),
             ("measure --data USER.batches --data.count 0 --model USER.Net", "batches is empty"),
-            ("measure --data USER.batches --data.count 3 --model USER.Net --steps 9", "batches ended after 3 of the 9"),
+            (
+                "measure --data USER.batches --data.count 3 --model USER.Net --num_batches 9",
+                "batches ended after 3 of the 9",
+            ),
             ("measure --data digits --data.batch_size 3 --model USER.Net", "a batch of 3 samples cannot be split"),
             ("measure --data digits --data.subset no --model USER.Net", "one of 'train', 'validation', 'test'; got no"),
-            (f"measure {GOOD} --loss torch.nn.functional.cross_entropy", "a loss function is called with (model, batch)"),
-            (f"measure {GOOD} --model.width x", "--model.width: expected int; got x"),
-            (f"measure {GOOD} --model.nope 1", "unrecognized arguments: --model.nope"),
-            (f"measure {GOOD} --num_subbatches 1", "num_subbatches must be an integer of 2 or more"),
-            (f"measure {GOOD} --grad_params USER.nope", "expected the import path of a function"),
-            (f"measure {GOOD} --seed -1", "--seed must be in [0, 2**32)"),
-            (f"measure {GOOD} --threads 0", "--threads must be an integer of 1 or more"),
-            (f"measure {GOOD} --quiet --progress", "not allowed with"),
-            (f"measure {GOOD} --device tpu", "--device tpu is not available; available: cpu"),
+            (
+                f"measure {MEASURED} --loss torch.nn.functional.cross_entropy",
+                "a loss function is called with (model, batch)",
+            ),
+            (f"measure {MEASURED} --model.width x", "--model.width: expected int; got x"),
+            (f"measure {MEASURED} --model.nope 1", "unrecognized arguments: --model.nope"),
+            (f"measure {MEASURED} --num_subbatches 1", "num_subbatches must be an integer of 2 or more"),
+            (f"measure {MEASURED} --grad_params USER.nope", "expected the import path of a function"),
+            (f"measure {MEASURED} --seed -1", "--seed must be in [0, 2**32)"),
+            (f"measure {MEASURED} --threads 0", "--threads must be an integer of 1 or more"),
+            (f"measure {MEASURED} --quiet --progress", "not allowed with"),
+            (f"measure {MEASURED} --device tpu", "--device tpu is not available; available: cpu"),
             (f"run {GOOD}", "--out DIR is missing"),
             (f"run {GOOD} --out o --method nope", "unknown --method 'nope'"),
             (f"run {GOOD} --out o --lr 0", "lr must be a number above 0"),
@@ -609,7 +683,7 @@ class TestErrors:
         assert "No module named 'not_there'" in err
 
     def test_debug(self, cli, monkeypatch):
-        line = f"measure {GOOD} --num_subbatches 1"
+        line = f"measure {MEASURED} --num_subbatches 1"
         assert "Traceback" in cli(f"{line} --debug")[2]
         monkeypatch.setenv("INITOPT_DEBUG", "1")
         status, _, err = cli(line)
@@ -618,9 +692,9 @@ class TestErrors:
 
     @pytest.mark.filterwarnings("default")
     def test_warning_is_a_line(self, cli):
-        status, _, err = cli("measure --model USER.Net --data USER.annotated_batches --steps 5")
+        status, _, err = cli("measure --model USER.Net --data USER.annotated_batches --num_batches 5")
         assert status == 0
-        assert err.startswith("initopt: warning: there are fewer than steps=5 different batches")
+        assert err.startswith("initopt: warning: there are fewer than num_batches=5 different batches")
         assert len(err.splitlines()) == 1
 
 
@@ -667,7 +741,7 @@ class TestCompare:
             "accelerator": "cpu",
         }
         Path("mine.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
-        status, _, err = cli("compare --recipe mine.yaml --recipe.lr [0.02,0.2] --report false --out out")
+        status, _, err = cli("compare --experiment mine.yaml --recipe.lr [0.02,0.2] --report false --out out")
         assert (status, err) == (0, "")
         found = initopt.comparison.load_comparison("out")
         assert (found.networks, found.initializations, found.seeds) == (
@@ -689,6 +763,24 @@ class TestCompare:
         cli(f"{line} --report false --out out")
         assert cli("compare --config printed.yaml --report false --out out")[0] == 0
 
+    @pytest.mark.filterwarnings("default")
+    def test_the_old_names_of_experiments(self, cli):
+        status, listed, err = cli("compare --list_recipes")
+        assert (status, listed) == (0, cli("compare --list-experiments")[1])
+        assert err.startswith("initopt: warning: --list_recipes is now --list_experiments; a recipe is how to train, ")
+        status, printed, err = cli("compare --recipe digits --recipe.epochs 3 --print_config")
+        assert (status, printed) == (0, cli("compare --experiment digits --recipe.epochs 3 --print_config")[1])
+        assert err.startswith("initopt: warning: --recipe is now --experiment; a recipe is how to train, ")
+        assert yaml.safe_load(printed)["recipe"]["epochs"] == 3
+
+    def test_arguments_of_the_loss(self, cli):
+        line = (
+            f"compare --models.mine USER.Net --data USER.Pieces --initializations default {QUICK} --report false --out out"
+        )
+        status, _, err = cli(f"{line} --loss CrossEntropyLoss --loss.label_smoothing 0.1")
+        assert (status, err) == (0, "")
+        assert "label_smoothing" in Path("out/comparison.json").read_text()
+
     def test_another_recipe_is_refused(self, cli):
         line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default] {QUICK} --out out"
         assert cli(f"{line} --report false")[0] == 0
@@ -701,7 +793,10 @@ class TestCompare:
         ("options", "message"),
         [
             ("", "--out DIR is missing"),
-            ("--out o", "--models is missing: give some, as in --models.mlp plain_mlp, or a --recipe (see --list_recipes)"),
+            (
+                "--out o",
+                "--models is missing: give some, as in --models.mlp plain_mlp, or an --experiment (see --list_experiments)",
+            ),
             ("--out o --models.m USER.Net", "--initializations is missing: give some"),
             ("--out o --models.m USER.Nett --initializations [nio]", "did you mean 'Net'?"),
             ("--out o --models.m plain --initializations [nio]", "--models takes a short name (cifar_resnet,"),
@@ -720,17 +815,20 @@ class TestCompare:
                 "--data USER.untyped_data needs --data.path",
             ),
             ("--out o --config method.yaml", "--config method.yaml: initopt compare has no option 'method'"),
-            ("--out o --recipe method.yaml", "--recipe method.yaml: initopt compare has no option 'method'"),
-            ("--out o --recipe cifar10-evidence-vit --models.mine USER.untyped_net", "init_args: {width: VALUE}}"),
+            ("--out o --experiment method.yaml", "--experiment method.yaml: initopt compare has no option 'method'"),
+            ("--out o --experiment cifar10-evidence-vit --models.mine USER.untyped_net", "init_args: {width: VALUE}}"),
             (
-                "--out o --recipe fields.yaml --recipe.optimizer_options.momentum 0.9",
+                "--out o --experiment fields.yaml --recipe.optimizer_options.momentum 0.9",
                 "--recipe.optimizer_options has no effect, since every network here has its own",
             ),
             (
-                "--out o --recipe cifar10-evidence --recipe.lr 0.5",
+                "--out o --experiment cifar10-evidence --recipe.lr 0.5",
                 "--recipe.lr has no effect, since every network here has its own, models.NAME.recipe.lr; write",
             ),
-            ("--out o --recipe digit", "--recipe digit: there is no such file; by name there are digits and others"),
+            (
+                "--out o --experiment digit",
+                "--experiment digit: there is no such file; by name there are digits and others",
+            ),
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
                 "--out o --models.m USER.Net --initializations [nio] --data mnist",
@@ -811,7 +909,7 @@ class TestDocumentation:
 
 class TestProcess:
     def test_measure_to_a_pipe(self, user_module):
-        process = _start("measure --model USER.Net --data digits --steps 2", user_module)
+        process = _start("measure --model USER.Net --data digits --num_batches 2", user_module)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
         assert "GradCosine" in out
@@ -820,7 +918,7 @@ class TestProcess:
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_signals(self, user_module, number, status):
         process = _start(
-            "run --model USER.Net --data USER.slow_batches --steps 1000000 --measure_steps 0 --out o", user_module
+            "run --model USER.Net --data USER.slow_batches --steps 1000000 --measure_batches 0 --out o", user_module
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -34,7 +34,9 @@ def test_measure_takes_batches_of_a_part(run):
     figures = {}
     variants = {"train": "", "again": "", "validation": "--data.subset validation", "seed": "--data.seed 1"}
     for name, options in variants.items():
-        status, _, err = run(f"{common} --data.batch_size 4 {options} --steps 1 --num_subbatches 2 --json {name}.json")
+        status, _, err = run(
+            f"{common} --data.batch_size 4 {options} --num_batches 1 --num_subbatches 2 --json {name}.json"
+        )
         assert (status, err) == (0, "")
         with open(f"{name}.json") as file:
             figures[name] = json.load(file)["grad_norm"]

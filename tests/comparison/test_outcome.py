@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from initopt.comparison.analysis.outcome import Outcome, outcome_curve, train_loss_curve
+from initopt.comparison.analysis.outcome import TRAIN_LOSS, Outcome, outcome_curve
 from initopt.comparison.storage.record import CurvePoint
 from tests.synthetic_comparison import STEPS_PER_EPOCH, diverged, failed, run, without_accuracy
 
@@ -87,8 +87,8 @@ class TestMeanCurve:
 
     def test_a_diverged_run_has_no_loss_from_there(self):
         runs = [run(seed=0), diverged(run(seed=1), epoch=4, peak=50.0)]
-        curve = train_loss_curve(runs, [1.0, 4.5, 10.0])
-        alone = train_loss_curve(runs[:1], [1.0, 4.5, 10.0])
+        curve = outcome_curve(runs, TRAIN_LOSS, [1.0, 4.5, 10.0])
+        alone = outcome_curve(runs[:1], TRAIN_LOSS, [1.0, 4.5, 10.0])
         assert curve.mean[2] == alone.mean[2]
         assert curve.mean[1] == pytest.approx((alone.mean[1] + 50.0) / 2)
         assert curve.ends == ((4.5, 50.0),)
@@ -106,4 +106,4 @@ class TestMeanCurve:
 
     def test_nothing_finite(self):
         nothing = dataclasses.replace(run(), curve=(CurvePoint(STEPS_PER_EPOCH, 1.0, "train", math.nan, None),))
-        assert np.isnan(train_loss_curve([nothing], [1.0]).mean).all()
+        assert np.isnan(outcome_curve([nothing], TRAIN_LOSS, [1.0]).mean).all()

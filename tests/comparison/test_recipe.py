@@ -1,9 +1,11 @@
 """What a comparison is told to do, and what is refused before any work."""
 
+import dataclasses
 import functools
 import itertools
-import math
+import subprocess
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 import torch
@@ -14,12 +16,16 @@ import initopt
 import initopt.zoo
 from initopt.comparison import Initialization, Network, Recipe
 from initopt.comparison.spec.hardware import Hardware
+from initopt.comparison.spec.initialization import as_initialization
 from initopt.comparison.spec.network import described
 from initopt.comparison.spec.plan import Plan
-from initopt.comparison.spec.schedule import lr_factor
+from initopt.comparison.spec.recipe import lr_factor
 from initopt.data import Splits
+from initopt.methods import NIO as NIO_OBJECT
+from initopt.methods import registry
 from initopt.recipes import RECIPES
-from tests.comparing import NIO, blobs, compare, small
+from tests.comparing import NIO, TIMES, blobs, compare, small, small_linear
+from tests.helpers import with_the_tests
 
 
 class TestRecipe:
@@ -185,13 +191,65 @@ def test_refuses_before_any_work(tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_extra(monkeypatch, tmp_path):
-    def found(name):
-        return None if name in ("scipy", "tensorboard") else math
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr("initopt._support.checks.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"a report needs jinja2: pip install 'initopt\[compare\]'"):
+        compare(tmp_path / "out", report=True)
+    assert not (tmp_path / "out").exists()
 
-    monkeypatch.setattr(sys.modules["initopt.compare"], "find_spec", found)
-    with pytest.raises(ImportError, match=r"a comparison needs scipy, tensorboard: pip install 'initopt\[compare\]'"):
-        compare(tmp_path / "out")
+
+WITHOUT = """
+import sys, warnings
+sys.modules |= dict.fromkeys(("jinja2", "lightning_fabric", "pandas", "pyarrow", "tensorboard"))
+from initopt.comparison.analysis.summary import summarize
+from tests.comparing import RECIPE, compare
+out = sys.argv[1]
+found = compare(out, recipe=RECIPE | {"lr": [0.01, 0.1], "clip_grad_norm": 1.0})
+assert [run.status for run in [*found.runs, *found.selection]] == ["done"] * 12, found
+assert not found.problems
+assert summarize(found).networks[0].entries[1].final_difference.p is not None
+assert compare(out, recipe=RECIPE | {"lr": [0.01, 0.1], "clip_grad_norm": 1.0}) == found
+for call, words in (
+    (lambda: compare(out, recipe=RECIPE | {"precision": "bf16-mixed"}), "precision='bf16-mixed' needs Lightning Fabric"),
+    (lambda: compare(out + "2", devices=2), "devices=2, .* needs Lightning Fabric: pip install 'initopt.compare.'"),
+    (lambda: found.to_dataframe(), "needs pandas: pip install 'initopt.pandas.'"),
+):
+    try:
+        call()
+    except ImportError as error:
+        import re
+        assert re.search(words, str(error)), error
+    else:
+        raise AssertionError(words)
+"""
+
+
+def test_a_comparison_without_the_packages_of_any_extra(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tmp_path / "out")], env=with_the_tests(), capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_one_device_gives_what_fabric_gives(tmp_path, monkeypatch):
+    recipe = {"lr": [0.01, 0.1], "clip_grad_norm": 0.1, "optimizer": "adamw", "mixup": 0.2, "epochs": 2, "batch_size": 16}
+    recipe["measure_batches"] = 2
+    ours = table_of(compare(tmp_path / "one", recipe=recipe, models={"net": functools.partial(small, dropout=0.3)}))
+    monkeypatch.setattr(Hardware, "_device", lambda self: None)
+    fabric = compare(tmp_path / "fabric", recipe=recipe, models={"net": functools.partial(small, dropout=0.3)})
+    assert "lightning-fabric" in fabric.versions
+    assert table_of(fabric) == ours
+
+
+def table_of(found):
+    """What a comparison found but for times and versions."""
+    runs = [dataclasses.replace(run, versions={}, **dict.fromkeys(TIMES)) for run in [*found.runs, *found.selection]]
+    return sorted(map(repr, runs))
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match=r"Lightning Fabric does not run with accelerator='cuda', devices=\[77\]"):
+        Hardware("cuda", [77]).fabric("32-true")
 
 
 def test_the_comparison_of_the_digits_is_one():
@@ -253,10 +311,197 @@ class TestBatchSizeOfAnInitialization:
             compare(tmp_path / "out", initializations=[start], models={"mlp": small})
 
     def test_a_preset_gives_options(self):
-        method = Initialization(method="nio", preset="published", options={"batch_norm": "subbatch"}).create_method()
+        start = Initialization(method="nio", preset="published", options={"batch_norm": "subbatch"})
+        (method,) = start.steps
         assert (method.split, method.batch_norm) == ("published", "subbatch")
         assert method.grad_params is initopt.presets.published["grad_params"]
         with pytest.raises(ValueError, match="unknown preset 'publishd'; known are 'published'"):
             Initialization(method="nio", preset="publishd")
         with pytest.raises(TypeError, match="initialization 'gradinit': method 'gradinit' has no option 'split'"):
             Initialization(method="gradinit", preset="published")
+
+
+def halved(model, batches, loss_fn, factor=0.5):
+    """An initialization of the user's own."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    factor: float
+
+    def __call__(self, model, batches, loss_fn):
+        halved(model, batches, loss_fn, self.factor)
+
+
+def within():
+    def inner(model, batches, loss_fn):
+        halved(model, batches, loss_fn)
+
+    return inner
+
+
+class TestAnyInitialization:
+    @pytest.mark.parametrize(
+        ("value", "name", "steps"),
+        [
+            ("orthogonal", "orthogonal", [{"scheme": "orthogonal", "options": {}}]),
+            (halved, "halved", [{"function": f"{__name__}.halved"}]),
+            (
+                functools.partial(halved, factor=2.0),
+                "halved",
+                [{"function": {"class_path": f"{__name__}.halved", "init_args": {"factor": 2.0}}}],
+            ),
+            (Scaled(3.0), "Scaled", [{"function": {"class_path": f"{__name__}.Scaled", "init_args": {"factor": 3.0}}}]),
+            (
+                functools.partial(initopt.nio, steps=3),
+                "nio",
+                [{"function": {"class_path": "initopt._api.nio", "init_args": {"steps": 3}}}],
+            ),
+            ({"name": "mine", "method": lambda model, batches, loss_fn: None}, "mine", [{"function": {"name": "mine"}}]),
+            ({"name": "mine", "method": within()}, "mine", [{"function": {"name": "mine"}}]),
+            (
+                ["default", {"scheme": "orthogonal", "scheme_options": {"gain": 2.0}}, halved],
+                "default + orthogonal + halved",
+                [{"scheme": "orthogonal", "options": {"gain": 2.0}}, {"function": f"{__name__}.halved"}],
+            ),
+            (
+                {
+                    "scheme": "orthogonal",
+                    "method": [halved, {"name": "twice", "method": lambda model, batches, loss_fn: None}],
+                },
+                "orthogonal + halved + twice",
+                [
+                    {"scheme": "orthogonal", "options": {}},
+                    {"function": f"{__name__}.halved"},
+                    {"function": {"name": "twice"}},
+                ],
+            ),
+        ],
+    )
+    def test_name_and_identity(self, value, name, steps):
+        found = as_initialization(value)
+        assert found.name == name
+        assert found.describe() == {"steps": steps, "recipe": {}}
+
+    def test_a_method_is_the_same_by_name_and_as_an_object(self):
+        ways = [{"method": "nio", "options": {"steps": 3}}, NIO_OBJECT(steps=3), [NIO_OBJECT(steps=3)]]
+        first, *others = [as_initialization(way) for way in ways]
+        assert {other.name for other in others} == {"nio"} == {first.name}
+        assert all(other.describe() == first.describe() for other in others)
+        (step,) = first.describe()["steps"]
+        assert (step["method"], step["options"]["steps"]) == ("nio", 3)
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (
+                lambda model, batches, loss_fn: None,
+                "initialization '<lambda>' cannot be known again by an import path .* say what it is called",
+            ),
+            (within(), "initialization 'inner' cannot be known again by an import path"),
+            (
+                functools.partial(halved, factor=lambda: 2),
+                "initialization 'halved' cannot be known again by an import path",
+            ),
+            ([within()], "initialization 'inner' cannot be known again"),
+            (
+                small,
+                r"initialization 'small' is called with \(model, batches, loss_fn\), but too many positional arguments",
+            ),
+            ([], "initialization 'default' is an empty list"),
+            (["orthogonal", "default"], "part 'default' of initialization 'orthogonal .*' is the model's own start"),
+            (["orthogonal", {"recipe": {"lr": 1}, "method": "nio"}], "part 'nio' of .* has a recipe or a batch_size"),
+            (["orthogonal", "noi"], "unknown initialization 'noi'; known are .*; did you mean 'nio'"),
+            ({"method": [halved], "options": {"steps": 3}}, "initialization 'halved' has options or a preset"),
+            ({"method": halved, "preset": "published"}, "initialization 'halved' has options or a preset"),
+            ({"method": NIO_OBJECT(), "options": {"steps": 3}}, "initialization 'nio' has options or a preset"),
+            (NIO_OBJECT, "initialization 'NIO': method is the class NIO; pass an instance"),
+            ({"method": 3}, "the method of an initialization is a name, a Method, a function .*; got 3"),
+        ],
+    )
+    def test_refuses(self, value, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            as_initialization(value)
+
+    def test_one_after_the_other(self, tmp_path):
+        starts = [
+            "default",
+            halved,
+            NIO,
+            {"name": "halved, then nio", "method": [halved, NIO]},
+            {"name": "nio, then halved", "method": [NIO, halved]},
+            {"name": "nothing", "method": lambda model, batches, loss_fn: None},
+            {"name": "nio by hand", "method": functools.partial(initopt.nio, steps=3, measure_batches=0, progress=False)},
+            {"name": "nio twice", "method": [NIO, NIO]},
+        ]
+        found = compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})
+        runs = {run.initialization: run for run in found.runs}
+        assert {run.status for run in found.runs} == {"done"}
+        assert runs["nothing"].after == runs["default"].after
+        assert runs["nothing"].curve == runs["default"].curve
+        assert runs["halved"].after != runs["default"].after
+        assert runs["nio by hand"].after["grad_norm"] == pytest.approx(runs["nio"].after["grad_norm"], rel=1e-6)
+        assert runs["halved, then nio"].scales is not None
+        assert runs["nio, then halved"].scales is None
+        assert runs["nio twice"].scales["0.weight"] > runs["nio"].scales["0.weight"] > 1
+        assert runs["nio, then halved"].curve != runs["halved, then nio"].curve
+        compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})  # the same, known again
+        starts[1] = {"name": "halved", "method": functools.partial(halved, factor=0.25)}
+        with pytest.raises(initopt.MismatchError, match="initializations.halved"):
+            compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})
+
+    def test_what_a_function_draws_follows_from_the_seed(self, tmp_path):
+        torch.manual_seed(1)
+        first = compare(tmp_path / "a", initializations=[noisy], seeds=2)
+        torch.manual_seed(2)
+        again = compare(tmp_path / "b", initializations=["default", noisy], seeds=2)
+        assert [run.curve for run in first.runs] == [run.curve for run in again.runs[2:]]
+        assert first.runs[0].after != first.runs[1].after
+
+    def test_a_function_that_fails_or_returns_a_model_fails_its_run(self, tmp_path):
+        found = compare(tmp_path / "out", initializations=[another, raises], seeds=1)
+        assert [run.status for run in found.runs] == ["failed", "failed"]
+        assert "another returned a Linear; it has to change the model in place" in found.runs[0].error
+        assert found.runs[1].error.startswith("ZeroDivisionError")
+
+    def test_what_cannot_be_sent_to_workers(self, tmp_path):
+        start = {"name": "mine", "method": lambda model, batches, loss_fn: None}
+        with pytest.raises(ValueError, match="initialization 'mine' cannot be sent to other processes"):
+            compare(tmp_path / "out", initializations=[start], workers=2)
+
+    def test_a_method_of_another_package(self, tmp_path, monkeypatch):
+        entry = EntryPoint("sleepy", f"{__name__}:Sleepy", "initopt.methods")
+        monkeypatch.setattr(
+            registry, "entry_points", lambda group, name=None: EntryPoints([entry] * (name in (None, "sleepy")))
+        )
+        found = compare(tmp_path / "out", initializations=["sleepy"], seeds=1)
+        assert [(run.initialization, run.status) for run in found.runs] == [("sleepy", "done")]
+        described = found.details["initializations"]["sleepy"]["steps"][0]
+        assert (described["method"], described["class_path"]) == ("sleepy", f"{__name__}.Sleepy")
+        assert as_initialization(Sleepy(steps=2)).describe()["steps"][0]["options"]["steps"] == 2
+        with pytest.raises(TypeError, match="initialization 'sleepy': method 'sleepy' has no option 'step'"):
+            Initialization(method="sleepy", options={"step": 3})
+
+
+def noisy(model, batches, loss_fn):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def another(model, batches, loss_fn):
+    return nn.Linear(6, 3)
+
+
+def raises(model, batches, loss_fn):
+    raise ZeroDivisionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sleepy(initopt.methods.NIO):
+    """A method of another package, which does as NIO."""
+
+    name = "sleepy"

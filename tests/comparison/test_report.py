@@ -11,10 +11,10 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from initopt.comparison.analysis.summary import summarize
+from initopt.comparison.report import report as report_module
 from initopt.comparison.report.axes import styles
 from initopt.comparison.report.content import Figure, Strong, Table
 from initopt.comparison.report.findings import caveats, findings
-from initopt.comparison.report.report import report as report_module
 from initopt.comparison.report.report import to_document, to_html, to_markdown, write_report
 from tests.synthetic_comparison import STARTS, comparison, diverged, failed, ordinary, run, ugly, without_accuracy
 
@@ -476,8 +476,8 @@ class TestWriteReport:
             write_report(tmp_path)
 
     def test_what_is_not_installed_is_named(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(report_module, "find_spec", lambda name: None if name == "scipy" else object())
-        with pytest.raises(ImportError, match=r"a report needs scipy: pip install 'initopt\[compare\]'"):
+        monkeypatch.setattr("initopt._support.checks.find_spec", lambda name: None if name == "jinja2" else object())
+        with pytest.raises(ImportError, match=r"a report needs jinja2: pip install 'initopt\[compare\]'"):
             write_report(tmp_path)
 
     def test_all_or_nothing(self, tmp_path, monkeypatch):

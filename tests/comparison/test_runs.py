@@ -416,21 +416,6 @@ def test_same_results_whatever_was_drawn_before(tmp_path):
     assert table(tmp_path / "a") == table(tmp_path / "b")
 
 
-def test_event_files_are_what_tensorboard_reads(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = compare(tmp_path / "out", seeds=1)
-    files = sorted((tmp_path / "out" / "runs").rglob("*tfevents*"))
-    assert len(files) == 2
-    read = EventAccumulator(str(files[0].parent))
-    read.Reload()
-    run = found.runs[0]
-    assert [(e.step, e.value) for e in read.Scalars("accuracy/test")] == [
-        (p.step, pytest.approx(p.accuracy)) for p in points(run, "test")
-    ]
-    assert read.Scalars("start/grad_cosine")[0].value == pytest.approx(run.after["grad_cosine"])
-
-
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_two_processes_share_each_run(tmp_path, strategy):
     """By gloo; without batch norm, whose statistics each would have of its own half."""

@@ -2,16 +2,22 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
+import initopt
 from initopt._support.files import write_json
 from initopt.comparison.analysis.summary import summarize
-from initopt.comparison.report.findings import caveats
-from initopt.comparison.report.report import write_report
+from initopt.comparison.report.findings import caveats, findings
+from initopt.comparison.report.report import to_document, to_markdown, write_report
 from initopt.comparison.storage.job import Job
 from initopt.comparison.storage.store import FORMAT, RECORD, load_comparison, load_runs, write_run
+from tests.comparing import as_before, compare
 from tests.synthetic_comparison import ugly
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "comparisons"
 
 
 def storable():
@@ -83,19 +89,20 @@ def test_no_comparison(tmp_path):
     with pytest.raises(ValueError, match=r"holds no comparison, for want of comparison\.json"):
         write_report(tmp_path)
     (tmp_path / "comparison.json").write_text('{"format": "something else"}')
-    with pytest.raises(ValueError, match="is no 'initopt comparison 1' file"):
+    with pytest.raises(ValueError, match="is no 'initopt comparison 2' file"):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.parametrize("damage", ["curve.parquet", "run.json", "no curve", "a field", "no run.json"])
+@pytest.mark.parametrize("damage", ["run.json", "no curve", "a field", "no run.json"])
 def test_a_run_that_is_not_whole_is_left_out_and_named(folder, damage):
     before = len([*load_comparison(folder).runs, *load_comparison(folder).selection])
     file = next((folder / "runs").rglob("run.json"))
-    if damage.startswith("no "):
-        file.with_name({"no curve": "curve.parquet"}.get(damage, "run.json")).unlink()
-    elif damage == "a field":
-        file.write_text(json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "seed"}))
+    if damage == "no run.json":
+        file.rename(file.with_name("other.json"))
+    elif damage in ("a field", "no curve"):
+        gone = {"a field": "seed", "no curve": "curve"}[damage]
+        file.write_text(json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != gone}))
     else:
         file.with_name(damage).write_bytes(file.with_name(damage).read_bytes()[:-20])
     found = load_comparison(folder)
@@ -127,3 +134,69 @@ def test_infinite_values(tmp_path):
     )
     fill(dataclasses.replace(found, runs=[endless], selection=[]), tmp_path)
     assert load_comparison(tmp_path).runs == [endless]
+
+
+class TestOfEarlierVersions:
+    def test_is_read_and_reported_but_not_gone_on_with(self, tmp_path):
+        out = tmp_path / "out"
+        found = compare(out)
+        as_before(out)
+        again = load_comparison(out)
+        assert again == found
+        assert write_report(out).is_file()
+        with pytest.raises(initopt.MismatchError, match="of an earlier version .* not gone on with; choose another folder"):
+            compare(out)
+        assert load_comparison(out) == found
+        assert load_runs(out) == found.runs
+
+    def test_without_pyarrow(self, tmp_path, monkeypatch):
+        compare(tmp_path / "out", initializations=["default"], seeds=1)
+        as_before(tmp_path / "out")
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        found = load_comparison(tmp_path / "out")
+        assert found.runs == []
+        (problem,) = found.problems
+        assert "curve.parquet is a Parquet file of an earlier version of initopt; pip install pyarrow reads it" in problem
+
+    @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*-runs.json")), ids=lambda path: path.stem)
+    def test_published_runs(self, path):
+        found = load_comparison(path)
+        assert found.runs
+        assert {run.purpose for run in found.selection} <= {"selection"}
+        assert all(len(network.entries) == len(found.initializations) for network in summarize(found).networks)
+        assert list(findings(summarize(found)))
+
+    def test_a_report_of_published_runs(self):
+        summary = summarize(load_comparison(PUBLISHED / "cifar10-vit-runs.json"))
+        assert to_markdown(to_document(summary), "figures").startswith("# Initializations compared")
+
+    def test_a_file_of_something_else(self, tmp_path):
+        path = tmp_path / "runs.json"
+        path.write_text("{}")
+        with pytest.raises(ValueError, match="runs.json is no file of published runs: it has no format"):
+            load_comparison(path)
+
+
+class TestToDataFrame:
+    def test_a_row_for_each_run(self, folder):
+        found = load_comparison(folder)
+        table = found.to_dataframe()
+        assert len(table) == len(found.runs) + len(found.selection)
+        row = table[(table.network == "single seed") & (table.initialization == "nio")].iloc[0]
+        (run,) = [run for run in found.runs if (run.network, run.initialization) == ("single seed", "nio")]
+        assert row.after_grad_cosine == run.after["grad_cosine"]
+        assert row.test_accuracy == [point.accuracy for point in run.curve if point.subset == "test"][-1]
+        assert (table[table.status == "failed"].error.str.count("\n") == 0).all()
+
+    def test_a_row_for_each_look(self, folder):
+        found = load_comparison(folder)
+        table = found.to_dataframe(curves=True)
+        assert len(table) == sum(len(run.curve) for run in [*found.runs, *found.selection])
+        assert list(table.columns) == [
+            "network", "initialization", "seed", "lr", "purpose", "step", "epoch", "subset", "loss", "accuracy",
+        ]  # fmt: skip
+
+    def test_nothing(self, folder):
+        empty = dataclasses.replace(load_comparison(folder), runs=[], selection=[])
+        assert len(empty.to_dataframe()) == len(empty.to_dataframe(curves=True)) == 0
+        assert "status" in empty.to_dataframe().columns

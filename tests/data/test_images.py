@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 
 import initopt
 from initopt.comparison.running.batches import EpochOrder, training_batches
-from initopt.data import cifar10, cifar100, imagenet
-from initopt.data import imagenet as image_folder
+from initopt.data import cifar10, cifar100, image_folder, imagenet
 from initopt.data.augmentation import View, augmentation
 from initopt.data.splits import Sizes, select, stratified_order
 from tests.image_files import CLASSES, picture, write_folders, write_split
@@ -287,7 +286,7 @@ class TestImageFolder:
 class TestMessages:
     def test_no_package(self, monkeypatch, cifar):
         find = importlib.util.find_spec
-        monkeypatch.setattr("initopt.data.extra.find_spec", lambda name: None if name == "datasets" else find(name))
+        monkeypatch.setattr("initopt._support.checks.find_spec", lambda name: None if name == "datasets" else find(name))
         with pytest.raises(ImportError, match=r"needs datasets: pip install 'initopt\[data\]'"):
             cifar10(cifar)
 

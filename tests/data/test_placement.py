@@ -11,7 +11,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 import initopt
 from initopt.comparison.running.batches import EpochOrder, start_batches, training_batches
-from initopt.data import Splits, digits_splits, placement
+from initopt.data import Splits, digits_splits
+from initopt.data import splits as splits_module
 from initopt.data.augmentation import AUGMENTATIONS, augmentation
 from initopt.data.images import Pixels
 from initopt.model.randomness import seeded
@@ -32,7 +33,7 @@ def splits() -> Splits:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size: float | None) -> None:
-    monkeypatch.setattr(placement, "free_memory", lambda device: size)
+    monkeypatch.setattr(splits_module, "free_memory", lambda device: size)
 
 
 def test_what_is_made_of_tensors_goes_to_the_device() -> None:
@@ -87,7 +88,7 @@ def test_a_data_set_of_ones_own_is_left_alone() -> None:
             return index**2
 
     for dataset in (Odd(torch.ones(4)), Squares()):
-        assert placement.placed(dataset, META) is dataset
+        assert splits_module._placed(dataset, META) is dataset
 
 
 @pytest.mark.parametrize("names", [("crop",), ("flip",), ("cutout",), AUGMENTATIONS])

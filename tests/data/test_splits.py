@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from initopt.data import digits, digits_tensors
+from initopt import data
+from initopt.data import Splits, digits, digits_tensors
 from initopt.data.digits import SUBSETS
 
 
@@ -34,6 +35,15 @@ def test_normalized_with_training_statistics():
     assert torch.equal(train.max(), test.max())
 
 
+def test_as_the_other_data_sets():
+    splits = digits()
+    assert isinstance(splits, Splits)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [1071, 362, 364]
+    with pytest.warns(UserWarning, match=r"take digits\(\)\.batches\(batch_size"):
+        assert len(next(iter(digits(32)))[1]) == 32
+
+
+@pytest.mark.filterwarnings("ignore:initopt.data.digits")
 def test_same_seed_same_epochs_whatever_else_is_drawn():
     first, second = digits(seed=3), digits(seed=3)
     for _ in range(2):
@@ -41,20 +51,24 @@ def test_same_seed_same_epochs_whatever_else_is_drawn():
         assert torch.equal(images(first), images(second))
 
 
+@pytest.mark.filterwarnings("ignore:initopt.data.digits")
 def test_epochs_and_seeds_differ():
     loader = digits(seed=3)
     assert not torch.equal(images(loader), images(loader))
     assert not torch.equal(images(digits(seed=3)), images(digits(seed=4)))
 
 
+@pytest.mark.filterwarnings("ignore:initopt.data.digits")
 def test_without_shuffling_every_image_comes_once_in_order():
     assert torch.equal(images(digits(500, shuffle=False)), digits_tensors("train")[0])
 
 
+@pytest.mark.filterwarnings("ignore:initopt.data.digits")
 def test_shuffled_batches_are_all_whole():
     assert {len(labels) for _, labels in digits(100)} == {100}
 
 
+@pytest.mark.filterwarnings("ignore:initopt.data.digits")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -67,3 +81,7 @@ def test_shuffled_batches_are_all_whole():
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         digits(**arguments)
+
+
+def test_every_data_set_that_has_a_name_is_public():
+    assert {source.__name__ for source in data.SOURCES.values()} <= set(data.__all__)

@@ -77,5 +77,5 @@ def test_a_language_model_is_measured_on_it(tmp_path):
     file.write_text(string.printable * 50, encoding="utf-8")
     splits = text(file, length=16)
     model = small_gpt(len(splits.classes), 16, depth=1, width=16, heads=2)
-    found = initopt.measure(model, splits.batches(8), steps=2, progress=False)
+    found = initopt.measure(model, splits.batches(8), num_batches=2, progress=False)
     assert -1 <= found.grad_cosine <= 1

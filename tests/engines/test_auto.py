@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import initopt
-from initopt.engines.auto import missing_derivative
+from initopt._support._torch_messages import missing_derivative
 from initopt.engines.per_subbatch import GraphEngine
 from tests.helpers import make_batches, make_model
 
@@ -103,9 +103,51 @@ def test_many_sub_batches_of_a_model_beyond_that_are_run_apart() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Bilinear(8, 8, 3)).double()
     model.forward = lambda x: model[2](model[1](model[0](x)), model[0](x))  # type: ignore[method-assign]
-    result = quick(model, _double(make_batches()), num_subbatches=8)
+    message = r"the 8 sub-batches are run one by one .*'2\.weight' is used in bilinear.*Use fewer sub-batches, or engine="
+    with pytest.warns(UserWarning, match=message) as caught:
+        result = quick(model, _double(make_batches()), num_subbatches=8, measure_batches=0)
+    assert len(caught) == 1
     assert result.engine == "graph"
     assert "'2.weight' is used in bilinear" in result.engine_reason
+    few = quick(model, _double(make_batches()), num_subbatches=4)  # which costs the same one by one
+    assert few.engine == "graph"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(model, _double(make_batches()), num_subbatches=8, engine="graph")
+
+
+class FailsOnAll(nn.Module):
+    """Has an error of its own where all sub-batches are run at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise AssertionError
+        return x
+
+
+def test_an_error_without_words_is_told_by_its_type() -> None:
+    with pytest.warns(UserWarning, match="they cannot be run at once: AssertionError"):
+        initopt.measure(nn.Sequential(FailsOnAll(), nn.Linear(6, 3)), make_batches(), num_subbatches=8, centre=None)
+
+
+def test_the_device_gives_memory_back_before_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    for place in (initopt.engines.auto, initopt.engines.microbatches):
+        monkeypatch.setattr(place, "free_cached_memory", lambda device, p=place.__name__: freed.append(p.split(".")[-1]))
+    quick(make_model(), make_batches())
+    assert freed == []
+    evaluation = GraphEngine._evaluation
+    failing = [1, 1]
+
+    def out_of_memory(engine: GraphEngine, batch: Any) -> Any:
+        if failing.pop():
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 17.88 GB)")
+        return evaluation(engine, batch)
+
+    monkeypatch.setattr(GraphEngine, "_evaluation", out_of_memory)
+    with pytest.warns(UserWarning, match="did not fit into memory, so they are recomputed"):
+        quick(make_model(), make_batches())
+    assert freed == ["auto"]
 
 
 def test_without_batch_norm_few_sub_batches_are_run_together_too() -> None:

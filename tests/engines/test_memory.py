@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import initopt
-from initopt.engines.auto import Need, free_memory
+from initopt._support.devices import free_memory
+from initopt.engines.auto import Need
 from initopt.engines.stacked import contributions as uses
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved

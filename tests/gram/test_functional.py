@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from initopt import functional
-from initopt.batches.subbatches import Windows, split_windows
+from initopt.batches.subbatches import Windows
 from initopt.gram.measurement import Measurement
+from tests.helpers import split_windows
 
 SIGNAL = torch.tensor([0.3, -0.2, 0.5, 0.0, 0.1], dtype=torch.float64)
 SPREAD = torch.tensor([1.0, 0.5, 2.0, 0.1, 0.7], dtype=torch.float64)
@@ -89,3 +90,32 @@ def test_equal_gradients_have_no_noise() -> None:
 def test_impossible_sizes(small: float, big: float) -> None:
     with pytest.raises(ValueError, match="small_batch < big_batch"):
         functional.noise_scale(torch.eye(2), small, big)
+
+
+class TestCoherence:
+    def test_same_orthogonal_and_cancelling_gradients(self) -> None:
+        gradients = torch.eye(4, 6, dtype=torch.float64)
+        assert float(functional.coherence(gradients @ gradients.T)) == pytest.approx(1.0)
+        assert float(functional.coherence(torch.full((4, 4), 3.0))) == pytest.approx(4.0)
+        assert float(functional.coherence(torch.tensor([[2.0, -2.0], [-2.0, 2.0]]))) == 0.0
+
+    def test_it_is_what_the_definition_says(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        gradients = torch.randn(3, 7, 5, generator=generator, dtype=torch.float64)
+        mean = gradients.mean(1).square().sum(-1)
+        expected = 7 * mean / gradients.square().sum(-1).mean(1)
+        torch.testing.assert_close(functional.coherence(gradients @ gradients.mT), expected)
+
+    def test_of_equal_norms_it_is_grad_cosine(self) -> None:
+        generator = torch.Generator().manual_seed(2)
+        gradients = torch.nn.functional.normalize(torch.randn(6, 4, generator=generator, dtype=torch.float64), dim=1)
+        gram = gradients @ gradients.T
+        assert float(functional.coherence(gram)) == pytest.approx(float(1 + 5 * functional.grad_cosine(gram)))
+
+    def test_without_gradients_it_is_zero_and_passes_no_derivative_on(self) -> None:
+        gram = torch.zeros(3, 3, requires_grad=True)
+        value = functional.coherence(gram)
+        value.backward()
+        assert float(value.detach()) == 0.0
+        assert gram.grad is not None
+        assert not gram.grad.any()

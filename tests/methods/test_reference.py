@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
+from initopt import presets
+from initopt.methods import NIO
 
 FOLDER = Path(__file__).parents[1] / "reference"
 ALL = sorted(path.stem for path in FOLDER.glob("*.json"))
 RIVALS = [case for case in ALL if case.startswith(("gradinit", "metainit"))]
 CASES = [case for case in ALL if case not in RIVALS]
+OBJECTIVES = {"gc": "cosine", "gc_gn": "cosine+sqnorm", "gc_gn_sqrt": "cosine+norm", "gv_gn": "variance+sqnorm"}
 OPTIONS = (
     "num_subbatches",
     "overlap",
@@ -70,8 +74,15 @@ def load(case: str) -> tuple[dict[str, Any], nn.Module, list[tuple[Tensor, Tenso
 
 
 def options_of(config: dict[str, Any]) -> dict[str, Any]:
-    minima = {"min_scale": config["min_scale_weight"], "min_bias_scale": config["min_scale_bias"]}
-    return {name: config[name] for name in OPTIONS} | minima | {"betas": tuple(config["betas"])}
+    """The preset that is nearest to the configuration of a run, and what that run was told beside it."""
+    config = config | {"objective": OBJECTIVES[config["objective"]], "betas": tuple(config["betas"])}
+    config |= {"min_scale": config["min_scale_weight"], "min_bias_scale": config["min_scale_bias"]}
+    given = {name: config[name] for name in (*OPTIONS, "betas", "min_scale", "min_bias_scale")}
+    defaults = {field.name: field.default for field in dataclasses.fields(NIO)}
+    preset = presets.published_class_defaults if config["objective"] == "cosine" else presets.published
+    told = {name: value for name, value in given.items() if {**defaults, **preset}[name] != value}
+    assert set(told) <= {"steps", "num_subbatches", "overlap", "objective", "norm_weight", "lr", "max_grad_norm"}
+    return preset | told
 
 
 def test_all_cases_are_there() -> None:
@@ -83,8 +94,7 @@ def test_all_cases_are_there() -> None:
 def test_nio_reproduces_the_published_code(case: str) -> None:
     record, model, batches = load(case)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    options = {**initopt.presets.published, **options_of(record["config"])}
-    result = initopt.nio(model, batches, measure_batches=0, **options)
+    result = initopt.nio(model, batches, measure_batches=0, **options_of(record["config"]))
 
     assert len(result.history) == len(record["history"])
     for found, expected in zip(result.history, record["history"], strict=True):
@@ -241,3 +251,20 @@ def test_the_cases_tell_their_options_apart() -> None:
     assert any(constrained)
     assert not all(constrained)
     assert any(r["config"]["num_subbatches"] == r["config"]["batch_size"] for r in configs.values())
+
+
+class TestPresets:
+    def test_published_is_the_configuration_of_the_imagenet_run(self) -> None:
+        """What `configs/mmcls/resnet_gradcos_init/resnet50_gc_gn.py` of the published code has, with nothing to add."""
+        found = NIO(**presets.published)
+        assert (found.lr, found.max_grad_norm, found.num_subbatches, found.overlap) == (0.003, 10.0, 4, 0.2)
+        assert (found.steps, found.objective, found.norm_weight, found.centre) == (100, "cosine+norm", 1.0, None)
+
+    def test_defaults_of_the_published_class(self) -> None:
+        found = NIO(**presets.published_class_defaults)
+        assert (found.lr, found.max_grad_norm, found.num_subbatches, found.overlap) == (0.05, 5.0, 2, 0.0)
+        assert (found.steps, found.objective) == (100, "cosine")
+
+    def test_both_split_normalize_and_choose_tensors_alike(self) -> None:
+        shared = presets.published.keys() - {"lr", "max_grad_norm", "num_subbatches", "overlap", "objective"}
+        assert all(presets.published[name] == presets.published_class_defaults[name] for name in shared)

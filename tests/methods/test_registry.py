@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,64 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
     helped = run("--help")
     assert "quieter" in helped.stdout
     assert "what the scales are multiplied by in a step" in " ".join(helped.stdout.split())
+
+
+OWN_RECORD = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from initopt.methods import Method, MethodRun, Record
+
+
+@dataclass(frozen=True)
+class Note(Record):
+    loudness: float
+    words: str
+
+    def summary(self):
+        return self.words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noter(Method):
+    name: ClassVar[str] = "noter"
+    record: ClassVar[type[Record]] = Note
+
+    def start(self, problem, engine, originals):
+        return _Run()
+
+
+class _Run(MethodRun):
+    def step(self, number, batches):
+        next(batches)
+        return [Note(number, 0.5 * number, f"step {number}")]
+
+    def scales(self):
+        return {}
+
+    def state(self):
+        return {}
+
+    def load_state(self, state):
+        pass
+"""
+
+
+def test_a_method_with_records_of_its_own(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(packages, "noter", OWN_RECORD, "[initopt.methods]\nnoter = noter:Noter\n")
+    options: dict[str, Any] = {"method": "noter", "steps": 3, "measure_batches": 1, "checkpoint": packages / "state"}
+    initopt.optimize(make_model(), make_batches(), **options | {"steps": 2})
+    result = initopt.optimize(make_model(), make_batches(), **options)
+    assert [(record.step, record.loudness, record.summary()) for record in result.history] == [
+        (0, 0.0, "step 0"), (1, 0.5, "step 1"), (2, 1.0, "step 2"),
+    ]  # fmt: skip
+    assert list(result.to_dataframe().columns) == ["step", "loudness", "words"]
+    assert result.plot().axes
+    result.save(packages / "result")
+    assert initopt.Result.load(packages / "result").history == result.history
+    monkeypatch.setattr("initopt.methods.registry.entry_points", lambda **_: EntryPoints())
+    with pytest.raises(ValueError, match=r"history\[0\] has no .*\(no installed package has its method 'noter'\)"):
+        initopt.Result.load(packages / "result")
 
 
 BROKEN = {

@@ -61,6 +61,8 @@ class Setting:
 
 @pytest.mark.parametrize(("name", "mode", "engine"), ENGINE_CASES)
 def test_gram_and_derivatives(name: str, mode: str, engine: str) -> None:
+    if (name, engine) == ("checkpointed", "groups") and torch.__version__.startswith("2.5."):
+        pytest.skip("with PyTorch 2.5 the engine's own check refuses it")
     expected = truth(name, mode, True, False)
     setting = Setting(name, mode)
     with setting.batch() as batch:

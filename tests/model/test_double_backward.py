@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import initopt
-from initopt.model.double_backward import plain_attention, plain_kernels, plain_norms
+from initopt.model.double_backward import _KERNELS, _PLAIN, _without_cudnn, plain_attention, plain_kernels, plain_norms
 
 
 class OfPlainOperations(nn.Module):
@@ -81,20 +82,39 @@ def test_a_thread_that_trains_meanwhile_sees_the_real_ones(block: Callable[[], A
     assert names_of_kernels() == expected
 
 
+def test_cudnn_is_off_for_recurrent_layers_on_devices_that_have_it() -> None:
+    enabled: list[bool] = []
+    call = _without_cudnn(lambda x: enabled.append(torch.backends.cudnn.enabled))
+    call(torch.ones(1, device="meta"))
+    call(torch.ones(1))  # nobody asks on a CPU, and other threads may be on a GPU
+    assert enabled == [False, True]
+    assert torch.backends.cudnn.enabled
+
+
 class Spy(TorchFunctionMode):
-    """Sees, under other modes, with what setting recurrent layers are called."""
+    """Sees, above other modes, that recurrent layers are called."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.enabled: list[bool] = []
+        self.called: list[Any] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.gru, torch.lstm):
-            self.enabled.append(torch.backends.cudnn.enabled)
+            self.called.append(func)
         return func(*args, **(kwargs or {}))
 
 
-def test_recurrent_layers_run_without_cudnn() -> None:
+def test_recurrent_layers_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced: list[Any] = []
+
+    def noted(function: Any, *args: Any) -> Any:
+        replaced.append(function)
+        return function(*args)
+
+    for function in (torch.gru, torch.lstm):
+        monkeypatch.setitem(_KERNELS, function, partial(noted, function))
+        monkeypatch.setitem(_PLAIN, function, partial(noted, function))
+
     class Last(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -109,9 +129,9 @@ def test_recurrent_layers_run_without_cudnn() -> None:
     batches = [(torch.randn(8, 5, 6), torch.randint(3, (8,))) for _ in range(2)]
     with Spy() as spy:
         initopt.measure(Last(), batches)
-    assert len(spy.enabled) > 2
-    assert not any(spy.enabled)
-    assert torch.backends.cudnn.enabled
+    assert len(spy.called) > 2
+    assert set(replaced) == set(spy.called) == {torch.gru, torch.lstm}
+    assert len(replaced) >= len(spy.called)  # more often where one block is within another
 
 
 def test_no_mode_is_on_after_the_first_pass_of_a_model_without_such_operations() -> None:

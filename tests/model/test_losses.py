@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
-from initopt.batches.subbatches import split_windows
 from initopt.model.losses import as_loss
+from tests.helpers import split_windows
 
 MODES = ("subbatch", "batch")
 LOSSES = {

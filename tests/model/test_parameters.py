@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import initopt
-from initopt.model.parameters import is_bias, trainable_parameters
+from initopt.model.parameters import is_bias, select, trainable_parameters
 from tests.helpers import make_batches, make_model
 
 
@@ -57,3 +58,49 @@ def test_a_filter_with_a_further_default_is_fine() -> None:
 
     result = initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0, scale_params=keep)
     assert "1.weight" not in result.scales
+
+
+class TestKinds:
+    def model(self) -> nn.Module:
+        return nn.ModuleDict(
+            {
+                "conv": nn.Conv2d(3, 4, 3),
+                "norm": nn.BatchNorm2d(4),
+                "wpe": nn.Embedding(5, 4),
+                "table": nn.Embedding(5, 4),
+                "head": nn.Linear(4, 2),
+                "blocks": nn.ParameterDict({"relative_position_bias_table": nn.Parameter(torch.zeros(3))}),
+            }
+        )
+
+    @pytest.mark.parametrize(
+        ("kinds", "expected"),
+        [
+            ("convolutions", {"conv.weight", "conv.bias"}),
+            ("linear", {"head.weight", "head.bias"}),
+            ("norms", {"norm.weight", "norm.bias"}),
+            ("embeddings", {"wpe.weight", "table.weight"}),
+            ("positions", {"wpe.weight", "blocks.relative_position_bias_table"}),
+            (["norms", "linear"], {"norm.weight", "norm.bias", "head.weight", "head.bias"}),
+        ],
+    )
+    def test_by_name(self, kinds: Any, expected: set[str]) -> None:
+        assert {p.name for p in select(trainable_parameters(self.model()), kinds, "params")} == expected
+
+    def test_biases(self) -> None:
+        found = {p.name for p in select(trainable_parameters(self.model()), "biases", "params")}
+        assert {"conv.bias", "norm.bias", "head.bias"} <= found
+        assert not {name for name in found if name.endswith("weight")}
+
+    def test_an_unknown_name(self) -> None:
+        with pytest.raises(ValueError, match=r"unknown params 'liner'; known are 'biases', .*'linear'"):
+            select(trainable_parameters(self.model()), "liner", "params")
+
+    @pytest.mark.parametrize("wrong", [3, [nn.Linear], {"linear": 1}])
+    def test_something_else(self, wrong: Any) -> None:
+        with pytest.raises(TypeError, match="or names such as 'linear'"):
+            select(trainable_parameters(self.model()), wrong, "params")
+
+    def test_a_run_takes_them(self) -> None:
+        result = initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0, scale_params="linear")
+        assert {name.partition(".")[0] for name in result.scales} == {"0", "4", "6"}

@@ -15,7 +15,7 @@ import yaml
 
 from initopt.cli import main
 from initopt.cli.commands.compare import _network
-from initopt.cli.files import describe_recipe, read_recipe
+from initopt.cli.files import describe_experiment, read_experiment
 from initopt.comparison import load_comparison
 from initopt.comparison.spec.hardware import Hardware
 from initopt.comparison.spec.plan import Plan
@@ -100,8 +100,8 @@ def test_every_row_of_the_papers_tables_has_a_recipe():
 @pytest.mark.parametrize("name", CIFAR_RECIPES)
 def test_a_recipe_for_cifar_is_what_its_name_says(name, scale):
     data, family, sizes, norm = CIFAR.fullmatch(name).groups()
-    values = read_recipe(RECIPES[name], scale)
-    text, scales = describe_recipe(RECIPES[name])
+    values = read_experiment(RECIPES[name], scale)
+    text, scales = describe_experiment(RECIPES[name])
     ((title, model),) = values["models"].items()
     arguments = model["init_args"]
     assert model["class_path"] == FUNCTIONS[family]
@@ -133,7 +133,7 @@ def test_a_recipe_for_cifar_is_what_its_name_says(name, scale):
 def test_the_networks_of_a_recipe_have_the_outputs_that_its_data_need(name):
     for scale in (None, "small"):
         with torch.device("meta"):
-            (network,) = planned(read_recipe(RECIPES[name], scale)).networks.values()
+            (network,) = planned(read_experiment(RECIPES[name], scale)).networks.values()
             *_, last = network.make()
         assert last.out_features == {"cifar10": 10, "cifar100": 100}[name.split("-")[0]]
 
@@ -141,7 +141,7 @@ def test_the_networks_of_a_recipe_have_the_outputs_that_its_data_need(name):
 @pytest.mark.parametrize("scale", [None, "small"])
 @pytest.mark.parametrize("name", IMAGENET_RECIPES)
 def test_a_recipe_for_imagenet_is_what_its_name_says(name, scale, timm):
-    values = read_recipe(RECIPES[name], scale)
+    values = read_experiment(RECIPES[name], scale)
     assert values["data"]["class_path"] == "imagenet"
     ((title, model),) = values["models"].items()
     path = model if isinstance(model, str) else model["class_path"]
@@ -159,8 +159,8 @@ def test_a_recipe_for_imagenet_is_what_its_name_says(name, scale, timm):
 
 
 def test_nio_on_imagenet_is_as_published(timm):
-    nio = planned(read_recipe(RECIPES["imagenet-resnet50"])).initializations["nio"]
-    method = nio.create_method()
+    nio = planned(read_experiment(RECIPES["imagenet-resnet50"])).initializations["nio"]
+    (method,) = nio.steps
     assert nio.batch_size == 64
     published = {"num_subbatches": 4, "overlap": 0.2, "lr": 0.003, "max_grad_norm": 10.0, "steps": 100, "norm_weight": 1.0}
     published |= {"objective": "cosine+norm", "split": "published", "batch_norm": "batch", "min_scale": 0.01}
@@ -181,7 +181,7 @@ def shrunk(values, path):
 
 def trained(values, tmp_path, capsys, networks=1):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    status, _, err = command(f"compare --recipe {tmp_path / 'recipe.yaml'} --out {tmp_path / 'out'}", capsys)
+    status, _, err = command(f"compare --experiment {tmp_path / 'recipe.yaml'} --out {tmp_path / 'out'}", capsys)
     assert (status, err) == (0, "")
     found = load_comparison(tmp_path / "out")
     assert [run.error for run in found.runs] == [None] * len(values["initializations"]) * networks
@@ -192,7 +192,7 @@ def trained(values, tmp_path, capsys, networks=1):
 @pytest.mark.parametrize("name", CIFAR_RECIPES)
 def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
     """The small scale as it is; of the other, the same with the small network. CIFAR-10 takes one, CIFAR-100 the other."""
-    full, small = (read_recipe(RECIPES[name], scale) for scale in (None, "small"))
+    full, small = (read_experiment(RECIPES[name], scale) for scale in (None, "small"))
     values = small if name.startswith("cifar100") else full | {"models": small["models"]}
     found = trained(shrunk(values, pictures / name.split("-")[0]), tmp_path, capsys)
     assert all(run.before is not None for run in found.runs)
@@ -200,7 +200,7 @@ def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar10-evidence")])
 def test_a_recipe_of_the_evidence_trains(name, pictures, tmp_path, capsys):
-    values = read_recipe(RECIPES[name])
+    values = read_experiment(RECIPES[name])
     values["initializations"] = [
         {"name": start, "method": start, "options": {}} if start in ("metainit", "nio") else start
         for start in values["initializations"]
@@ -215,7 +215,7 @@ def test_a_recipe_of_the_evidence_trains(name, pictures, tmp_path, capsys):
 @pytest.mark.parametrize("name", IMAGENET_RECIPES)
 def test_a_recipe_for_imagenet_trains(name, pictures, tmp_path, capsys):
     pytest.importorskip("timm", exc_type=ImportError)
-    trained(shrunk(read_recipe(RECIPES[name], "small"), pictures / "imagenet"), tmp_path, capsys)
+    trained(shrunk(read_experiment(RECIPES[name], "small"), pictures / "imagenet"), tmp_path, capsys)
 
 
 def test_the_documentation_has_every_recipe():
@@ -226,13 +226,15 @@ def test_the_documentation_has_every_recipe():
 
 class TestCommand:
     def test_the_list(self, capsys):
-        status, out, err = command("compare --list_recipes", capsys)
+        status, out, err = command("compare --list_experiments", capsys)
         assert (status, err) == (0, "")
         assert [line.split()[0] for line in out.splitlines()] == list(RECIPES)
         assert "CIFAR-100, WRN-28-10 without batch norm, from five starts  (--scale small)" in out
 
     def test_a_scale_and_what_the_command_line_changes_of_it(self, capsys):
-        line = "compare --recipe cifar10-vgg19-nobn --scale small --data.path x --data.train_samples 20 --recipe.epochs 2"
+        line = (
+            "compare --experiment cifar10-vgg19-nobn --scale small --data.path x --data.train_samples 20 --recipe.epochs 2"
+        )
         status, out, _ = command(f"{line} --print_config", capsys)
         assert status == 0
         found = yaml.safe_load(out)
@@ -245,11 +247,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ("--recipe cifar10-vgg19-nobn --scale tiny", "has no such scale; it has small"),
-            ("--recipe digits --scale small", "has no such scale; it has none"),
-            ("--scale small", "--scale small is of a --recipe, and there is none"),
+            ("--experiment cifar10-vgg19-nobn --scale tiny", "has no such scale; it has small"),
+            ("--experiment digits --scale small", "has no such scale; it has none"),
+            ("--scale small", "--scale small is of an --experiment, and there is none"),
             (
-                "--recipe cifar10-vgg19",
+                "--experiment cifar10-vgg19",
                 "no such file; by name there are cifar10-vgg19-bn, cifar100-vgg19-bn",
             ),
         ],
@@ -272,17 +274,17 @@ class TestFile:
             a="{base: b.yaml, description: mine, data: two, recipe: {lr: 1, epochs: 2}, seeds: 2}",
             b="{data: {class_path: one, init_args: {path: p}}, recipe: {lr: 3, batch_size: 4}, initializations: [nio]}",
         )
-        assert read_recipe(path) == {
+        assert read_experiment(path) == {
             "data": {"class_path": "two", "init_args": {"path": "p"}},
             "recipe": {"lr": 1, "batch_size": 4, "epochs": 2},
             "initializations": ["nio"],
             "seeds": 2,
         }
-        assert describe_recipe(path) == ("mine", ())
+        assert describe_experiment(path) == ("mine", ())
 
     def test_a_base_may_be_a_recipe_by_name(self, tmp_path):
         path = self.write(tmp_path, a="{base: digits, seeds: 2}")
-        assert read_recipe(path) == read_recipe(RECIPES["digits"]) | {"seeds": 2}
+        assert read_experiment(path) == read_experiment(RECIPES["digits"]) | {"seeds": 2}
 
     def test_scales_of_a_file_and_of_its_base(self, tmp_path):
         path = self.write(
@@ -290,9 +292,9 @@ class TestFile:
             a="{base: b.yaml, recipe: {lr: 1}, scales: {small: {models: {m: n}, recipe: {epochs: 2}}, other: {seeds: 1}}}",
             b="{seeds: 5, scales: {small: {seeds: 3, recipe: {lr: 9, epochs: 8}, data: {init_args: {path: p}}}}}",
         )
-        assert read_recipe(path) == {"seeds": 5, "recipe": {"lr": 1}}
-        assert read_recipe(path, "other") == {"seeds": 1, "recipe": {"lr": 1}}
-        assert read_recipe(path, "small") == {
+        assert read_experiment(path) == {"seeds": 5, "recipe": {"lr": 1}}
+        assert read_experiment(path, "other") == {"seeds": 1, "recipe": {"lr": 1}}
+        assert read_experiment(path, "small") == {
             "seeds": 3,
             "recipe": {"lr": 9, "epochs": 2},
             "models": {"m": "n"},
@@ -302,7 +304,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            ({"a": "base: b.yaml"}, "a.yaml: its base b.yaml is neither a file beside it nor a recipe"),
+            ({"a": "base: b.yaml"}, "a.yaml: its base b.yaml is neither a file beside it nor an experiment"),
             ({"a": "base: b.yaml", "b": "base: a.yaml"}, "is its own base"),
             ({"a": "recipe: 3"}, "recipe must be a mapping; got 3"),
             ({"a": "scales: [small]"}, "scales must be a mapping; got"),
@@ -312,4 +314,4 @@ class TestFile:
     )
     def test_refuses(self, tmp_path, files, message):
         with pytest.raises(ValueError, match=message):
-            read_recipe(self.write(tmp_path, **files))
+            read_experiment(self.write(tmp_path, **files))

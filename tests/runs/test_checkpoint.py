@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -353,3 +355,43 @@ def test_the_warning_is_about_the_users_line(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="different batches") as caught:
         initopt.measure(make_model(), make_batches(2), num_batches=np.int64(3))
     assert caught[0].filename == __file__
+
+
+STORED = Path(__file__).parent / "stored"
+"""Of version 0.1.0 before methods were objects: runs of three steps that were stopped after two, and results."""
+
+
+@pytest.mark.parametrize("name", ["nio", "gradinit", "lsuv"])
+def test_a_checkpoint_of_the_format_before_goes_on(name: str, tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(16, 4, generator=generator), torch.randint(3, (16,), generator=generator)) for _ in range(12)]
+    path = tmp_path / "run.ckpt"
+    path.write_bytes((STORED / f"{name}_format_2.ckpt").read_bytes())
+    options: dict[str, Any] = {"method": name, "steps": 3, "seed": 0, "measure_batches": 2, "on_harm": "warn"}
+    numbers = []
+    found = initopt.optimize(
+        model(), batches, checkpoint=path, callbacks=lambda record: numbers.append(record.step), **options
+    )
+    assert set(numbers) == {2}
+    assert found.scales == pytest.approx(initopt.optimize(model(), batches, **options).scales, rel=1e-6)
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["initopt"])["format"] == "initopt checkpoint 3"
+    path.write_bytes((STORED / f"{name}_format_2.ckpt").read_bytes())
+    with pytest.raises(initopt.MismatchError, match="measure_batches was 2 and is 1"):
+        initopt.optimize(model(), batches, checkpoint=path, **options | {"measure_batches": 1})
+    if name != "nio":
+        how = initopt.Measuring(num_subbatches=2, overlap=0.5)
+        with pytest.raises(initopt.MismatchError, match="overlap was 0.0 and is 0.5\n  num_subbatches was 4 and is 2"):
+            initopt.optimize(model(), batches, checkpoint=path, measuring=how, **options)
+
+
+@pytest.mark.parametrize("name", ["gradinit", "lsuv"])
+def test_a_result_of_before_loads(name: str) -> None:
+    found = initopt.Result.load(STORED / f"{name}_result")
+    assert found.options["num_subbatches"] == 4
+    assert found.options["measure_steps"] == found.after.num_batches == 2
+    assert {type(record) for record in found.history} == {initopt.LayerRecord if name == "lsuv" else initopt.StepRecord}

@@ -52,10 +52,10 @@ def test_sub_batches_that_are_the_whole_batch_have_no_noise_scale() -> None:
 
 def test_numbers_of_numpy() -> None:
     one = initopt.measure(
-        make_model(), make_batches(), steps=np.int64(2), num_subbatches=np.int32(2), overlap=np.float64(0.25)
+        make_model(), make_batches(), num_batches=np.int64(2), num_subbatches=np.int32(2), overlap=np.float64(0.25)
     )
     assert torch.equal(
-        one.gram, initopt.measure(make_model(), make_batches(), steps=2, num_subbatches=2, overlap=0.25).gram
+        one.gram, initopt.measure(make_model(), make_batches(), num_batches=2, num_subbatches=2, overlap=0.25).gram
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import initopt
 from initopt._support.files import write_folder
+from initopt.runs.result import CONTENTS
 from tests.helpers import make_batches, make_model, values
 
 
@@ -86,7 +87,7 @@ def test_a_write_that_fails_leaves_nothing_half(result: initopt.Result, tmp_path
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_folder(tmp_path / "out", write, marker="result.json")
+        write_folder(tmp_path / "out", write, CONTENTS)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert len(initopt.Result.load(tmp_path / "out").history) == 6
 

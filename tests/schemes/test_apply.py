@@ -94,6 +94,25 @@ def test_orthogonal_matrix_by_matrix() -> None:
     assert applied.left == ()
 
 
+def test_normal() -> None:
+    model = nn.Linear(400, 300)
+    applied = schemes.apply_(model, "normal", std=0.01, seed=0)
+    check_deviation(model.weight.detach(), 0.01)
+    assert float(model.weight.detach().abs().max()) > 0.03
+    assert not model.bias.detach().any()
+    assert applied.gains == {}
+
+
+def test_kinds_of_parameters() -> None:
+    """As the published scripts of GradInit start a ResNet: the classifier keeps its weights, not its bias."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10))
+    before = values(model)
+    applied = schemes.apply_(model, "kaiming_normal", mode="fan_out", params=["convolutions", "biases"], seed=0)
+    assert set(applied.set) == {"0.weight", "0.bias", "3.bias"}
+    assert torch.equal(model[3].weight, before["3.weight"])
+    assert not model[3].bias.detach().any()
+
+
 def test_truncated_normal() -> None:
     model = wide()
     applied = schemes.apply_(model, "trunc_normal", std=0.1, seed=0)
@@ -288,7 +307,7 @@ def test_arguments_of_a_nonlinearity_count() -> None:
             {"mode": "fan_out"},
             "mode='fan_out' is for the kaiming schemes; 'xavier_normal' has no use for it",
         ),
-        ("xavier_normal", {"std": 0.1}, "std=0.1 is for the scheme 'trunc_normal'"),
+        ("xavier_normal", {"std": 0.1}, "std=0.1 is for the schemes 'normal' and 'trunc_normal'"),
         ("trunc_normal", {"std": 0.0}, "std must be a number above 0; got 0.0"),
         ("orthogonal", {"gain": -1.0}, "gain must be a number above 0; got -1.0"),
         ("orthogonal", {"gain": "big"}, "gain must be a number above 0; got 'big'"),

@@ -13,8 +13,9 @@ import pytest
 
 import initopt._support.workshop as workshop_module
 from initopt._support import files as storage
-from initopt._support.files import check_replaceable, write_file, write_folder
+from initopt._support.files import Contents, check_replaceable, write_file, write_folder
 from initopt._support.workshop import clear_leftovers
+from initopt.runs.result import CONTENTS
 
 MARKER = "result.json"
 
@@ -28,14 +29,14 @@ def writer(content: str, marker: str = MARKER) -> Callable[[Path], None]:
 
 def test_files_of_others_in_a_folder_of_ours_are_named_and_kept(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    write_folder(folder, writer("first"), MARKER)
+    write_folder(folder, writer("first"), CONTENTS)
     for name in ("weights.safetensors", "grams.safetensors", "plot.png", "config.yaml"):
         (folder / name).touch()
-    write_folder(folder, writer("second"), MARKER)
+    write_folder(folder, writer("second"), CONTENTS)
     (folder / "trained.pt").write_text("days of work")
     (folder / "logs").mkdir()
     with pytest.raises(FileExistsError, match=r"initopt did not write: logs, trained\.pt; move them elsewhere"):
-        write_folder(folder, writer("third"), MARKER)
+        write_folder(folder, writer("third"), CONTENTS)
     assert (folder / "trained.pt").read_text() == "days of work"
     assert "second" in (folder / MARKER).read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -45,31 +46,31 @@ def test_files_of_others_in_a_folder_of_ours_are_named_and_kept(tmp_path: Path) 
 def test_a_file_of_the_same_name_does_not_make_a_folder_ours(tmp_path: Path, content: str) -> None:
     (tmp_path / MARKER).write_text(content)
     with pytest.raises(FileExistsError, match="was not written by initopt"):
-        check_replaceable(tmp_path, MARKER)
+        check_replaceable(tmp_path, CONTENTS)
 
 
 def test_a_folder_of_results_is_looked_through(tmp_path: Path) -> None:
-    marker, folder = ".initopt-demo", tmp_path / "demo"
+    demo, folder = Contents(".initopt-demo", inner=CONTENTS), tmp_path / "demo"
 
     def write(into: Path) -> None:
-        (into / marker).touch()
+        (into / demo.marker).touch()
         (into / "seed-0").mkdir()
         writer("inner")(into / "seed-0")
 
-    write_folder(folder, write, marker)
-    write_folder(folder, write, marker)
+    write_folder(folder, write, demo)
+    write_folder(folder, write, demo)
     (folder / "seed-0" / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="seed-0/notes.txt"):
-        write_folder(folder, write, marker)
+        write_folder(folder, write, demo)
     with pytest.raises(FileExistsError, match="was not written by initopt"):
-        check_replaceable(folder, MARKER)
+        check_replaceable(folder, CONTENTS)
 
 
 def test_a_link_stays_and_the_folder_it_leads_to_is_replaced(tmp_path: Path) -> None:
     real, link = tmp_path / "disk" / "real", tmp_path / "link"
-    write_folder(real, writer("first"), MARKER)
+    write_folder(real, writer("first"), CONTENTS)
     link.symlink_to(real)
-    write_folder(link, writer("second"), MARKER)
+    write_folder(link, writer("second"), CONTENTS)
     assert link.is_symlink()
     assert "second" in (real / MARKER).read_text()
 
@@ -87,7 +88,7 @@ def test_a_rename_that_fails_leaves_the_earlier_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     folder = tmp_path / "out"
-    write_folder(folder, writer("first"), MARKER)
+    write_folder(folder, writer("first"), CONTENTS)
     rename, calls = os.replace, []
 
     def replace(source: Path, target: Path) -> None:
@@ -99,7 +100,7 @@ def test_a_rename_that_fails_leaves_the_earlier_folder(
     monkeypatch.setattr(storage, "exchange", lambda one, other: False)
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError, match="busy"):
-        write_folder(folder, writer("second"), MARKER)
+        write_folder(folder, writer("second"), CONTENTS)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert "first" in (folder / MARKER).read_text()
 
@@ -109,7 +110,7 @@ def test_what_appears_while_a_folder_is_being_replaced_is_kept(
 ) -> None:
     """Files of others that come in between the last look and the exchange are found in what was displaced."""
     folder = tmp_path / "out"
-    write_folder(folder, writer("first"), MARKER)
+    write_folder(folder, writer("first"), CONTENTS)
     put_in_place = storage._put_in_place
 
     def late(*arguments: Any) -> None:
@@ -118,7 +119,7 @@ def test_what_appears_while_a_folder_is_being_replaced_is_kept(
 
     monkeypatch.setattr(storage, "_put_in_place", late)
     with pytest.raises(FileExistsError, match=r"events\.log"):
-        write_folder(folder, writer("second"), MARKER)
+        write_folder(folder, writer("second"), CONTENTS)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (folder / "events.log").read_text() == "mine"
     assert "first" in (folder / MARKER).read_text()
@@ -126,11 +127,11 @@ def test_what_appears_while_a_folder_is_being_replaced_is_kept(
 
 def test_a_folder_in_the_place_of_a_file_of_ours_is_not_ours(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    write_folder(folder, writer("first"), MARKER)
+    write_folder(folder, writer("first"), CONTENTS)
     (folder / "plot.png").mkdir()
     (folder / "plot.png" / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match=r"did not write: plot\.png"):
-        write_folder(folder, writer("second"), MARKER)
+        write_folder(folder, writer("second"), CONTENTS)
     assert (folder / "plot.png" / "thesis.tex").exists()
 
 
@@ -141,7 +142,7 @@ def test_the_current_folder_is_not_replaced_under_its_user(
     (tmp_path / "out" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "out" / below)
     with pytest.raises(FileExistsError, match="is the current folder, or one above it"):
-        check_replaceable(Path("." if not below else ".."), MARKER)
+        check_replaceable(Path("." if not below else ".."), CONTENTS)
 
 
 def save_and_be_killed(folder: Path, call: int, way: str) -> bool:
@@ -166,7 +167,7 @@ def save_and_be_killed(folder: Path, call: int, way: str) -> bool:
     for name in ("replace", "rename", "rmdir", "unlink", "mkdir", "open", "chmod", "fsync", "scandir"):
         setattr(os, name, counted(getattr(os, name)))
     try:
-        write_folder(folder, writer("second"), MARKER)
+        write_folder(folder, writer("second"), CONTENTS)
     finally:
         os._exit(0)
 
@@ -176,11 +177,11 @@ def test_a_kill_anywhere_in_a_save_leaves_one_result_and_the_next_save_clears_up
     folder, seen, done, call = tmp_path / "out", [], False, 0
     while not done:
         call += 1
-        write_folder(folder, writer("first"), MARKER)
+        write_folder(folder, writer("first"), CONTENTS)
         done = save_and_be_killed(folder, call, way)
         if way == "one step":
             assert (folder / MARKER).is_file()
-        check_replaceable(folder, MARKER)  # clears up, and puts back what was set aside
+        check_replaceable(folder, CONTENTS)  # clears up, and puts back what was set aside
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         seen.append("second" if "second" in (folder / MARKER).read_text() else "first")
     assert call > 20

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from initopt._support.tensorfile import load_tensors, save_tensors
 from initopt.comparison import load_comparison
 from initopt.comparison.report.report import write_report
 from initopt.comparison.storage.record import CurvePoint
+from initopt.comparison.storage.store import load_run, write_run
 from initopt.runs.checkpoint import Checkpoint
-from tests.comparing import compare
+from tests.comparing import as_before, compare
 from tests.helpers import make_batches, make_model
+from tests.synthetic_comparison import run
 
 Damage = Callable[[Any], Any]
 
@@ -276,6 +280,14 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def compared_before(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("before") / "out"
+    shutil.copytree(compared, folder)
+    as_before(folder)
+    return folder
+
+
 class TestComparison:
     """One run that cannot be read is a problem that the report tells; the others are there."""
 
@@ -285,7 +297,22 @@ class TestComparison:
             at("versions", value=True),
             at("versions", missing=True),
             at("scales", value=deep(500)),
-            at("curve", value=[]),
+            at("curve", value=None),
+            at("curve", missing=True),
+            at("curve", value=[[0, 0.0, "test", 1.0]]),
+            at("curve", value=[[0, 0.0, "test", 1.0, 0.5, 1]]),
+            at("curve", value=["abcde"]),
+            at("curve", value=[{"step": 0, "epoch": 0.0, "subset": "test", "loss": 1.0, "accuracy": 0.5}]),
+            at("curve", 0, 0, value=True),
+            at("curve", 0, 0, value=1.5),
+            at("curve", 0, 0, value=10**30),
+            at("curve", 0, 1, value=True),
+            at("curve", 0, 2, value=["test"]),
+            at("curve", 0, 2, value="x" * 30_000),
+            at("curve", 0, 3, value=None),
+            at("curve", 0, 3, value="1.0"),
+            at("curve", 0, 3, value=10**400),
+            at("curve", 0, 4, value=deep(50)),
             at("seed", value=True),
             at("seed", value="0"),
             at("lr", value=None),
@@ -307,13 +334,19 @@ class TestComparison:
         finally:
             path.write_text(whole)
 
+    def test_a_curve_of_too_many_points(self, compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("initopt.comparison.storage.store.MOST_POINTS", 4)
+        found = load_comparison(compared)
+        assert len(found.problems) == 4
+        assert "the curve has 5 points; a curve has 4 or fewer" in found.problems[0]
+
     @pytest.mark.parametrize("kind", ["pipe", "other columns", "of strings", "many points", "gzip", "a null", "long text"])
-    def test_curve(self, compared: Path, tmp_path: Path, kind: str) -> None:
-        path = compared / "runs" / "small" / "nio" / "lr=0.1" / "seed=0" / "curve.parquet"
+    def test_curve_of_an_earlier_version(self, compared_before: Path, tmp_path: Path, kind: str) -> None:
+        path = compared_before / "runs" / "small" / "nio" / "lr=0.1" / "seed=0" / "curve.parquet"
         path.rename(tmp_path / "whole")
         try:
             hostile_curve(path, kind)
-            self.one_problem(compared)
+            self.one_problem(compared_before)
         finally:
             path.unlink()
             (tmp_path / "whole").rename(path)
@@ -382,13 +415,13 @@ def hostile_curve(path: Path, kind: str) -> None:
 
 
 def test_a_curve_is_read_as_it_was_written(tmp_path: Path) -> None:
-    from initopt.comparison.storage.curve_file import read_curve, write_curve
-
-    curve = (CurvePoint(0, 0.0, "test", 1.5, None), CurvePoint(3, 0.5, "train", float("inf"), 0.25))
-    write_curve(curve, tmp_path / "curve.parquet")
-    assert read_curve(tmp_path / "curve.parquet") == curve
-    write_curve((), tmp_path / "curve.parquet")
-    assert read_curve(tmp_path / "curve.parquet") == ()
+    for curve in (
+        (CurvePoint(0, 0.0, "test", 1.5, None), CurvePoint(3, 0.5, "train", float("inf"), 0.25)),
+        (),
+    ):
+        record = replace(run(), curve=curve)
+        write_run(record, tmp_path)
+        assert load_run(tmp_path) == record
 
 
 def test_a_file_that_is_too_large(tmp_path: Path) -> None:

@@ -358,9 +358,9 @@ TARGETS: dict[Callable[[Path], None], tuple[float, list[str]]] = {
     read_result: (0.25, ["result/result.json", "result/weights.safetensors", "result/grams.safetensors"]),
     save_over_result: (0.05, ["result/result.json", "result/weights.safetensors"]),
     go_on: (0.2, ["run.ckpt"]),
-    read_comparison: (0.2, ["out/comparison.json", "out/runs/**/run.json", "out/runs/**/curve.parquet"]),
-    report: (0.1, ["out/comparison.json", "out/runs/**/run.json", "out/runs/**/curve.parquet"]),
-    compare_again: (0.05, ["out/comparison.json", "out/runs/**/run.json", "out/runs/**/curve.parquet"]),
+    read_comparison: (0.2, ["out/comparison.json", "out/runs/**/run.json"]),
+    report: (0.1, ["out/comparison.json", "out/runs/**/run.json"]),
+    compare_again: (0.05, ["out/comparison.json", "out/runs/**/run.json"]),
     configured: (0.15, ["config.yaml"]),
 }
 """What reads files, how often it is tried, and the files."""

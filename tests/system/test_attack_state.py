@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import initopt
 from initopt.model import modes as eager
 from initopt.model import preserve, randomness
-from initopt.model.torch_state import TorchState
+from initopt.model.preserve import TorchState
 from tests.helpers import Batch, make_batches, make_model
 
 

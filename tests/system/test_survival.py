@@ -1,5 +1,6 @@
 """Whatever happens to a comparison: nothing that is done is lost, nothing is done twice, and the rest is done."""
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import initopt
+import initopt.comparison.running.execute as execute_module
 import initopt.comparison.running.run as run_module
 from initopt._support.reading import read_json
 from initopt._support.workshop import workshop
@@ -412,7 +414,7 @@ class TestStorageThatFails:
         shutil.rmtree(tmp_path / "out" / "runs" / "small" / "default")
         counted.clear()
         if damage == "truncated":
-            (place / "curve.parquet").write_bytes(b"PAR1")
+            (place / "run.json").write_bytes((place / "run.json").read_bytes()[:-100])
         elif damage == "unreadable":
             original = os.open
 
@@ -469,15 +471,41 @@ class TestWorkers:
         assert {run.seed: run.status for run in found.runs} == {0: "done", 1: "failed", 2: "done"}
 
     def test_none_is_left_after_an_interrupt(self, tmp_path, monkeypatch):
-        from initopt.comparison.running import workers as workers_module
-
         def interrupted(*arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(workers_module, "wait", interrupted)
+        monkeypatch.setattr(execute_module, "store_run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compare(tmp_path / "out", workers=2)
         assert multiprocessing.active_children() == []
+
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes as Linux has them")
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize("moment", ["they start", "they work"])
+    def test_all_end_without_a_word(self, tmp_path, number, status, moment):
+        """After Ctrl-C, which a terminal sends to all of them, and after SIGTERM, which a cluster sends to all."""
+        command = [
+            sys.executable,
+            "-m",
+            "initopt",
+            "compare",
+            "--models.a",
+            "tests.comparing.small_digits",
+            "--workers",
+            "2",
+        ]
+        command += ["--initializations", "default,nio", "--recipe.epochs", "50", "--out", str(tmp_path / "out")]
+        process = subprocess.Popen(command, env=with_the_tests(), stderr=subprocess.PIPE, start_new_session=True, text=True)
+        awaited = {"they start": "comparison.json", "they work": "run.json"}[moment]
+        while not list((tmp_path / "out").rglob(awaited)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        while moment == "they start" and len(session(process.pid)) < 3:  # the one that leads, and a worker or two
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+        assert process.communicate(timeout=120)[1] == ""
+        assert process.returncode == status
+        assert_none_left(process.pid)
 
     def test_a_script_without_the_line_that_it_needs(self, tmp_path):
         script = tmp_path / "script.py"
@@ -512,14 +540,41 @@ class TestLoaders:
         assert table(tmp_path / "out") == expected
 
 
+def session(leader):
+    """The processes of the session of one that may have ended, by number, with their command lines."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(number) == leader and state != "Z":
+                found[int(folder.name)] = (folder / "cmdline").read_text()
+    return found
+
+
+def assert_none_left(leader):
+    """None of the processes that one has started outlives it by more than the time that a worker takes to start."""
+    deadline = time.monotonic() + 120
+    while session(leader) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert session(leader) == {}
+
+
 KILLED = """
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from tests.comparing import NIO, RECIPE, compare, small
+
+def elsewhere(name):
+    from initopt.integrations.ray import RayExecutor
+    return RayExecutor("local") if name == "ray" else nullcontext()
+
 if __name__ == "__main__":
     epochs, report = {"quick": (10, False), "thorough": (60, True)}[sys.argv[3]]
-    compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],
-            recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": epochs}, seeds=4, workers=int(sys.argv[2]), report=report)
+    with elsewhere(sys.argv[2]) as executor:
+        compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],
+                recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": epochs}, seeds=4, executor=executor,
+                workers=1 if executor else int(sys.argv[2]), report=report, retry_failed=True)
 """
 RUNS = 2 * 2 * (2 * 2 + 4)
 
@@ -532,26 +587,48 @@ class Killed:
         self.script = folder / "script.py"
         self.script.write_text(KILLED)
 
-    def start(self, name):
-        command = [sys.executable, str(self.script), str(self.folder / name), str(self.workers), self.kind]
+    def start(self, name, workers=None):
+        command = [sys.executable, str(self.script), str(self.folder / name), str(workers or self.workers), self.kind]
         return subprocess.Popen(command, env=with_the_tests(), stderr=subprocess.DEVNULL, start_new_session=True)
 
     def stored(self):
         return len(list((self.folder / "killed" / "runs").glob("*/*/*/*/run.json")))
 
-    def kill(self, more, pause, group):
-        """Kill it when some more runs are stored, and a pause after that: all its processes, or the one that leads."""
+    def kill(self, more, pause, group=False, worker=False):
+        """Kill it when some more runs are stored, and a pause after that.
+
+        Args:
+            more: how many more.
+            pause: in seconds.
+            group: whether all its processes are killed, or the one that leads.
+            worker: whether one of its workers is killed first, and it goes on from there.
+        """
         process, goal = self.start("killed"), self.stored() + more
-        while self.stored() < goal:
-            time.sleep(0.001)
+        self.wait(process, goal)
+        if worker:
+            self.kill_a_worker(process)
+            self.wait(process, goal + more)
         time.sleep(pause)
         assert process.poll() is None, "it was done before it could be killed"
         os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
         process.wait()
+        assert_none_left(process.pid)
+
+    def wait(self, process, goal):
+        while self.stored() < goal:
+            assert process.poll() is None, "it has ended by itself"
+            time.sleep(0.001)
+
+    def kill_a_worker(self, process):
+        while True:
+            for number, line in session(process.pid).items():
+                if "spawn_main" in line or line.startswith("ray::_call"):
+                    os.kill(number, signal.SIGKILL)
+                    return
 
     def check(self):
-        for name in ("killed", "unbroken"):
-            assert self.start(name).wait(300) == 0
+        for name, workers in (("killed", None), ("unbroken", 1)):
+            assert self.start(name, workers).wait(300) == 0
         tables = [table(self.folder / name) for name in ("killed", "unbroken")]
         assert tables[0] == tables[1]
         assert len(tables[0]) == RUNS
@@ -560,8 +637,8 @@ class Killed:
 
 def test_killed_twice(tmp_path):
     comparison = Killed(tmp_path, workers=1, kind="quick")
-    comparison.kill(1, 0.02, group=False)
-    comparison.kill(18, 0.0, group=False)  # among the final runs
+    comparison.kill(1, 0.02)
+    comparison.kill(18, 0.0)  # among the final runs
     assert comparison.stored() >= 19
     comparison.check()
 
@@ -574,6 +651,18 @@ def test_killed_at_ten_random_moments(tmp_path, workers, group):
     for _ in range(10):
         more = draws.choice([0, 1, 2])
         comparison.kill(more, draws.uniform(0, 0.1) if more else draws.uniform(0, 3), group)
+    comparison.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["2", "ray"])
+def test_ten_kills_of_workers_and_of_the_one_that_leads(tmp_path, workers):
+    if workers == "ray":
+        pytest.importorskip("ray")
+    comparison = Killed(tmp_path, workers, kind="thorough")
+    draws = random.Random(1)
+    for _ in range(10):
+        comparison.kill(draws.choice([0, 1]), draws.uniform(0, 0.5), worker=True)
     comparison.check()
 
 

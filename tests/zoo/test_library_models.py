@@ -232,7 +232,8 @@ class TestMissing:
 class TestCommands:
     def test_measure_and_run(self, cli, timm, tmp_path):
         status, out, err = cli(
-            "measure --model timm:resnet50 --model.num_classes 10 --data digits --data.batch_size 16 --steps 2 --seed 3"
+            "measure --model timm:resnet50 --model.num_classes 10 --data digits --data.batch_size 16 --seed 3 "
+            "--num_batches 2"
         )
         assert (status, err) == (0, "")
         assert "GradCosine" in out
@@ -282,7 +283,7 @@ class TestCommands:
             "report": False,
         }
         (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
-        status, _, err = cli("compare --recipe spec.yaml --out o")
+        status, _, err = cli("compare --experiment spec.yaml --out o")
         assert (status, err) == (0, "")
         runs = initopt.comparison.load_comparison(tmp_path / "o").runs
         assert [run.status for run in runs] == ["done", "done"]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
 from initopt._support.errors import warn
+from initopt._support.words import did_you_mean, unknown
 
 __all__ = [
     "accepting",
@@ -20,9 +21,9 @@ __all__ = [
     "check_flag",
     "check_integer",
     "check_number",
-    "did_you_mean",
     "plain_numbers",
     "renaming",
+    "require",
     "suggesting",
     "with_plain_numbers",
 ]
@@ -52,7 +53,7 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
     """Raise a ValueError unless ``value`` is one of the known names."""
     names = list(known)
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"unknown {name} {value!r}; known are {', '.join(map(repr, names))}")
+        raise ValueError(unknown(name, value, names))
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -94,21 +95,19 @@ def check_number(
         raise ValueError(f"{name} must be a {' '.join([kind, ' and '.join(bounds)]).strip()}; got {value!r}")
 
 
+_PACKAGES = {"PIL": "pillow", "lightning_fabric": "lightning-fabric"}
+"""The names of packages that are not those of their modules."""
+
+
+def require(what: str, extra: str, *modules: str) -> None:
+    """Raise an ImportError, which says what to install, unless all modules that ``what`` needs of an extra are there."""
+    missing = [_PACKAGES.get(module, module) for module in modules if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"{what} needs {', '.join(missing)}: pip install 'initopt[{extra}]'")
+
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown name: the nearest of those that there are, or all of them.
-
-    >>> did_you_mean("step", ["steps", "seed"])
-    "; did you mean 'steps'?"
-    >>> did_you_mean("colour", ["steps", "seed"])
-    '; it has steps, seed'
-    """
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
 
 
 def accepting(*options: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:

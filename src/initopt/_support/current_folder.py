@@ -20,8 +20,8 @@ def leave_current_folder() -> None:
 
     A folder that somebody else has made must not bring modules because one stands in it.
     """
-    here = os.getcwd()
-    if sys.path and sys.path[0] in ("", here) and not os.path.samefile(here, os.path.join(os.path.dirname(__file__), "..")):
+    here, source = os.getcwd(), os.path.join(os.path.dirname(__file__), "..", "..")
+    if sys.path and sys.path[0] in ("", here) and not os.path.samefile(here, source):
         del sys.path[0]
 
 

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from initopt._support._torch_messages import is_written_over
+
 __all__ = [
     "HarmError",
     "InitoptWarning",
@@ -20,6 +22,10 @@ __all__ = [
     "located",
     "warn",
 ]
+
+
+class InitoptWarning(UserWarning):
+    """A warning of initopt's: ``warnings.simplefilter("ignore", initopt.InitoptWarning)`` silences them alone."""
 
 
 class HarmError(ArithmeticError):
@@ -50,11 +56,8 @@ class ZeroGradientError(ArithmeticError):
     """Every gradient is exactly zero, so there is no direction to compare."""
 
 
-class InitoptWarning(UserWarning):
-    """A warning of initopt's: ``warnings.simplefilter("ignore", initopt.InitoptWarning)`` silences them alone."""
-
-
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+"""The folder of initopt, with a separator at its end."""
 
 _WRITTEN_OVER = (
     "(the model writes over what its backward pass needs. Models are measured in evaluation mode, but for their norms; if "
@@ -77,7 +80,7 @@ def located(place: str) -> Iterator[None]:
         raise type(error)(f"in {place}: {error}") from error.__cause__
     except Exception as error:
         error.add_note(f"(in {place})")
-        if "modified by an inplace operation" in str(error):
+        if is_written_over(error):
             error.add_note(_WRITTEN_OVER)
         if "fabric.backward" in str(error):
             error.add_note(_FABRIC)
@@ -85,7 +88,7 @@ def located(place: str) -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """Warn the user, about the line that called into initopt."""
+    """Warn the user with an :class:`InitoptWarning`, about the line that called into initopt."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back

@@ -10,14 +10,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from initopt._support.reading import read_json
+from initopt._support.words import first_few
 from initopt._support.workshop import Workshop, clear_leftovers, workshop
 
 __all__ = [
+    "Contents",
     "check_file",
     "check_replaceable",
     "exchange",
@@ -39,7 +41,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write: is given the path of a temporary file, which it makes.
 
     Raises:
-        ValueError: if something is there that is no file.
+        ValueError: if something is there that is not a file.
         OSError: if it cannot be written.
     """
     check_file(path)
@@ -74,20 +76,44 @@ def check_file(path: Path, called: str | None = None) -> None:
         raise ValueError(f"{called or path} is {what}; give the path of a file")
 
 
-_WRITTEN = {
-    "result.json": {"result.json", "weights.safetensors", "grams.safetensors", "plot.png", "config.yaml"},
-    ".initopt-demo": {".initopt-demo", "results.json", "demo.png"},
-    "diagnosis.json": {"diagnosis.json", "diagnosis.html", "rows.csv"},
-    "run.json": {"run.json", "curve.parquet", "events.out.tfevents.run"},
-    ".initopt-report": {".initopt-report", "report.html", "report.md", "figures"},
-}
-"""What initopt writes into a folder, by the file that marks it as ours. Subfolders are those of results."""
+@dataclass(frozen=True)
+class Contents:
+    """What a folder of ours holds; those who write one say it.
 
-_FOLDERS = {"figures"}
-"""Which of these are folders; what they hold is for the one who writes them to look at."""
+    Attributes:
+        marker: the file that says that the folder is ours, and of which kind; if it is JSON, by its ``"format"``.
+        files: the other files that may be in it.
+        folders: the folders that may be in it; what they hold is for the one who writes them to look at.
+        inner: what further folders in it hold; there are none, by default.
+    """
+
+    marker: str
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    inner: Contents | None = None
+
+    def foreign(self, folder: Path) -> Iterator[str]:
+        """The files of others in such a folder."""
+        for item in folder.iterdir():
+            is_folder = item.is_dir() and not item.is_symlink()
+            if is_folder and self.inner is not None and self.inner.is_in(item):
+                yield from (f"{item.name}/{name}" for name in self.inner.foreign(item))
+            elif item.name not in (self.folders if is_folder else (self.marker, *self.files)):
+                yield item.name
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder has the marker."""
+        marker = folder / self.marker
+        if marker.suffix != ".json":
+            return marker.is_file()
+        try:
+            record = read_json(marker)
+        except (OSError, ValueError):
+            return False
+        return isinstance(record, dict) and str(record.get("format")).startswith("initopt ")
 
 
-def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None:
+def write_folder(path: Path, write: Callable[[Path], None], contents: Contents) -> None:
     """Have ``write`` fill a folder, and put it in place only once it is complete.
 
     A folder that is there already is replaced if it is empty or holds nothing but what initopt wrote; at the end of a
@@ -96,13 +122,13 @@ def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None
     Args:
         path: where the folder goes.
         write: is given the path of a temporary folder, to be filled.
-        marker: the file that marks the folder, see :func:`check_replaceable`.
+        contents: what a folder of this kind holds.
 
     Raises:
         FileExistsError: if something else is there.
     """
     path = _without_links(path)
-    check_replaceable(path, marker)
+    check_replaceable(path, contents)
     path.parent.mkdir(parents=True, exist_ok=True)
     with workshop(path) as shop:
         shop.new.mkdir()
@@ -112,8 +138,8 @@ def write_folder(path: Path, write: Callable[[Path], None], marker: str) -> None
             _share(file, 0o777 if file.is_dir() else 0o666)
             _sync(file)
         _sync(shop.new)
-        check_replaceable(path, marker)  # once more, since the writing has taken a while
-        _put_in_place(shop, path, marker)
+        check_replaceable(path, contents)  # once more, since the writing has taken a while
+        _put_in_place(shop, path, contents)
     _sync(path.parent)
 
 
@@ -121,7 +147,7 @@ def _without_links(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _put_in_place(shop: Workshop, path: Path, marker: str) -> None:
+def _put_in_place(shop: Workshop, path: Path, contents: Contents) -> None:
     """Put a new folder at ``path``, in one step where the system can; the workshop then has the one that was there."""
     if not path.exists():
         os.replace(shop.new, path)
@@ -132,7 +158,7 @@ def _put_in_place(shop: Workshop, path: Path, marker: str) -> None:
         os.replace(path, displaced)
         os.replace(shop.new, path)
     try:
-        _refuse_foreign(path, displaced, marker)  # nobody finds it under its path any more
+        _refuse_foreign(path, displaced, contents)  # nobody finds it under its path any more
     except FileExistsError:
         if displaced == shop.new:
             exchange(displaced, path)
@@ -141,7 +167,7 @@ def _put_in_place(shop: Workshop, path: Path, marker: str) -> None:
         raise
 
 
-def remove_folder(path: Path, marker: str) -> None:
+def remove_folder(path: Path, contents: Contents) -> None:
     """Remove a folder that :func:`write_folder` would replace.
 
     Raises:
@@ -150,17 +176,17 @@ def remove_folder(path: Path, marker: str) -> None:
     if path.is_symlink():
         raise FileExistsError(f"{path} is a link; remove it yourself")
     path = _without_links(path)
-    check_replaceable(path, marker)
+    check_replaceable(path, contents)
     with workshop(path) as shop:
         os.replace(path, shop.new)
 
 
-def check_replaceable(path: Path, marker: str) -> None:
+def check_replaceable(path: Path, contents: Contents) -> None:
     """Refuse a folder that :func:`write_folder` would not replace.
 
     Args:
         path: the folder.
-        marker: the file that says that the folder is ours, and of which kind; if it is JSON, by its ``"format"``.
+        contents: what a folder of this kind holds.
 
     Raises:
         FileExistsError: if something is there that is neither an empty folder nor one that initopt wrote, or if it holds
@@ -177,9 +203,9 @@ def check_replaceable(path: Path, marker: str) -> None:
         )
     if path.is_dir() and not any(path.iterdir()):
         return
-    if not path.is_dir() or not _is_ours(path / marker):
+    if not path.is_dir() or not contents.is_in(path):
         raise FileExistsError(f"{path} exists and was not written by initopt; choose another folder or remove it first")
-    _refuse_foreign(path, path, marker)
+    _refuse_foreign(path, path, contents)
 
 
 def _current_folder() -> Path:
@@ -189,38 +215,14 @@ def _current_folder() -> Path:
         return Path(os.sep)
 
 
-def _refuse_foreign(path: Path, place: Path, marker: str) -> None:
+def _refuse_foreign(path: Path, place: Path, contents: Contents) -> None:
     """Refuse to replace what is called ``path`` and lies at ``place``, if it holds files of others."""
-    foreign = sorted(_foreign(place, marker))
+    foreign = sorted(contents.foreign(place))
     if foreign:
-        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise FileExistsError(
-            f"{path} is not replaced, since it holds files that initopt did not write: {', '.join(foreign[:5])}{more}; "
+            f"{path} is not replaced, since it holds files that initopt did not write: {first_few(foreign, 5)}; "
             "move them elsewhere or choose another folder"
         )
-
-
-def _is_ours(marker: Path) -> bool:
-    if marker.suffix != ".json":
-        return marker.is_file()
-    try:
-        record = read_json(marker)
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and str(record.get("format")).startswith("initopt ")
-
-
-def _foreign(folder: Path, marker: str) -> Iterator[str]:
-    """The files of others in a folder of ours."""
-    for item in folder.iterdir():
-        is_folder = item.is_dir() and not item.is_symlink()
-        if is_folder and _is_ours(item / "result.json"):
-            if marker == "result.json":  # a result holds no other
-                yield item.name
-            else:
-                yield from (f"{item.name}/{name}" for name in _foreign(item, "result.json"))
-        elif item.name not in _WRITTEN[marker] or is_folder != (item.name in _FOLDERS):
-            yield item.name
 
 
 def _share(path: Path, mode: int) -> None:

@@ -34,7 +34,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is no ordinary file (a pipe, which may never end, or a device); the message names it.
+        ValueError: if it is not an ordinary file (a pipe, which may never end, or a device); the message names it.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -49,7 +49,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def read_bytes(path: Path, most: int = _MOST) -> bytes:
-    """What a file holds, all of it from one opening.
+    """Read all bytes of a file, from one opening.
 
     Args:
         path: of the file.
@@ -66,10 +66,10 @@ def read_bytes(path: Path, most: int = _MOST) -> bytes:
 
 
 def read_text(path: Path, most: int = _MOST) -> str:
-    """What a file in UTF-8 holds.
+    """Read the text of a file in UTF-8.
 
     Raises:
-        OSError, ValueError: as :func:`read_bytes`; UnicodeDecodeError, which is a ValueError, if it is in no UTF-8.
+        OSError, ValueError: as :func:`read_bytes`; UnicodeDecodeError, which is a ValueError, if it is not in UTF-8.
     """
     return read_bytes(path, most).decode("utf-8")
 
@@ -129,7 +129,7 @@ _T = TypeVar("_T")
 
 _NOT_FINITE = ("inf", "-inf", "nan")
 _LARGEST = 2**128
-"""Of integers: beyond any seed, and within the floating-point numbers."""
+"""The bound of integers: beyond any seed, and within the floating-point numbers."""
 
 _WORDS = {
     bool: "true or false",
@@ -218,11 +218,7 @@ def _one_of(forms: tuple[Any, ...], value: Any, name: str) -> Any:
     kinds = [form for form in forms if form is not type(None)]
     if len(kinds) == 1:  # a type or null: what is wrong with the type
         raise errors[forms.index(kinds[0])]
-    raise ValueError(f"{name or 'the value'} must be {' or '.join(_words_of(forms))}; got {_short(value)}")
-
-
-def _words_of(forms: tuple[Any, ...]) -> Iterator[str]:
-    return map(_in_words, forms)
+    raise ValueError(f"{name or 'the value'} must be {' or '.join(map(_in_words, forms))}; got {_short(value)}")
 
 
 def _in_words(form: Any) -> str:

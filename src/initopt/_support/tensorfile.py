@@ -16,14 +16,23 @@ from torch import Tensor
 
 from initopt._support.reading import bounded_json, of_form, opened
 
-__all__ = ["load_tensors", "save_tensors"]
+__all__ = ["kind", "load_tensors", "save_tensors"]
 
 _COMPLEX = "complex"
 _METADATA = "__metadata__"
 _LONGEST = 100_000_000
-"""Bytes of a header, as the format has it."""
+"""The most bytes of a header, as the format has it."""
 
 _SYSTEM = re.compile(r"\(os error (\d+)\)")
+
+
+def kind(tensor: Tensor) -> str:
+    """The dtype and shape of a tensor.
+
+    >>> kind(torch.zeros(2, 3))
+    'float32 [2, 3]'
+    """
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

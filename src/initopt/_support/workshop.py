@@ -70,14 +70,9 @@ def clear_leftovers_in(folder: Path, targets: re.Pattern[str]) -> None:
     except OSError:
         return
     for name in folders:
-        target = _target_of(name)
-        if target is not None and targets.fullmatch(target):
-            _clear(folder / name, folder / target)
-
-
-def _target_of(name: str) -> str | None:
-    found = _NAME.fullmatch(name)
-    return None if found is None else found["target"]
+        found = _NAME.fullmatch(name)
+        if found is not None and targets.fullmatch(found["target"]):
+            _clear(folder / name, folder / found["target"])
 
 
 def _opened(target: Path) -> tuple[Path, int]:
@@ -146,11 +141,7 @@ def _close(place: Path, target: Path) -> None:
 
 
 def _delete(item: Path) -> None:
-    try:
-        is_folder = stat.S_ISDIR(os.lstat(item).st_mode)
-    except FileNotFoundError:
-        return
-    if is_folder:
+    if item.is_dir() and not item.is_symlink():
         shutil.rmtree(item)
     else:
-        item.unlink()
+        item.unlink(missing_ok=True)

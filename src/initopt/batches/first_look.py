@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_messages import is_of_other_dtype
 from initopt._support.errors import LossError, warn
 from initopt.batches.nested import named_tensors
 
@@ -21,10 +21,6 @@ class LabelError(LossError):
 
 _FEW = 16
 """Targets that may be in order by chance."""
-
-_OTHER_DTYPE = re.compile(
-    r"same dtype|expected scalar type|expected m1 and m2|Input type .* and (weight|bias) type|dtypes? .*(match|mismatch)"
-)
 
 
 def look_at_classes(output: Tensor, targets: Tensor, classes: int, criterion: nn.Module | None) -> None:
@@ -102,7 +98,7 @@ def refuse_dtype(error: RuntimeError, model: nn.Module, batch: Any) -> None:
     Raises:
         TypeError: if so; otherwise nothing happens.
     """
-    if not _OTHER_DTYPE.search(str(error)):
+    if not is_of_other_dtype(error):
         return
     of_model = {p.dtype for p in model.parameters() if p.is_floating_point()}
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

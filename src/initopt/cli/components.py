@@ -15,21 +15,13 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser
 
 from initopt._support.current_folder import hidden_by
-from initopt.data import SOURCES, Splits, digits
+from initopt.data import SOURCES, Splits
 from initopt.zoo.library_models import LIBRARIES, check_library_model, library_model
 
-__all__ = ["Component", "find_component", "import_path", "short_names"]
+__all__ = ["Component", "find_component", "import_path"]
 
 _HOMES = {"model": "initopt.zoo", "models": "initopt.zoo", "loss": "torch.nn.modules"}
 _EXAMPLES = {"model": "Net", "models": "Net", "data": "batches", "loss": "loss"}
-
-
-def short_names(option: str) -> list[str]:
-    """The names that need no path, as values of an option."""
-    if option == "data":
-        return list(SOURCES)
-    names = list(getattr(importlib.import_module(_HOMES[option]), "__all__", []))
-    return [name for name in names if name != library_model.__name__]  # whose networks have names of their own
 
 
 @dataclass(frozen=True)
@@ -48,78 +40,59 @@ class Component:
     target: Callable[..., Any]
     as_batches: bool = False
 
-    @property
-    def takes_arguments(self) -> bool:
-        """Whether it is called to make the object; a loss function is the object itself."""
-        return self.option != "loss" or inspect.isclass(self.target)
-
     def add_arguments(self, parser: ArgumentParser, given: Iterable[str] = ()) -> None:
-        """Add ``--OPTION.ARG`` for each of its arguments.
+        """Add ``--OPTION.init_args.ARG`` for each of its arguments; a loss function has none, and is not called.
 
         Args:
             parser: to which they are added.
             given: the names of those that are there; a network of a library takes what the library knows, and has no list.
         """
-        if not self.takes_arguments:
-            return
-        title = f"arguments of --{self.option} {self.path}"
-        if self._is_of_library:
+        title, prefix = f"arguments of --{self.option} {self.path}", f"{self.option}.init_args"
+        if isinstance(self.target, partial):
             group = parser.add_argument_group(title, f"those that the library has for it, as --{self.option}.ARG VALUE")
             for name in given:
-                group.add_argument(f"--{self.option}.{name}", type=Any)
+                group.add_argument(f"--{prefix}.{name}", type=Any)
             return
         group = parser.add_argument_group(title)
         if inspect.isclass(self.target):
-            group.add_class_arguments(self.target, self.option, as_group=False, instantiate=False, fail_untyped=False)
-        else:
-            group.add_function_arguments(self.target, self.option, as_group=False, fail_untyped=False)
+            group.add_class_arguments(self.target, prefix, as_group=False, instantiate=False, fail_untyped=False)
+        elif self.option != "loss":
+            group.add_function_arguments(self.target, prefix, as_group=False, fail_untyped=False)
         if self._makes_batches:
-            group.add_method_arguments(Splits, "batches", self.option, as_group=False)
+            group.add_method_arguments(Splits, "batches", prefix, as_group=False)
 
-    def check(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse to go without a required argument; those without a type pass the parser, which has None for them.
+    def maker(self, arguments: Mapping[str, Any]) -> partial[Any]:
+        """What makes the object: the class or function with its arguments.
 
         Raises:
-            ValueError: if one is missing.
+            ValueError: if a required argument is missing; one without a type passes the parser, which has None for it.
         """
         for name, parameter in inspect.signature(self.target).parameters.items():
-            untyped = parameter.annotation is inspect.Parameter.empty and parameter.default is inspect.Parameter.empty
-            if untyped and name in arguments and arguments[name] is None:
+            if parameter.annotation is parameter.default is parameter.empty and arguments.get(name, ...) is None:
                 how = f"{{class_path: {self.path}, init_args: {{{name}: VALUE}}}}" if self.option == "models" else ""
                 raise ValueError(f"--{self.option} {self.path} needs {how or f'--{self.option}.{name}'}")
+        return partial(self.target, **arguments)
 
     def make(self, arguments: Mapping[str, Any]) -> Any:
         """The object.
 
         Raises:
-            ValueError: if a required argument is missing.
+            ValueError: as :meth:`maker`.
         """
-        if not self.takes_arguments:
+        if self.option == "loss" and not inspect.isclass(self.target):
             return self.target
-        self.check(arguments)
-        if not self._makes_batches:
-            return self.target(**arguments)
-        known = inspect.signature(Splits.batches).parameters
-        of_batches = {name: value for name, value in arguments.items() if name in known}
-        splits = self.target(**{name: value for name, value in arguments.items() if name not in of_batches})
-        return splits.batches(**of_batches)
-
-    @property
-    def _is_of_library(self) -> bool:
-        return isinstance(self.target, partial) and self.target.func is library_model
+        known = inspect.signature(Splits.batches).parameters if self._makes_batches else {}
+        made = self.maker({name: value for name, value in arguments.items() if name not in known})()
+        return made.batches(**{name: arguments[name] for name in known if name in arguments}) if known else made
 
     @property
     def _makes_batches(self) -> bool:
-        return self.as_batches and _returns_splits(self.target)
-
-
-def _returns_splits(target: Callable[..., Any]) -> bool:
-    """Whether a function says that its result are data in three parts."""
-    try:
-        returned = get_type_hints(target).get("return")
-    except Exception:  # annotations of the user's may name what is not there
-        return False
-    return inspect.isclass(returned) and issubclass(returned, Splits)
+        """Whether these are data in three parts, by what their function says that it returns, and batches are wanted."""
+        try:
+            returned = get_type_hints(self.target).get("return") if self.as_batches else None
+        except Exception:  # annotations of the user's may name what is not there
+            return False
+        return inspect.isclass(returned) and issubclass(returned, Splits)
 
 
 def find_component(option: str, path: str, *, as_batches: bool = True) -> Component:
@@ -137,11 +110,13 @@ def find_component(option: str, path: str, *, as_batches: bool = True) -> Compon
         check_library_model(path)
         return Component(option, path, partial(library_model, path))
     if "." not in path:
-        known = short_names(option)
-        if path in known and option == "data":
-            return Component(option, path, digits if as_batches and path == "digits" else SOURCES[path], as_batches)
+        if option == "data":
+            known: dict[str, Any] = dict(SOURCES)
+        else:
+            home = importlib.import_module(_HOMES[option])
+            known = {name: getattr(home, name) for name in home.__all__ if name != library_model.__name__}
         if path in known:
-            return Component(option, path, getattr(importlib.import_module(_HOMES[option]), path))
+            return Component(option, path, known[path], as_batches)
         few = f"a short name ({', '.join(known)}) or " if 0 < len(known) <= 20 else ""
         few += f"{', '.join(f'{library}:NAME' for library in LIBRARIES)} or " if option in ("model", "models") else ""
         raise ValueError(f"--{option} takes {few}an import path such as my_net.{_EXAMPLES[option]}; got {path!r}")

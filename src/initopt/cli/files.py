@@ -1,9 +1,8 @@
-"""YAML files of options."""
+"""YAML files: options, and whole experiments, read within bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,76 +11,12 @@ import yaml
 from initopt._support.reading import read_text
 from initopt.recipes import RECIPES
 
-__all__ = [
-    "Config",
-    "as_yaml",
-    "describe_recipe",
-    "merge_configs",
-    "path_and_arguments",
-    "read_options",
-    "read_recipe",
-    "write_yaml",
-]
+__all__ = ["as_yaml", "bounded_yaml", "describe_experiment", "path_and_arguments", "read_experiment", "read_options"]
 
 _MOST = 2**20
 """The most bytes of a file of options."""
 
 _MOST_VALUES, _DEEPEST = 100_000, 50
-
-
-@dataclass
-class Config:
-    """Options from files.
-
-    Attributes:
-        chosen: the import path of each component that a file chose, and the method.
-        options: every other option by its name on the command line; arguments of a component are ``"model.ARG"``.
-        origins: the file that each option is from.
-    """
-
-    chosen: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-
-    def choose(self, option: str, path: str) -> None:
-        """Choose a component; arguments that were for another one are dropped."""
-        if self.chosen.get(option, path) != path:
-            self.options = {name: value for name, value in self.options.items() if not name.startswith(f"{option}.")}
-        self.chosen[option] = path
-
-
-def merge_configs(files: Iterable[tuple[str, Mapping[str, Any]]], choices: Collection[str]) -> Config:
-    """Options from files, of which a later one overrides the earlier ones.
-
-    A component is its import path, or ``{class_path: PATH, init_args: {ARG: VALUE}}``.
-
-    Args:
-        files: the option and name of each, as ``"--config FILE"``, and what it holds.
-        choices: the options that choose a component, and ``"method"`` if the command has methods.
-
-    Raises:
-        ValueError: if a component is not of this form; the message names the file.
-    """
-    config = Config()
-    for name, held in files:
-        values = dict(held)
-        for option in (choice for choice in choices if choice != "method"):
-            value = values.pop(option, None)
-            if value is None:
-                continue
-            path, arguments = path_and_arguments(value, f"{name}: {option}")
-            config.choose(option, path)
-            given = {f"{option}.{argument}": value for argument, value in arguments.items()}
-            config.options |= given
-            config.origins |= dict.fromkeys(given, name)
-        if "method" in choices and "method" in values:
-            config.chosen["method"] = str(values.pop("method"))
-        recipe = values.pop("recipe", None)
-        if isinstance(recipe, dict):  # a group of options, of which a later file or the command line may change one
-            values |= {f"recipe.{field}": value for field, value in recipe.items()}
-        config.options |= values
-        config.origins |= dict.fromkeys(values, name)
-    return config
 
 
 def path_and_arguments(value: Any, called: str) -> tuple[str, dict[str, Any]]:
@@ -104,11 +39,6 @@ def as_yaml(options: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(options), sort_keys=False))
 
 
-def write_yaml(path: Path, options: Mapping[str, Any]) -> None:
-    """Write a file that :func:`read_options` reads."""
-    path.write_text(as_yaml(options), encoding="utf-8")
-
-
 def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
     """What a YAML file of options holds.
 
@@ -120,7 +50,7 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
         ValueError: if it is not there, or is no mapping; the message names it.
     """
     try:
-        values = _bounded_yaml(read_text(path, _MOST))
+        values = bounded_yaml(read_text(path, _MOST))
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror}") from None
     except RecursionError:
@@ -132,53 +62,42 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _bounded_yaml(text: str) -> Any:
-    """What YAML says, refused if aliases, which are a few bytes each, make more of it than a file could hold."""
+def bounded_yaml(text: str) -> Any:
+    """What YAML says, refused if aliases, which are a few bytes each, make more of it than a file could hold.
+
+    Raises:
+        ValueError, RecursionError: in that case, and if it is nested too deeply.
+    """
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
-        _nodes(node, {}, frozenset())
+        _size(node, {}, frozenset())
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _nodes(node: yaml.Node, counted: dict[int, int], above: frozenset[int]) -> int:
-    """How many values there are in a node, an alias counted as often as it stands there.
-
-    Raises:
-        ValueError: if these are too many, or a node is in itself.
-        RecursionError: if they are nested too deeply.
-    """
+def _size(node: yaml.Node, sizes: dict[int, int], above: frozenset[int]) -> int:
+    """How many values there are in a node, an alias counted as often as it stands there."""
     if id(node) in above:
         raise ValueError("an alias stands within what it is an alias of")
     if len(above) > _DEEPEST:
         raise RecursionError
-    if id(node) not in counted:
+    if id(node) not in sizes:
         items = node.value if isinstance(node, yaml.CollectionNode) else []
         below = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
-        counted[id(node)] = 1 + sum(_nodes(part, counted, above | {id(node)}) for part in below)
-        if isinstance(node, yaml.ScalarNode) and "&" in node.value:  # an option may be YAML in a string
-            counted[id(node)] += _nodes_in(node.value)
-    if counted[id(node)] > _MOST_VALUES:
+        sizes[id(node)] = 1 + sum(_size(part, sizes, above | {id(node)}) for part in below)
+    if sizes[id(node)] > _MOST_VALUES:
         raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
-    return counted[id(node)]
+    return sizes[id(node)]
 
 
-def _nodes_in(text: str) -> int:
-    try:
-        inner = yaml.compose(text, yaml.SafeLoader)
-    except yaml.YAMLError:
-        return 0
-    return 0 if inner is None else _nodes(inner, {}, frozenset())
-
-
-def read_recipe(path: Path, scale: str | None = None) -> dict[str, Any]:
+def read_experiment(path: Path, scale: str | None = None) -> dict[str, Any]:
     """The options that a file holds.
 
-    Beside options, it may have three keys: ``base``, a recipe by name, or a file beside it, whose content it changes;
+    Beside options, it may have three keys: ``base``, an experiment by name, or a file beside it, whose content it changes;
     ``scales``, further changes by name, for ``--scale NAME``; and ``description``, what it is. A change replaces an option
     whole, but for the fields of the recipe and the arguments of the data, which it replaces one by one.
 
@@ -196,11 +115,11 @@ def read_recipe(path: Path, scale: str | None = None) -> dict[str, Any]:
         return values
     if scale not in scales:
         known = f"it has {', '.join(scales)}" if scales else "it has none"
-        raise ValueError(f"--scale {scale}: --recipe {path} has no such scale; {known}")
+        raise ValueError(f"--scale {scale}: --experiment {path} has no such scale; {known}")
     return _changed(values, scales[scale])
 
 
-def describe_recipe(path: Path) -> tuple[str, tuple[str, ...]]:
+def describe_experiment(path: Path) -> tuple[str, tuple[str, ...]]:
     """What a file says that it is, and the names of its scales."""
     values = _with_base(path, ())
     return str(values.get("description", "")), tuple(values.get("scales", {}))
@@ -208,14 +127,14 @@ def describe_recipe(path: Path) -> tuple[str, tuple[str, ...]]:
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in [other.resolve() for other in above]:
-        raise ValueError(f"--recipe {above[0]}: {path} is its own base")
-    values = read_options(path, "--recipe")
+        raise ValueError(f"--experiment {above[0]}: {path} is its own base")
+    values = read_options(path, "--experiment")
     for name in ("recipe", "scales"):
         if not isinstance(values.get(name, {}), Mapping):
-            raise ValueError(f"--recipe {path}: {name} must be a mapping; got {values[name]!r}")
+            raise ValueError(f"--experiment {path}: {name} must be a mapping; got {values[name]!r}")
     for name, changes in values.get("scales", {}).items():
         if not isinstance(changes, Mapping):
-            raise ValueError(f"--recipe {path}: scale {name} must be a mapping of options; got {changes!r}")
+            raise ValueError(f"--experiment {path}: scale {name} must be a mapping of options; got {changes!r}")
     base = values.pop("base", None)
     if base is None:
         return values
@@ -223,7 +142,9 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not below.is_file():
         below = RECIPES.get(str(base), below)
     if not below.is_file():
-        raise ValueError(f"--recipe {path}: its base {base} is neither a file beside it nor a recipe (see --list_recipes)")
+        raise ValueError(
+            f"--experiment {path}: its base {base} is neither a file beside it nor an experiment (see --list_experiments)"
+        )
     return _changed(_with_base(below, (*above, path)), values)
 
 

@@ -6,26 +6,23 @@ import argparse
 import difflib
 import os
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, TextIO
+from pathlib import Path
+from typing import NoReturn
 
 import initopt
 from initopt._support.interrupts import terminable
 from initopt.cli.arguments import parse, reworded
-from initopt.cli.commands.base import Command
-from initopt.cli.commands.compare import COMPARE
-from initopt.cli.commands.demo import DEMO
-from initopt.cli.commands.measure import MEASURE
-from initopt.cli.commands.report import REPORT
-from initopt.cli.commands.run import RUN
-from initopt.cli.failures import FAILED, debugging, exit_status, explained
+from initopt.cli.commands import COMMANDS, find_command
 
 __all__ = ["main"]
 
-COMMANDS = {command.name: command for command in (DEMO, MEASURE, RUN, COMPARE, REPORT)}
+_FAILED, _BAD_INPUT = 1, 2
+_OWN = Path(initopt.__file__).parent
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -36,19 +33,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
-        sys.exit(_run(COMMANDS[arguments[0]], arguments[1:]))
-    parser = _top_level()
-    near = difflib.get_close_matches(arguments[0], COMMANDS, 1) if arguments else []
-    if near:
-        parser.error(f"there is no command {arguments[0]!r}; did you mean {near[0]!r}?")
-    parser.parse_args(arguments)
-    parser.print_help()
-    sys.exit(0)
-
-
-def _top_level() -> argparse.ArgumentParser:
+        sys.exit(_run(arguments[0], arguments[1:]))
     width = max(map(len, COMMANDS))
-    lines = "\n".join(f"  {command.name:{width}}  {command.summary}" for command in COMMANDS.values())
+    lines = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="initopt",
         usage="initopt COMMAND [options]",
@@ -59,50 +46,62 @@ def _top_level() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"initopt {initopt.__version__}")
     parser.add_argument("command", nargs="?", choices=COMMANDS, help=argparse.SUPPRESS)
-    return parser
+    near = difflib.get_close_matches(arguments[0], COMMANDS, 1) if arguments else []
+    if near:
+        parser.error(f"there is no command {arguments[0]!r}; did you mean {near[0]!r}?")
+    parser.parse_args(arguments)
+    parser.print_help()
+    sys.exit(0)
 
 
-def _run(command: Command, arguments: list[str]) -> int:
+def _run(name: str, arguments: list[str]) -> int:
+    status = 0
     try:
         with terminable(), _plain_warnings():
-            request = parse(command, arguments)
+            command = find_command(name)
+            request = parse(command, name, arguments)
             if request is not None:
-                command.run(request)
+                status = command.run(request) or 0
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader has had enough, as `head` has; nothing more can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return _FAILED
     except Exception as error:
-        if explained(error) and not debugging() and "--debug" not in arguments:
-            print(f"initopt {command.name}: error: {_message(error)}", file=sys.stderr)
+        debugging = "--debug" in arguments or os.environ.get("INITOPT_DEBUG", "") not in ("", "0")
+        if _explained(error) and not debugging:
+            syntax = isinstance(error, argparse.ArgumentError)
+            message = f"{reworded(str(error))}\n(--help says what is accepted)" if syntax else str(error)
+            print(f"initopt {name}: error: {message}", file=sys.stderr)
         else:
             traceback.print_exc()
-        return exit_status(error)
-    return 0
+        # 1 for a failure of the numbers or of the machine, 2 for input that cannot work
+        return _FAILED if isinstance(error, ArithmeticError) or not _explained(error) else _BAD_INPUT
+    return status
 
 
-def _message(error: Exception) -> str:
-    if not isinstance(error, argparse.ArgumentError):
-        return str(error)
-    return reworded(str(error)) + "\n(--help says what is accepted)"
+def _explained(error: Exception) -> bool:
+    """Whether the message of an exception tells the user all there is to know.
+
+    That is so for those that initopt raises itself. One that comes out of the user's model, loss or data, or out of
+    PyTorch beneath them, needs its traceback.
+    """
+    if isinstance(error, argparse.ArgumentError):
+        return True
+    if not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
+        return False
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, OSError):  # a file of ours that cannot be written fails beneath us, in the standard library
+        standard = sysconfig.get_path("stdlib")
+        files = [file for file in files if not file.is_relative_to(standard) or "site-packages" in file.parts]
+        return all(file.is_relative_to(_OWN) for file in files)
+    return files[-1].is_relative_to(_OWN)
 
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Warnings as a line for the user, not as a line of our source."""
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        print(f"initopt: warning: {message}", file=sys.stderr)
-
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = lambda message, *_, **__: print(f"initopt: warning: {message}", file=sys.stderr)
         yield

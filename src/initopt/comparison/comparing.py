@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from torch import nn
 
@@ -17,34 +17,28 @@ from initopt._support.errors import warn
 from initopt._support.processes import processor_threads
 from initopt._support.progress import Progress, counter
 from initopt.comparison.spec.hardware import Hardware
-from initopt.comparison.spec.initialization import Initialization
+from initopt.comparison.spec.initialization import Function, Initialization
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.plan import Plan
 from initopt.comparison.spec.recipe import Recipe
 from initopt.comparison.storage.store import Comparison, load_comparison
 from initopt.data import Splits
+from initopt.methods import Method
 from initopt.model.losses import LossFunction
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["compare", "require_extra"]
+    from initopt.comparison.running.executors import Executor
 
-_PACKAGES = {
-    "filelock": "filelock",
-    "jinja2": "jinja2",
-    "lightning_fabric": "lightning-fabric",
-    "pyarrow": "pyarrow",
-    "scipy": "scipy",
-    "tensorboard": "tensorboard",
-}
+__all__ = ["compare"]
 
 
 @suggesting
 def compare(
     models: Mapping[str, Callable[[], nn.Module] | Network],
     data: Any,
-    initializations: Iterable[str | Mapping[str, Any] | Initialization],
+    initializations: Iterable[str | Method | Function | Sequence[Any] | Mapping[str, Any] | Initialization],
     *,
     out: str | os.PathLike[str],
     recipe: Recipe | Mapping[str, Any] | None = None,
@@ -56,6 +50,7 @@ def compare(
     strategy: str = "auto",
     threads: int = 1,
     workers: int = 1,
+    executor: Executor | None = None,
     loaders: int = 0,
     retry_failed: bool = False,
     report: bool = True,
@@ -77,8 +72,11 @@ def compare(
             :class:`initopt.comparison.Network`, for changes to the recipe.
         data: ``"digits"``, or an object with the data sets ``train``, ``validation`` and ``test``
             (:class:`initopt.data.Splits`, say), or a function that returns one.
-        initializations: names (``"default"`` is the model's own start; a method in :data:`initopt.methods.METHODS`; a
-            scheme in ``initopt.schemes``), or dicts of the arguments of :class:`initopt.comparison.Initialization`.
+        initializations: each of them a name (``"default"`` is the model's own start; a scheme in ``initopt.schemes.NAMES``;
+            a method in :func:`initopt.methods.method_names`, those of other packages among them); a method with its
+            options, such as ``NIO(steps=50)``; a function ``(model, batches, loss_fn) -> None`` that changes a model in
+            place; a list of these, which work one after the other; or a dict of the arguments of
+            :class:`initopt.comparison.Initialization`.
         out: folder for the runs and the report.
         recipe: how to train, as a :class:`initopt.comparison.Recipe` or a dict of its fields.
         seeds: how many, or which ones.
@@ -89,7 +87,11 @@ def compare(
         strategy: how they share it, as Lightning Fabric has it.
         threads: processor threads of each process. One by default: the last digits depend on it, and with ``workers`` the
             processor is busy all the same.
-        workers: how many processes do one run each at a time; the results do not depend on it, but for times.
+        workers: how many processes do one run each at a time; the results do not depend on it, but for times. Of several
+            GPUs, all or those that ``devices`` lists, they take one each in turn.
+        executor: does the runs in the place of this process: anything with ``submit(function, *arguments)`` that returns
+            something with ``result()``, such as those of :mod:`concurrent.futures` or
+            :class:`initopt.integrations.ray.RayExecutor`. Only this process writes to ``out``.
         loaders: how many more processes each run has that read, decode and augment its samples, where these are not in
             memory already; the results do not depend on it, but for times. By default none, so the one that trains does it.
         retry_failed: do runs again that failed before.
@@ -103,10 +105,12 @@ def compare(
         ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
         MismatchError: if the folder holds another comparison; the message says in what it differs.
         FileExistsError, PermissionError, BlockingIOError: if the folder is not ours, cannot be written, or is in use.
-        ImportError: if the extra is missing: ``pip install 'initopt[compare]'``.
+        ImportError: if ``report``, several devices or another precision than ``"32-true"`` need packages that are not
+            installed; the message says which: ``pip install 'initopt[compare]'``.
+        RuntimeError: if no worker can be started, or the executor takes no more calls; the same call goes on.
 
     Warns:
-        UserWarning: if a run could not be stored or read; the others are done.
+        InitoptWarning: if a run could not be stored or read; the others are done.
 
     >>> import functools, tempfile, initopt
     >>> small = functools.partial(initopt.zoo.plain_mlp, depth=2, width=8)
@@ -117,7 +121,12 @@ def compare(
     >>> [(run.initialization, run.seed, run.status) for run in found.runs]
     [('default', 0, 'done'), ('default', 1, 'done'), ('nio', 0, 'done'), ('nio', 1, 'done')]
     """
-    require_extra()
+    if report:
+        from initopt.comparison.report.report import refuse_without_packages
+
+        refuse_without_packages()
+    from initopt.comparison.running.executors import check_executor, check_sendable
+
     check_integer("threads", threads, 1)
     hardware = Hardware(accelerator, devices, strategy, threads, check_integer("loaders", loaders, 0))
     plan = Plan.create(
@@ -131,23 +140,34 @@ def compare(
         hardware=hardware,
     )
     folder = Path(out).expanduser().absolute()
-    fabric = hardware.fabric(plan.recipe.precision)
-    _check_sharing(plan, fabric.world_size)
-    if check_integer("workers", workers, 1) > 1:
-        from initopt.comparison.running.workers import check_sendable
-
-        if not hardware.is_single:
-            raise ValueError(f"workers={workers} do one run each, on one device; with devices={devices!r}, use workers=1")
-        check_sendable(plan)
-    splits = plan.load_data()
-    with processor_threads(hardware.threads):
+    check_integer("workers", workers, 1)
+    if executor is not None:
+        check_executor(executor)
         if workers > 1:
-            device = fabric.device.type
-            problems = _with_workers(workers, plan, splits, device, folder, retry_failed, progress)
-        else:
+            raise ValueError(f"an executor has workers of its own: leave out either workers={workers} or the executor")
+        if not hardware.is_single:
+            raise ValueError(f"an executor does each run on one device; with devices={devices!r}, leave it out")
+        problems = _with_executor(executor, plan, folder, retry_failed, progress)
+        leads = True
+    elif workers > 1:
+        listed = isinstance(devices, list) and strategy == "auto"
+        if not (hardware.is_single or listed):
+            raise ValueError(
+                f"workers={workers} do one run each, on one device; with devices={devices!r}, use workers=1, or list "
+                "those that they are to take in turn, devices=[0, 1]"
+            )
+        check_sendable(plan)
+        problems = _with_workers(workers, plan, folder, retry_failed, progress)
+        leads = True
+    else:
+        fabric = hardware.fabric(plan.recipe.precision)
+        _check_sharing(plan, fabric.world_size)
+        leads = fabric.is_global_zero
+        splits = plan.load_data()
+        with processor_threads(hardware.threads):
             # Bound, since Fabric looks into arguments that it is given, and takes no frozen dataclasses.
             problems = fabric.launch(partial(_with_fabric, plan, splits, folder, retry_failed, progress))
-    if report and fabric.is_global_zero:
+    if report and leads:
         from initopt.comparison.report.report import write_report
 
         write_report(folder)
@@ -158,17 +178,6 @@ def compare(
     return found
 
 
-def require_extra() -> None:
-    """Refuse to go on without the packages of the extra ``compare``.
-
-    Raises:
-        ImportError: the message says what to install.
-    """
-    missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise ImportError(f"a comparison needs {', '.join(missing)}: pip install 'initopt[compare]'")
-
-
 def _check_sharing(plan: Plan, processes: int) -> None:
     for network in plan.networks:
         size = plan.recipe_of(network, next(iter(plan.initializations))).batch_size
@@ -176,15 +185,48 @@ def _check_sharing(plan: Plan, processes: int) -> None:
             raise ValueError(f"batch_size is {size}, which {processes} devices cannot share equally; take a multiple")
 
 
-def _with_workers(
-    count: int, plan: Plan, splits: Splits, device: str, folder: Path, retry_failed: bool, progress: Progress
-) -> list[str]:
-    from initopt.comparison.running.execute import execute
+def _with_workers(count: int, plan: Plan, folder: Path, retry_failed: bool, progress: Progress) -> list[str]:
+    from initopt.comparison.running.executors import prepare
     from initopt.comparison.running.workers import Workers
 
+    precision, hardware, key = plan.recipe.precision, plan.hardware, uuid4().hex
+    first = hardware.of_worker(0)
+    kind = first.fabric(precision).device.type
+    theirs = replace(plan, hardware=hardware.for_workers(kind, precision))
+    with Workers(count, prepare, key, theirs, daemon=not hardware.loaders) as workers:
+        # Each run is on one device, whichever that is.
+        same = plan if hardware.is_single else replace(plan, hardware=replace(hardware, devices=1))
+        return _elsewhere(workers, key, theirs, same.specification(plan.load_data(), kind), folder, retry_failed, progress)
+
+
+def _with_executor(executor: Executor, plan: Plan, folder: Path, retry_failed: bool, progress: Progress) -> list[str]:
+    from initopt.comparison.running.executors import first_call
+
+    splits, key = plan.load_data(), uuid4().hex
+    kind = first_call(executor, key, plan)
+    theirs = (
+        replace(plan, hardware=replace(plan.hardware, accelerator=kind)) if plan.hardware.accelerator == "auto" else plan
+    )
+    return _elsewhere(executor, key, theirs, plan.specification(splits, kind), folder, retry_failed, progress)
+
+
+def _elsewhere(
+    executor: Executor,
+    key: str,
+    plan: Plan,
+    specification: dict[str, Any],
+    folder: Path,
+    retry_failed: bool,
+    progress: Progress,
+) -> list[str]:
+    from initopt.comparison.running.execute import execute
+    from initopt.comparison.running.executors import by_executor
+
+    runs = partial(by_executor, executor, key, plan)
     with counter(progress, "runs") as watch:
-        team = Workers(count, plan, folder)
-        return execute(team, plan, splits, device, folder, retry_failed=retry_failed, watch=watch)
+        return execute(
+            runs, lambda decide: decide(), plan, lambda: specification, folder, retry_failed=retry_failed, watch=watch
+        )
 
 
 def _with_fabric(
@@ -192,8 +234,16 @@ def _with_fabric(
 ) -> list[str]:
     """What each process does that Fabric has launched."""
     from initopt.comparison.running.execute import execute
-    from initopt.comparison.running.teams import FabricTeam
+    from initopt.comparison.running.executors import agreed, by_fabric
 
     with processor_threads(plan.hardware.threads), counter(progress if fabric.is_global_zero else False, "runs") as watch:
-        team = FabricTeam(fabric, plan, splits.to(fabric.device), folder)
-        return execute(team, plan, splits, fabric.device.type, folder, retry_failed=retry_failed, watch=watch)
+        splits = splits.to(fabric.device)
+        return execute(
+            partial(by_fabric, fabric, plan, splits),
+            partial(agreed, fabric),
+            plan,
+            lambda: plan.specification(splits, fabric.device.type),
+            folder,
+            retry_failed=retry_failed,
+            watch=watch,
+        )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["AUGMENTATIONS", "CHANGES", "Augment", "View", "augmentation", "chosen_names"]
 
 AUGMENTATIONS = ("crop", "flip", "cutout")
-"""All that there are, in the order in which they are applied."""
+"""All augmentations, in the order in which they are applied."""
 
 Augment = bool | Sequence[str]
 
@@ -24,10 +24,7 @@ _PADDING = 4
 
 
 def chosen_names(augment: Augment, usual: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The names of the augmentations to apply, in order.
-
-    Raises:
-        ValueError: if one is unknown.
+    """The names of the augmentations to apply, in order; a ValueError if one is unknown.
 
     >>> chosen_names(True, ("crop", "flip"), AUGMENTATIONS), chosen_names(["flip"], (), AUGMENTATIONS)
     (('crop', 'flip'), ('flip',))
@@ -62,17 +59,13 @@ def augmentation(names: Sequence[str], size: int) -> nn.Module | None:
     >>> augmentation(["cutout"], 4)(torch.ones(1, 1, 4, 4)).sum()
     tensor(12.)
     """
-    steps = {"crop": _Crop, "flip": _Flip, "cutout": _Cutout}
-    return nn.Sequential(*(steps[name](size) for name in names)) if names else None
+    steps = {"crop": _Crop(size), "flip": _Flip(), "cutout": _Cutout(size)}
+    return nn.Sequential(*(steps[name] for name in names)) if names else None
 
 
-def _draw(top: int, *shape: int) -> Tensor:
-    """Integers from 0 to ``top``, both included."""
-    return torch.randint(top + 1, shape, device="cpu")
-
-
-def _to(images: Tensor, drawn: Tensor) -> Tensor:
-    return drawn.to(images.device, non_blocking=images.is_cuda)
+def _draw(images: Tensor, top: int, *shape: int) -> Tensor:
+    """Draw integers from 0 to ``top``, both included, for the device of the images."""
+    return torch.randint(top + 1, shape, device="cpu").to(images.device, non_blocking=images.is_cuda)
 
 
 class _Crop(nn.Module):
@@ -82,7 +75,7 @@ class _Crop(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         count, channels = images.shape[:2]
-        top, left = _to(images, _draw(2 * _PADDING, 2, count, 1))
+        top, left = _draw(images, 2 * _PADDING, 2, count, 1)
         places = torch.arange(self._size, device=images.device)
         wide = self._size + 2 * _PADDING
         taken = (top + places)[:, :, None] * wide + (left + places)[:, None, :]
@@ -91,11 +84,8 @@ class _Crop(nn.Module):
 
 
 class _Flip(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-
     def forward(self, images: Tensor) -> Tensor:
-        chosen = _to(images, _draw(1, len(images), 1, 1, 1)).bool()
+        chosen = _draw(images, 1, len(images), 1, 1, 1).bool()
         return torch.where(chosen, images.flip(-1), images)
 
 
@@ -105,14 +95,14 @@ class _Cutout(nn.Module):
         self._size, self._hole = size, size // 2
 
     def forward(self, images: Tensor) -> Tensor:
-        top, left = _to(images, _draw(self._size - self._hole, 2, len(images), 1))
+        top, left = _draw(images, self._size - self._hole, 2, len(images), 1)
         places = torch.arange(self._size, device=images.device)
         rows, columns = ((places >= begin) & (places < begin + self._hole) for begin in (top, left))
         return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 CHANGES = ("crop", "flip")
-"""What a view may draw."""
+"""The changes that a view may draw."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MARGIN = 256 / 224

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from initopt.data.augmentation import AUGMENTATIONS, Augment, augmentation, chosen_names
 from initopt.data.images import Pixels, decoded, open_source
@@ -12,6 +11,8 @@ from initopt.data.splits import Sizes, Splits, select
 __all__ = ["cifar10", "cifar100"]
 
 _SIDE = 32
+
+Colours = tuple[float, float, float]
 
 
 def cifar10(
@@ -43,15 +44,11 @@ def cifar10(
         OSError: if the folder is not there, or the hub is not to be reached; the message says what to do.
         ValueError: if there are too few images, one is broken, or the columns are others; the message says which.
     """
-    return _cifar(
-        "uoft-cs/cifar10",
-        path,
-        ("label",),
+    sizes, colours = (
         Sizes(train_samples, validation_samples, test_samples),
-        augment,
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
+        ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     )
+    return _cifar("uoft-cs/cifar10", path, ("label",), sizes, augment, colours)
 
 
 def cifar100(
@@ -80,15 +77,11 @@ def cifar100(
     Raises:
         ImportError, OSError, ValueError: as :func:`cifar10`.
     """
-    return _cifar(
-        "uoft-cs/cifar100",
-        path,
-        ("fine_label", "label"),
+    sizes, colours = (
         Sizes(train_samples, validation_samples, test_samples),
-        augment,
-        (0.5071, 0.4865, 0.4409),
-        (0.2673, 0.2564, 0.2762),
+        ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     )
+    return _cifar("uoft-cs/cifar100", path, ("fine_label", "label"), sizes, augment, colours)
 
 
 def _cifar(
@@ -97,16 +90,14 @@ def _cifar(
     label: tuple[str, ...],
     sizes: Sizes,
     augment: Augment,
-    mean: Sequence[float],
-    std: Sequence[float],
+    colours: tuple[Colours, Colours],
 ) -> Splits:
     names = chosen_names(augment, usual=("crop", "flip"), known=AUGMENTATIONS)
     sources = open_source(repository, path, image=("img", "image"), label=label)
     labels = {split: source.labels() for split, source in sources.items()}
+    changes = {"train": augmentation(names, _SIDE)}
     made = {
-        part: Pixels(
-            *decoded(sources[split], indices, _SIDE), mean, std, augmentation(names, _SIDE) if part == "train" else None
-        )
+        part: Pixels(*decoded(sources[split], indices, _SIDE), *colours, changes.get(part))
         for part, (split, indices) in select(labels, sizes, str(path or repository)).items()
     }
     return Splits(made["train"], made.get("validation"), made["test"], sources["train"].classes)

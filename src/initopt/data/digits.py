@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from initopt._support.checks import check_integer
+from initopt._support.errors import warn
+from initopt.data.splits import Splits, Subset
 
-__all__ = ["SUBSETS", "Subset", "digits", "digits_tensors"]
-
-Subset = Literal["train", "validation", "test"]
+__all__ = ["SUBSETS", "digits", "digits_splits", "digits_tensors"]
 
 SUBSETS: dict[str, tuple[int, ...]] = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}
 """Which images of each run of five of a class a subset has: the split is stratified, and no generator can change it."""
@@ -59,33 +59,53 @@ def _belongs(labels: np.ndarray, subset: str) -> np.ndarray:
     return np.isin(number % 5, SUBSETS[subset])
 
 
+def digits_splits() -> Splits:
+    """The handwritten digits of :func:`digits_tensors`, in three parts.
+
+    >>> splits = digits_splits()
+    >>> len(splits.train), len(splits.validation), len(splits.test)
+    (1071, 362, 364)
+    """
+    train, validation, test = (TensorDataset(*digits_tensors(part)) for part in ("train", "validation", "test"))
+    return Splits(train, validation, test, classes=tuple(map(str, range(10))))
+
+
 def digits(
-    batch_size: int = 64,
+    batch_size: int | None = None,
     *,
-    subset: Subset = "train",
-    seed: int = 0,
-    shuffle: bool = True,
-) -> DataLoader[tuple[Tensor, ...]]:
-    """A loader over one subset of the digits; see :func:`digits_tensors`.
+    subset: Subset | None = None,
+    seed: int | None = None,
+    shuffle: bool | None = None,
+) -> Splits:
+    """The handwritten digits of :func:`digits_tensors`, in three parts; ``digits().batches(64)`` are batches of them.
 
     Args:
-        batch_size: images per batch.
-        subset: ``"train"``, ``"validation"`` or ``"test"``.
-        seed: of the order. Two loaders with the same seed give the same batches, epoch after epoch.
-        shuffle: whether to draw a new order for every epoch. Then a short last batch is left out, so that all batches
-            are alike; without, every image comes once.
+        batch_size: with this, or any of the others, the result is a loader of (images, labels), as in earlier versions,
+            with a warning; the next release has no arguments here.
+        subset: ``"train"``, by default, ``"validation"`` or ``"test"``.
+        seed: of the order; 0 by default.
+        shuffle: whether to draw a new order for every epoch, and leave out a short last batch; by default, it does.
 
     Returns:
-        A loader of (images, labels) batches.
+        Three data sets of samples, each an image of shape (1, 8, 8) and a label.
 
     Raises:
-        ValueError: if there is no such subset, ``batch_size`` is no positive integer or larger than the subset, or
-            ``seed`` is negative.
+        ValueError: for an argument that cannot work.
 
-    >>> images, labels = next(iter(digits(batch_size=32)))
+    >>> images, labels = next(iter(digits().batches(32)))
     >>> images.shape, labels.shape
     (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
+    if batch_size is None and subset is None and seed is None and shuffle is None:
+        return digits_splits()
+    warn("initopt.data.digits: arguments are for earlier versions; take digits().batches(batch_size, subset=..., seed=...)")
+    loader: Any = _loader(64 if batch_size is None else batch_size, subset or "train", seed or 0, shuffle)
+    made: Splits = loader  # what those who give arguments expect
+    return made
+
+
+def _loader(batch_size: int, subset: Subset, seed: int, shuffle: bool | None) -> DataLoader[tuple[Tensor, ...]]:
+    """A loader over one part, whose order is new in every pass."""
     check_integer("batch_size", batch_size, 1)
     check_integer("seed", seed, 0)
     images, labels = digits_tensors(subset)
@@ -94,7 +114,7 @@ def digits(
     return DataLoader(
         TensorDataset(images, labels),
         batch_size=batch_size,
-        shuffle=shuffle,
-        drop_last=shuffle,
+        shuffle=shuffle is not False,
+        drop_last=shuffle is not False,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 
-from initopt.data.images import open_source
-from initopt.data.pictures import picture_splits, streamed_splits, views
+from initopt.data.pictures import load_pictures
 from initopt.data.splits import Sizes, Splits
 
 __all__ = ["image_folder", "imagenet"]
-
-_REPOSITORY = "ILSVRC/imagenet-1k"
 
 
 def imagenet(
@@ -54,13 +51,14 @@ def imagenet(
         OSError: if the folder is not there, or the hub is not to be reached, or closed to you; the message says what to do.
         ValueError: if there are too few images, or the columns are others. A broken image is one when it is asked for.
     """
-    sizes, shown = Sizes(train_samples, validation_samples, test_samples), views(image_size, augment)
-    sources = open_source(_REPOSITORY, path, streaming=streaming)
-    if "validation" in sources:
-        sources.pop("test", None)
-    if streaming:
-        return streamed_splits(sources, sizes, shown)
-    return picture_splits(sources, sizes, shown, str(path or _REPOSITORY))
+    return load_pictures(
+        "ILSVRC/imagenet-1k",
+        path,
+        Sizes(train_samples, validation_samples, test_samples),
+        streaming=streaming,
+        image_size=image_size,
+        augment=augment,
+    )
 
 
 def image_folder(
@@ -94,8 +92,11 @@ def image_folder(
     Raises:
         ImportError, OSError, ValueError: as :func:`initopt.data.imagenet`.
     """
-    sizes, shown = Sizes(train_samples, validation_samples, test_samples), views(image_size, augment)
-    sources = open_source(None, path, streaming=streaming)
-    if streaming:
-        return streamed_splits(sources, sizes, shown)
-    return picture_splits(sources, sizes, shown, str(path))
+    return load_pictures(
+        None,
+        path,
+        Sizes(train_samples, validation_samples, test_samples),
+        streaming=streaming,
+        image_size=image_size,
+        augment=augment,
+    )

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from initopt._support.checks import require
 from initopt._support.reading import printable
-from initopt.data.extra import require_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["Pixels", "Source", "decode", "decoded", "open_source"]
-
-_GATED = "gated"
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Source:
     name: str
 
     def labels(self) -> np.ndarray:
-        """Those of all images, shape ``(N,)``; only of what is no stream."""
+        """The labels of all images, shape ``(N,)``; not for a stream."""
         return np.asarray(self.records.with_format("numpy")["label"][:])
 
 
@@ -69,7 +67,7 @@ def open_source(
         PermissionError: if the hub does not give the data set to everybody.
         ValueError: if it has other columns, or no training split.
     """
-    require_extra()
+    require("this data set", "data", "datasets", "kornia", "PIL")
     if path is None:
         assert repository is not None
         found, name = _from_hub(repository, streaming), repository
@@ -82,35 +80,23 @@ def open_source(
 
 def _from_hub(repository: str, streaming: bool) -> dict[str, Any]:
     import datasets
+    from huggingface_hub import constants  # which knows what values of the variable say no
     from huggingface_hub.errors import GatedRepoError
 
     try:
         return _load(repository, streaming)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        if _GATED in str(error):
-            raise PermissionError(_closed(repository)) from None
-        raise ConnectionError(_unreachable(repository, error)) from None
-    except GatedRepoError:
-        raise PermissionError(_closed(repository)) from None
-    except (OSError, ValueError) as error:  # offline, ``datasets`` raises either, depending on what it has stored
-        raise ConnectionError(_unreachable(repository, error)) from None
-
-
-def _closed(repository: str) -> str:
-    return (
-        f"{repository} is given only to those who accept its terms: accept them on https://huggingface.co/datasets/"
-        f"{repository}, log in (hf auth login), and try again; or give path=, a folder that has it"
-    )
-
-
-def _unreachable(repository: str, error: Exception) -> str:
-    from huggingface_hub import constants  # which knows what values of the variable say no
-
-    offline = " (HF_HUB_OFFLINE is set, so nothing is downloaded)" if constants.HF_HUB_OFFLINE else ""
-    return (
-        f"{repository} cannot be had from the Hugging Face hub: {error}{offline}. Download it where there is a network, "
-        f"hf download {repository} --repo-type dataset --local-dir DIR, and give path=DIR"
-    )
+    except (GatedRepoError, OSError, ValueError) as error:  # offline, ``datasets`` raises either, by what it has stored
+        not_found = isinstance(error, datasets.exceptions.DatasetNotFoundError)
+        if isinstance(error, GatedRepoError) or (not_found and "gated" in str(error)):
+            raise PermissionError(
+                f"{repository} is given only to those who accept its terms: accept them on https://huggingface.co/datasets/"
+                f"{repository}, log in (hf auth login), and try again; or give path=, a folder that has it"
+            ) from None
+        offline = " (HF_HUB_OFFLINE is set, so nothing is downloaded)" if constants.HF_HUB_OFFLINE else ""
+        raise ConnectionError(
+            f"{repository} cannot be had from the Hugging Face hub: {error}{offline}. Download it where there is a "
+            f"network, hf download {repository} --repo-type dataset --local-dir DIR, and give path=DIR"
+        ) from None
 
 
 def _from_folder(folder: Path, streaming: bool) -> dict[str, Any]:
@@ -250,12 +236,7 @@ class Pixels(Dataset[tuple[Tensor, Tensor]]):
 
 
 def decoded(source: Source, indices: np.ndarray, size: int) -> tuple[Tensor, Tensor]:
-    """Decode images.
-
-    Args:
-        source: the split.
-        indices: of the images.
-        size: the side that they have, in pixels.
+    """Decode images that have a side of ``size`` pixels.
 
     Returns:
         The pixels, uint8 of shape ``(N, 3, size, size)``, and the labels, int64 of shape ``(N,)``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class SeededBatches:
 
     Args:
         batches: an iterable that can be iterated over again.
-        seed: one or more integers.
+        seed: a seed, and a key, see :func:`initopt.model.randomness.seed_sequence`.
 
     >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset
@@ -115,11 +116,9 @@ class SeededBatches:
     def __iter__(self) -> Iterator[Any]:
         with seeded(*self._seed):
             iterator = iter(self._batches)
-        number = 0
-        while True:
+        for number in count():
             with seeded(*self._seed, number):
                 batch = next(iterator, _END)
             if batch is _END:
                 return
             yield batch
-            number += 1

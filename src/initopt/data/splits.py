@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from initopt._support.checks import check_integer
-from initopt.data.digits import Subset, digits_tensors
+from initopt._support.devices import free_memory
+from initopt.data.images import Pixels
 from initopt.data.loader import SeededBatches, seeded_batches
-from initopt.data.placement import placed
 
-__all__ = ["PARTS", "Sizes", "Splits", "digits_splits", "select", "stratified_order", "test_split"]
+__all__ = ["PARTS", "Sizes", "Splits", "Subset", "origins", "select", "stratified_order"]
+
+Subset = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Splits:
         Raises:
             ValueError: if there is no such part, it does not fill a batch, or is a stream and there are to be loaders.
 
-        >>> images, labels = next(iter(digits_splits().batches(32)))
+        >>> import initopt
+        >>> images, labels = next(iter(initopt.data.digits().batches(32)))
         >>> images.shape, labels.shape
         (torch.Size([32, 1, 8, 8]), torch.Size([32]))
         """
@@ -70,7 +73,8 @@ class Splits:
                     f"loaders={loaders} is not for a stream, which is read in this process; take loaders=0, or give "
                     f"{subset}_samples, which reads that many into memory, undecoded"
                 )
-            return SeededBatches(DataLoader(_shuffled(dataset, seed), batch_size, drop_last=True), seed)
+            shuffled = dataset.shuffled(seed) if hasattr(dataset, "shuffled") else dataset
+            return SeededBatches(DataLoader(shuffled, batch_size, drop_last=True), seed)
         count = len(dataset)  # type: ignore[arg-type]
         if batch_size > count:
             raise ValueError(f"batch_size must be at most {count}, the samples in {subset!r}; got {batch_size}")
@@ -91,16 +95,17 @@ class Splits:
         Returns:
             New parts; those that stay are shared.
 
-        >>> images, labels = next(iter(digits_splits().to("meta").batches(32)))
+        >>> import initopt
+        >>> images, labels = next(iter(initopt.data.digits().to("meta").batches(32)))
         >>> images.device, images.shape
         (device(type='meta'), torch.Size([32, 1, 8, 8]))
         """
         target = torch.empty(0, device=device).device  # named in full: cuda is one of several
-        validation, test = (None if part is None else placed(part, target) for part in (self.validation, self.test))
-        return Splits(placed(self.train, target), validation, test, self.classes)
+        validation, test = (None if part is None else _placed(part, target) for part in (self.validation, self.test))
+        return Splits(_placed(self.train, target), validation, test, self.classes)
 
     def _part(self, subset: str) -> Dataset[Any]:
-        if subset not in ("train", "validation", "test"):
+        if subset not in PARTS:
             raise ValueError(f"subset must be 'train', 'validation' or 'test'; got {subset!r}")
         dataset: Dataset[Any] | None = getattr(self, subset)
         if dataset is None:
@@ -108,24 +113,19 @@ class Splits:
         return dataset
 
 
-def _shuffled(dataset: IterableDataset[Any], seed: int) -> IterableDataset[Any]:
-    shuffled: IterableDataset[Any] = dataset.shuffled(seed) if hasattr(dataset, "shuffled") else dataset
-    return shuffled
-
-
-def digits_splits() -> Splits:
-    """The handwritten digits of :func:`initopt.data.digits_tensors`, in three parts.
-
-    >>> splits = digits_splits()
-    >>> len(splits.train), len(splits.validation), len(splits.test)
-    (1071, 362, 364)
-    """
-    return Splits(
-        train=TensorDataset(*digits_tensors("train")),
-        validation=TensorDataset(*digits_tensors("validation")),
-        test=TensorDataset(*digits_tensors("test")),
-        classes=tuple(map(str, range(10))),
-    )
+def _placed(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:
+    """A copy of a data set in the memory of a device, or the data set itself where it cannot be there."""
+    if isinstance(dataset, Pixels):
+        tensors: tuple[torch.Tensor, ...] = (dataset.pixels, dataset.labels)
+    elif type(dataset) is TensorDataset:  # what a subclass makes of its tensors is its own affair
+        tensors = dataset.tensors
+    else:
+        return dataset
+    missing = sum(tensor.nbytes for tensor in tensors if tensor.device != device)
+    free = free_memory(device)  # where that is not known, tensors go there
+    if not missing or (free is not None and missing > _SHARE * free):
+        return dataset
+    return dataset.to(device) if isinstance(dataset, Pixels) else TensorDataset(*(t.to(device) for t in tensors))
 
 
 PARTS = ("train", "validation", "test")
@@ -134,6 +134,9 @@ _SEED = 20221006
 """Of every split that is drawn here, so that the parts are the same for everybody."""
 
 _MOST_HELD_BACK = 10_000
+
+_SHARE = 0.5
+"""The share of the free memory of a device that a data set may take: a network and its training have to fit there, too."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,17 @@ class Sizes:
                 check_integer(f"{part}_samples", getattr(self, part), minimum)
 
 
-def test_split(splits: Mapping[str, object]) -> str | None:
-    """Which of the splits of a data set is for testing: the validation split, if there is no other.
+def origins(splits: Container[str]) -> dict[str, str]:
+    """The split of a data set that each part is from; the training split, for a part without one of its own.
 
-    >>> test_split({"train": 0, "validation": 0}), test_split({"train": 0})
-    ('validation', None)
+    The validation split is for testing, if there is no other.
+
+    >>> origins({"train", "validation"})
+    {'test': 'validation', 'validation': 'train', 'train': 'train'}
     """
-    return next((name for name in ("test", "validation") if name in splits), None)
+    test = next((name for name in ("test", "validation") if name in splits), "train")
+    validation = "validation" if "validation" in splits and test != "validation" else "train"
+    return {"test": test, "validation": validation, "train": "train"}
 
 
 def select(labels: Mapping[str, np.ndarray], sizes: Sizes, name: str) -> dict[str, tuple[str, np.ndarray]]:
@@ -178,14 +185,12 @@ def select(labels: Mapping[str, np.ndarray], sizes: Sizes, name: str) -> dict[st
     Raises:
         ValueError: if there are too few samples.
     """
-    test = test_split(labels)
-    origins = {"test": test, "validation": "validation" if "validation" in labels and test != "validation" else None}
     orders = {split: stratified_order(values) for split, values in labels.items() if split in PARTS}
     found: dict[str, tuple[str, np.ndarray]] = {}
     taken, total = 0, len(orders["train"])
-    for part, origin in origins.items():
-        wanted = getattr(sizes, part)
-        if origin is not None:
+    for part in ("test", "validation"):
+        origin, wanted = origins(labels)[part], getattr(sizes, part)
+        if origin != "train":
             available = len(orders[origin])
             if not available and part == "test":
                 raise ValueError(f"the split {origin!r} of {name} is for testing, and has no samples; fill or remove it")

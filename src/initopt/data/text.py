@@ -86,10 +86,11 @@ def text(
 def _read(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no file {path}; give a text file, in UTF-8")
+    content = path.read_bytes()
     try:
-        return path.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not in UTF-8 (byte {error.start} is {path.read_bytes()[error.start]:#04x}); convert it, with "
+            f"{path} is not in UTF-8 (byte {error.start} is {content[error.start]:#04x}); convert it, with "
             "iconv -t UTF-8 say"
         ) from None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from initopt._support.checks import check_choice
-from initopt._support.files import write_folder
+from initopt._support.files import Contents, write_folder
 from initopt.diagnosis.folding import fold
 from initopt.diagnosis.remedies import Trial
 from initopt.diagnosis.rules import RULES, SEVERITIES, Finding
@@ -30,6 +30,9 @@ Order = Literal["severity", "network"]
 
 FORMAT = "initopt diagnosis 1"
 """The form of the JSON, with its version."""
+
+CONTENTS = Contents("diagnosis.json", ("diagnosis.html", "rows.csv"))
+"""What the folder of a diagnosis holds."""
 
 _LINES = 12
 """Rows of the table on a terminal."""
@@ -282,7 +285,7 @@ class Diagnosis:
         from initopt.diagnosis.page import write_all
 
         path = Path(folder).expanduser()
-        write_folder(path, lambda temporary: write_all(self, temporary), "diagnosis.json")
+        write_folder(path, lambda temporary: write_all(self, temporary), CONTENTS)
         return path / "diagnosis.html"
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from initopt._support._torch_messages import (
+    free_cached_memory,
+    is_from_reentrant_checkpoint,
+    is_out_of_memory,
+    is_written_over,
+    missing_derivative,
+)
+from initopt._support.checks import check_choice
+from initopt._support.devices import free_memory
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines.base import Engine, Evaluation
 from initopt.engines.finite_differences import DifferencesEngine
-from initopt.engines.microbatches import is_out_of_memory
 from initopt.engines.per_subbatch import GraphEngine, PlainEngine, RecomputeEngine
 from initopt.engines.stacked.engine import GroupsEngine
 from initopt.engines.whole_batch import CoupledEngine
@@ -28,8 +34,6 @@ __all__ = [
     "check_engine",
     "create_engine",
     "estimate",
-    "free_memory",
-    "missing_derivative",
 ]
 
 _ALL: tuple[type[Engine], ...] = (
@@ -53,8 +57,7 @@ def check_engine(engine: str) -> None:
     Raises:
         ValueError: the message lists the known names.
     """
-    if engine not in _CHOICES:
-        raise ValueError(f"unknown engine {engine!r}; known are {', '.join(map(repr, _CHOICES))}")
+    check_choice("engine", engine, _CHOICES)
 
 
 def create_engine(engine: str, problem: Problem, memory_budget: float | None = None) -> Engine:
@@ -79,35 +82,6 @@ def create_engine(engine: str, problem: Problem, memory_budget: float | None = N
     return FallingBackEngine(problem, engine == "auto", memory_budget)
 
 
-_MISSING = (
-    re.compile(r"derivative for '?(?P<operator>[\w:.]+)'? is not implemented"),
-    re.compile(r"(?P<operator>torch\.compile) with aot_autograd does not currently support double backward"),
-    re.compile(r"[Dd]ouble backwards? (?:on|for|of|through) (?P<operator>[\w:]+) (?:is )?not (?:supported|implemented)"),
-    re.compile(r"[Dd]ouble backwards? is not supported for (?P<operator>[\w ]+?)(?: due|\.|$)"),
-    re.compile(r"differentiate twice a function that was marked with (?P<operator>@once_differentiable)"),
-    re.compile(r"(?P<operator>[\w:]+) does not support (?:double|higher.order) back"),
-)
-
-
-_COMPILED = re.compile(r"backward function was compiled with non-empty donated buffers")
-"""What torch says of a compiled part of a model, whose backward pass can be taken only once."""
-
-
-def missing_derivative(error: BaseException) -> str | None:
-    """The operator that has no second derivative, if that is what an error says.
-
-    >>> missing_derivative(NotImplementedError("the derivative for '_embedding_bag_backward' is not implemented."))
-    '_embedding_bag_backward'
-    """
-    if _COMPILED.search(str(error)):
-        return "torch.compile"
-    for pattern in _MISSING:
-        match = pattern.search(str(error))
-        if match:
-            return match["operator"]
-    return None
-
-
 _MANY = 8
 """Sub-batches from which on it is cheaper to run them together even with batch norm, which then costs copies: apart, each
 costs its overhead (docs/benchmarks.md)."""
@@ -117,7 +91,7 @@ class FallingBackEngine(Engine):
     """Starts with the cheapest exact engine that fits into memory, and goes over, for good, to one that can do with less.
 
     - From ``groups``, for models without batch norm or 8 sub-batches or more, to ``graph`` on a model beyond it; both are
-      exact.
+      exact, and with 8 sub-batches or more, where ``graph`` takes longer, there is a warning.
     - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
       if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.auto`).
     - The same when memory runs out all the same, with a warning, and when each pass writes into what the last one saved.
@@ -135,6 +109,8 @@ class FallingBackEngine(Engine):
         self._allow_differences = allow_differences
         self._memory_budget = memory_budget
         self._budgeted = False
+        self._to_warn_of: str | None = None
+        self._cached = False
         if problem.microbatch is not None:
             refusal = RecomputeEngine.refusal(problem)
             if refusal is not None:
@@ -163,11 +139,23 @@ class FallingBackEngine(Engine):
         try:
             if differentiate and not self._budgeted:
                 self._keep_to_budget(batch)
-            return _FallingBack(self, self._engine.evaluate(batch, differentiate), batch)
+            evaluation = _FallingBack(self, self._engine.evaluate(batch, differentiate), batch)
         except Exception as error:
             self._fall_back(error)
+        else:
+            message, self._to_warn_of = self._to_warn_of, None
+            if message is not None:
+                warn(message)
+            return evaluation
         # Not within the `except`: the error holds on to what the engine had in memory.
+        self.free_cached()
         return self.evaluate(batch, differentiate)
+
+    def free_cached(self) -> None:
+        """Give back what PyTorch keeps of the device's memory, if memory has just run out."""
+        if self._cached:
+            free_cached_memory(self.problem.device)
+        self._cached = False
 
     @property
     def microbatch(self) -> int | None:
@@ -184,9 +172,8 @@ class FallingBackEngine(Engine):
         return {"engine": self._engine.name, "reason": self.reason, "inner": self._engine.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        engines = (CoupledEngine, GroupsEngine, GraphEngine, RecomputeEngine, DifferencesEngine)
         self._budgeted = True
-        self._engine = next(engine for engine in engines if engine.name == state["engine"])(self.problem)
+        self._engine = ENGINES[state["engine"]](self.problem)
         self._engine.load_state(state["inner"])
         self.reason = state["reason"]
 
@@ -194,7 +181,7 @@ class FallingBackEngine(Engine):
         """Go over to an engine that takes less memory if this one is going to take too much."""
         self._budgeted = True
         budget = free_memory(self.problem.device) if self._memory_budget is None else self._memory_budget
-        if budget is None or not isinstance(self._engine, (GraphEngine, GroupsEngine)):
+        if budget is None or not self._engine.keeps_graphs:
             return
         need = estimate(self.problem, batch)
         if need.keeping_graphs <= budget:
@@ -217,18 +204,26 @@ class FallingBackEngine(Engine):
         numerical = isinstance(error, (NonFiniteError, ZeroGradientError))
         if isinstance(self._engine, GroupsEngine) and not numerical and not is_out_of_memory(error):
             # Whatever it was that the model cannot do with all sub-batches at once: if it is the model's own fault, it
-            # will fail again.
+            # will fail again, and the warning waits until it has not.
             self._engine = GraphEngine(self.problem)
-            self.reason = f"engine 'groups' cannot be used here: {str(error).partition(chr(10))[0]}"
+            why = str(error).partition(chr(10))[0] or type(error).__name__
+            self.reason = f"engine 'groups' cannot be used here: {why}"
+            if self.problem.subbatches.count >= _MANY:
+                self._to_warn_of = (
+                    f"initopt: the {self.problem.subbatches.count} sub-batches are run one by one from here on (engine "
+                    f"'graph'), which takes the longer the more there are, since they cannot be run at once: {why}. Use "
+                    'fewer sub-batches, or engine="graph", which does not try'
+                )
             return
-        if isinstance(self._engine, GraphEngine) and "modified by an inplace operation" in str(error):
+        if isinstance(self._engine, GraphEngine) and is_written_over(error):
             # What one pass saved, the next one has written over: with one graph at a time, as in training, none can. Should
             # the model write over what its own pass has saved, it will fail again.
             self._engine = RecomputeEngine(self.problem)
             self.reason = "the model or the loss writes in each pass into what the one before has saved"
             return
+        out_of_memory = is_out_of_memory(error)
         operator = missing_derivative(error)
-        if operator is None and second and isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        if operator is None and second and isinstance(error, RuntimeError) and not out_of_memory:
             operator = f"the model (it says: {str(error).partition(chr(10))[0]})"
         if operator is not None and not isinstance(self._engine, DifferencesEngine):
             if not self._allow_differences:
@@ -241,15 +236,16 @@ class FallingBackEngine(Engine):
             self._engine = DifferencesEngine(self.problem)
             self.reason = f"{operator} has no second derivative"
             message = f"{operator} has no second derivative, so derivatives are taken by finite differences from here on"
-        elif is_out_of_memory(error) and isinstance(self._engine, (GraphEngine, GroupsEngine)):
+        elif out_of_memory and self._engine.keeps_graphs:
             self._engine = RecomputeEngine(self.problem)
             self.reason = "the graphs of all sub-batches did not fit into memory"
             message = f"{self.reason}, so they are recomputed from here on"
         else:
-            if "incompatible with .grad()" in str(error):
+            if is_from_reentrant_checkpoint(error):
                 error.add_note("(reentrant activation checkpointing; use torch.utils.checkpoint(..., use_reentrant=False))")
             raise error
         warn(f"initopt: {message} (engine {self.name!r})")
+        self._cached = out_of_memory
 
 
 def _size(number: float) -> str:
@@ -274,6 +270,7 @@ class _FallingBack(Evaluation):
         except Exception as error:
             del self._inner  # and its graphs
             self._engine._fall_back(error, second=True)
+        self._engine.free_cached()
         return self._engine.evaluate(self._batch, differentiate=True).scale_derivatives(gram_derivative)
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
@@ -335,34 +332,3 @@ def estimate(problem: Problem, batch: Batch) -> Need:
     del loss  # alive so far, so that no two tensors had one place
     parameters = sum(p.value.numel() * p.value.element_size() for p in problem.grad_params)
     return Need(sum(seen.values()), parameters, len(batch.windows), len(batch.windows.indices[0]))
-
-
-def free_memory(device: torch.device) -> float | None:
-    """Bytes that can still be allocated on a device; ``None`` where that cannot be told."""
-    if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(torch.cuda.mem_get_info(device)[0] + reserved)
-    if device.type != "cpu":
-        return None
-    found = [free for free in (_system_memory(), _container_memory()) if free is not None]
-    return min(found) if found else None
-
-
-def _system_memory() -> float | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return 1024.0 * kilobytes[0] if kilobytes else None
-
-
-def _container_memory() -> float | None:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (
-            folder.joinpath(name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current")
-        )
-    except OSError:
-        return None
-    return None if limit == "max" else float(limit) - float(used)

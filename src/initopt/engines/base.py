@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
+from initopt._support.words import first_few
 from initopt.model.parameters import NamedParameter
 from initopt.model.problem import Batch, Problem, as_real
 
@@ -25,6 +28,7 @@ __all__ = [
     "check_entries",
     "check_gram",
     "fits_single",
+    "fold_gradients",
     "gram_matrix",
     "joined",
     "weighted_sums",
@@ -37,7 +41,7 @@ Gradients = Sequence[Tensor | None]
 """Gradient of one sub-batch, a tensor per parameter, ``None`` where the loss does not reach it."""
 
 
-class Evaluation(ABC):
+class Evaluation:
     """The Gram matrix of a batch, with the way back from it.
 
     Attributes:
@@ -67,9 +71,9 @@ class Evaluation(ABC):
         length = float(squares.max().clamp_min(0.0).sqrt()) or 1.0
         return length * self.derivatives_along(weights / length)
 
-    @abstractmethod
     def derivatives_along(self, weights: Tensor) -> Tensor:
         """<dW_k, W_k> of sum_d <v_d, g_d> with v_d = sum_e weights[d, e] g_e held fixed, for every scaled tensor."""
+        raise RuntimeError("the batch was evaluated with differentiate=False")
 
 
 class Engine(ABC):
@@ -79,10 +83,12 @@ class Engine(ABC):
 
     Attributes:
         name: its name.
+        keeps_graphs: whether it holds the graphs of all sub-batches at once, so that ``recompute`` does with less memory.
         reason: why this engine and no other, as a clause.
     """
 
     name: ClassVar[str]
+    keeps_graphs: ClassVar[bool] = False
     reason = "chosen by name"
 
     def __init__(self, problem: Problem) -> None:
@@ -121,6 +127,28 @@ class Engine(ABC):
             NonFiniteError: if a loss or gradient is infinite or not a number.
             ZeroGradientError: if all gradients are zero.
         """
+
+
+def fold_gradients(loss: Tensor, tensors: Sequence[Tensor], note: Callable[[int, Tensor], None]) -> None:
+    """Hand the gradients of a loss to a function, real and one at a time, so that no two are in memory.
+
+    Not by ``loss.backward()``, which runs what others have hung on it: an optimizer's step, a reduction over processes.
+
+    Args:
+        loss: with its graph, which is freed.
+        tensors: what it is differentiated by.
+        note: is given the number of a tensor, and its gradient; not called where the loss does not reach one.
+    """
+
+    def fold(number: int, gradient: Tensor) -> Tensor | None:
+        note(number, as_real(gradient))
+        nothing = gradient.new_zeros(()).expand(gradient.shape)
+        return nothing if gradient.layout is torch.strided else None
+
+    with ExitStack() as stack:
+        for number, tensor in enumerate(tensors):
+            stack.callback(tensor.register_hook(partial(fold, number)).remove)  # type: ignore[no-untyped-call]
+        torch.autograd.grad(loss, tensors, allow_unused=True)
 
 
 BLOCK = 1 << 22
@@ -275,10 +303,8 @@ def check_entries(gram: Tensor, losses: Sequence[Tensor], broken: Callable[[int]
         for d in range(len(losses)):
             bad = broken(d)
             if bad:
-                more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-                raise NonFiniteError(
-                    f"the gradient of sub-batch {d} is not finite for parameter {', '.join(map(repr, bad[:3]))}{more}"
-                )
+                names = first_few(list(map(repr, bad)))
+                raise NonFiniteError(f"the gradient of sub-batch {d} is not finite for parameter {names}")
         raise NonFiniteError("the squared norm of the gradient overflows")
     if not gram.diagonal().any():
         raise ZeroGradientError(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from initopt._support._torch_private import hooks_of, is_compiled
 from initopt.engines.autograd.scale_derivatives import to_cpu
 from initopt.engines.autograd.scaled import ScaledOps
 from initopt.engines.base import Engine, Evaluation, Gradients, added, check_gram, gram_matrix, weighted_sums
+from initopt.engines.gradients import moved
 from initopt.engines.microbatches import Microbatches
 from initopt.model.centring import Means, Output, bent, slopes
 from initopt.model.problem import ONE_SAMPLE, Batch, Part, Problem, as_real, inner_product
@@ -65,11 +67,11 @@ class DifferencesEngine(Engine):
         self.error_estimate: float | None = None
         self.microbatches = Microbatches(problem)
         self._batches = 0
-        self._replaces = not any(map(_is_compiled, problem.model.modules()))
+        self._replaces = not any(map(is_compiled, problem.model.modules()))
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
-        hooked = [p.name for p in problem.grad_params if p.value._backward_hooks]
+        hooked = [p.name for p in problem.grad_params if hooks_of(p.value)]
         if hooked:
             return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
         return Microbatches.refusal(problem)
@@ -103,10 +105,6 @@ class DifferencesEngine(Engine):
     def ops(self) -> ScaledOps | None:
         """Operations without weight gradients; ``None`` for a compiled model, whose code is not to be traced anew."""
         return ScaledOps(self.problem.scale_params) if self._replaces else None
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 class _Differences(Evaluation):
@@ -186,7 +184,7 @@ class _Differences(Evaluation):
             incoming: Sequence[Sequence[Tensor] | None] = [None] * len(parts)
             if self.problem.centres(self._batch):
                 incoming = self._incoming(d, parts, vector, step)
-            with _moved(self._parameters, vector, step):
+            with moved(self._parameters, vector, step):
                 _, both = added(map(of_part, parts, incoming))
                 gradients, along = both[: len(scaled)], both[len(scaled) :]
                 each = zip(along, gradients, scaled, strict=True)
@@ -220,7 +218,7 @@ class _Differences(Evaluation):
             with seeded(*part.seed):
                 return [output.value.detach() for output in self._seen(d, part)[1]]
 
-        with _moved(self._parameters, vector, step):
+        with moved(self._parameters, vector, step):
             far = [outputs_of(part) for part in parts]
         # After the move, which writes to the parameters. Of several parts, only one has its graph at a time.
         whole = head(parts[0]) if len(parts) == 1 else None
@@ -230,9 +228,9 @@ class _Differences(Evaluation):
                 outputs, found = head(part) if whole is None else whole
                 yield outputs, found, [far - output.value.detach() for far, output in zip(there, outputs, strict=True)]
 
-        moved = Means.over(moves())
+        means = Means.over(moves())
         return [
-            bent(*(head(part) if whole is None else whole), there, part.means, moved)
+            bent(*(head(part) if whole is None else whole), there, part.means, means)
             for part, there in zip(parts, far, strict=True)
         ]
 
@@ -271,22 +269,6 @@ def _inner(left: Tensor | None, right: Tensor | None) -> Tensor:
 def _length(tensors: Sequence[Tensor]) -> float:
     norms = [torch.linalg.vector_norm(as_real(t.detach()), dtype=torch.float64) for t in tensors]
     return float(torch.linalg.vector_norm(to_cpu(norms))) if norms else 0.0
-
-
-@contextmanager
-def _moved(parameters: Sequence[Tensor], vector: Gradients, step: float) -> Iterator[None]:
-    """The parameters moved by ``step`` times a vector; exactly as they were afterwards."""
-    moving = [(p, v) for p, v in zip(parameters, vector, strict=True) if v is not None]
-    kept = [p.detach().clone() for p, _ in moving]
-    try:
-        with torch.no_grad():
-            for parameter, direction in moving:
-                parameter.add_(direction, alpha=step)
-        yield
-    finally:
-        with torch.no_grad():
-            for (parameter, _), value in zip(moving, kept, strict=True):
-                parameter.copy_(value)
 
 
 def _search(evaluation: _Differences, vectors: Sequence[Gradients]) -> tuple[float, float]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from initopt._support.errors import LossError, warn
+from initopt._support.words import first_few
+from initopt.engines.base import fold_gradients
 from initopt.engines.invariance import fits_memory, in_low_precision, in_precision
 from initopt.model.double_backward import plain_attention
 from initopt.model.parameters import NamedParameter
@@ -73,10 +75,9 @@ def examine(problem: Problem, data: Any, second: bool, memory_budget: float | No
     except Exception:  # whatever it is: those who run the model next will meet it where it can be said
         return None
     if accumulated:
-        more = f" and {len(accumulated) - 3} more" if len(accumulated) > 3 else ""
         raise RuntimeError(
             f"the backward pass of the model accumulates gradients by itself, those of parameter "
-            f"{', '.join(map(repr, accumulated[:3]))}{more}, as reversible and other memory-saving blocks do that call "
+            f"{first_few(list(map(repr, accumulated)))}, as reversible and other memory-saving blocks do that call "
             "torch.autograd.backward. torch.autograd.grad does not give these, so they would count as zero. Use the plain "
             "form of the block, or leave its parameters out by grad_params and scale_params"
         )
@@ -127,20 +128,15 @@ def _pass(
 ) -> tuple[float, Tensor]:
     """The loss, and sum and length of the gradient of each parameter, of which one is in memory at a time."""
     figures: dict[int, Tensor] = {}
-    with seeded(*part.seed), ExitStack() as stack:
+
+    def note(number: int, gradient: Tensor) -> None:
+        length = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        figures[number] = torch.stack([gradient.sum(dtype=torch.float64), length]).cpu()
+
+    with seeded(*part.seed):
         loss = problem.part_loss(batch, part)
         values = [leaves[p.value] for p in parameters if p.value in leaves]
-        for number, value in enumerate(values):
-
-            def fold(gradient: Tensor, number: int = number) -> Tensor | None:
-                wide = as_real(gradient)
-                length = torch.linalg.vector_norm(wide, dtype=torch.float64)
-                figures[number] = torch.stack([wide.sum(dtype=torch.float64), length]).cpu()
-                nothing = gradient.new_zeros(()).expand(gradient.shape)
-                return nothing if gradient.layout is torch.strided else None
-
-            stack.callback(value.register_hook(fold).remove)  # type: ignore[no-untyped-call]
-        torch.autograd.grad(loss, values, allow_unused=True)
+        fold_gradients(loss, values, note)
     none = torch.zeros(2, dtype=torch.float64, device="cpu")
     return float(loss.detach()), torch.stack([figures.get(number, none) for number in range(len(values))])
 

@@ -1,8 +1,9 @@
-"""Gradients of sub-batches, one at a time and without what an engine keeps for a second derivative."""
+"""Gradients of sub-batches, one at a time and without a second derivative; and steps along them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import seeded
 
-__all__ = ["gradient_norm", "subbatch_gradients"]
+__all__ = ["gradient_norm", "moved", "subbatch_gradients"]
 
 
 def subbatch_gradients(
@@ -50,3 +51,19 @@ def gradient_norm(problem: Problem, batch: Batch, microbatch: int | None, d: int
     gradients = next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))
     norms = [torch.linalg.vector_norm(as_real(g), dtype=torch.float64).cpu() for g in gradients if g is not None]
     return float(torch.stack(norms).square().sum().sqrt()) if norms else 0.0
+
+
+@contextmanager
+def moved(parameters: Sequence[Tensor], directions: Gradients, length: float) -> Iterator[None]:
+    """Hold parameters moved by ``length`` times a direction within a block; they are exactly as they were afterwards."""
+    moving = [(p, u) for p, u in zip(parameters, directions, strict=True) if u is not None]
+    kept = [p.detach().clone() for p, _ in moving]
+    try:
+        with torch.no_grad():
+            for parameter, direction in moving:
+                parameter.add_(direction, alpha=length)
+        yield
+    finally:
+        with torch.no_grad():
+            for (parameter, _), value in zip(moving, kept, strict=True):
+                parameter.copy_(value)

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from initopt._support.devices import free_memory
 from initopt.batches.nested import map_tensors
-from initopt.engines.auto import free_memory
 from initopt.engines.gradients import subbatch_gradients
 from initopt.model.double_backward import uses_autocast
 from initopt.model.problem import Batch, Problem, as_real, inner_product

@@ -8,18 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from initopt._support._torch_messages import free_cached_memory, is_out_of_memory
 from initopt._support.errors import warn
 from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
 
-__all__ = ["Microbatches", "is_out_of_memory"]
+__all__ = ["Microbatches"]
 
 _T = TypeVar("_T")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on an accelerator or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Microbatches:
@@ -63,9 +59,10 @@ class Microbatches:
                 if len(parts) > 1 and not self._checked:
                     self._check(batch)
                 return function(self._problem.centred_by_all(batch, parts) if len(parts) > 1 else parts)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 self._halve_for(error, len(batch.windows.indices[d]))
             # Not within the `except`: the error holds on to what was in memory.
+            free_cached_memory(self._problem.device)
 
     def _halve_for(self, error: RuntimeError, samples: int) -> None:
         """Halve the size, or raise the error again."""

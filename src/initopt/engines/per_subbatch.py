@@ -14,7 +14,7 @@ from initopt.engines.autograd.scale_derivatives import along_weights
 from initopt.engines.autograd.scaled import ScaledOps
 from initopt.engines.base import WHOLE, Engine, Evaluation, Gradients, added, check_gram, gram_matrix, joined, weighted_sums
 from initopt.engines.microbatches import Microbatches
-from initopt.model.centring import Means, slopes
+from initopt.model.centring import slopes
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
@@ -32,7 +32,7 @@ class _SeparateEngine(Engine):
         return WHOLE if problem.microbatch is not None else None
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
-        return self._evaluation(batch) if differentiate else _GradientsOnly(self.problem, batch, self._microbatches)
+        return self._evaluation(batch) if differentiate else _Separate(self.problem, batch, self._microbatches)
 
     _microbatches: Microbatches | None = None
 
@@ -48,6 +48,7 @@ class GraphEngine(_SeparateEngine):
     """
 
     name = "graph"
+    keeps_graphs = True
 
     def _evaluation(self, batch: Batch) -> Evaluation:
         return _Graph(self.problem, batch)
@@ -142,33 +143,23 @@ class _Separate(Evaluation):
 
     def _through_means(self, parts: Sequence[Part]) -> Tensor:
         """<dW_k, W_k> through the means that parts were centred by, once these know the derivatives by themselves."""
-        return self._pulled_back(parts, self._operations)
-
-    def _pulled_back(
-        self, parts: Sequence[Part], operations: Callable[[], AbstractContextManager[ScaledOps | _PlainOps]]
-    ) -> Tensor:
         total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64, device="cpu")
         for part in parts:
             if part.means is None:
                 continue
-            with plain_attention(), seeded(*part.seed), operations() as ops:
+            with plain_attention(), seeded(*part.seed), self._operations() as derivatives_of:
                 loss, outputs = self._problem.seen(self._batch, part)
                 found = slopes(loss, outputs, create_graph=True)
             back = [part.means.pulled_back(output, slope) for output, slope in zip(outputs, found, strict=True)]
-            total += ops.along_weights(found, back)
+            total += derivatives_of(found, back)
         return total
 
     @contextmanager
-    def _operations(self) -> Iterator[ScaledOps]:
-        """Operations replaced by cheaper ones within the block."""
+    def _operations(self) -> Iterator[Callable[[Gradients, Gradients], Tensor]]:
+        """Replace operations by cheaper ones within a block, and give what takes derivatives through these."""
         ops = ScaledOps(self._problem.scale_params)
         with ops.replacing():
-            yield ops
-
-
-class _GradientsOnly(_Separate):
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        raise RuntimeError("the batch was evaluated with differentiate=False")
+            yield ops.along_weights
 
 
 class _Graph(_Separate):
@@ -201,26 +192,17 @@ class _Recompute(_Separate):
         return total + self._through_means(self._samples or [])
 
     def _along(self, part: Part, vector: Gradients) -> Tensor:
-        with self._operations() as ops:
+        ops = ScaledOps(self._problem.scale_params)
+        with ops.replacing():
             _, gradients = self._gradient(part, create_graph=True, backward=ops.values_unwanted())
         return ops.along_weights(gradients, vector, part.means)
-
-
-class _PlainOps:
-    """Derivatives along weights with no operation replaced."""
-
-    def __init__(self, problem: Problem) -> None:
-        self._parameters = problem.scale_params
-
-    def along_weights(self, gradients: Gradients, vectors: Gradients, means: Means | None = None) -> Tensor:
-        """As :meth:`initopt.engines.autograd.scaled.ScaledOps.along_weights`."""
-        return along_weights(gradients, vectors, self._parameters, means=means)
 
 
 class _Plain(_Recompute):
     def _along(self, part: Part, vector: Gradients) -> Tensor:
         _, gradients = self._gradient(part, create_graph=True)
-        return _PlainOps(self._problem).along_weights(gradients, vector, part.means)
+        return along_weights(gradients, vector, self._problem.scale_params, means=part.means)
 
-    def _through_means(self, parts: Sequence[Part]) -> Tensor:
-        return self._pulled_back(parts, lambda: nullcontext(_PlainOps(self._problem)))
+    @contextmanager
+    def _operations(self) -> Iterator[Callable[[Gradients, Gradients], Tensor]]:
+        yield lambda gradients, vectors: along_weights(gradients, vectors, self._problem.scale_params)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "coherence",
     "cosine_matrix",
     "grad_cosine",
     "grad_norm",
@@ -115,6 +116,28 @@ def grad_cosine(gram: Tensor) -> Tensor:
     cosines = cosine_matrix(gram)
     total = cosines.sum((-2, -1)) - cosines.diagonal(dim1=-2, dim2=-1).sum(-1)
     return total / (count * (count - 1))
+
+
+def coherence(gram: Tensor) -> Tensor:
+    r"""m-coherence, :math:`\sum_{de} K_{de} / \operatorname{tr} K`: how many sub-batches the step of an average one helps.
+
+    D if all gradients are the same, 1 if they are orthogonal, 0 if they cancel. By D it is :math:`\|\bar g\|^2` over the
+    mean of :math:`\|g_d\|^2`; with gradients of equal norms :math:`1 + (D - 1)` GradCosine.
+
+    Args:
+        gram: Gram matrices, shape ``(..., D, D)``.
+
+    Returns:
+        Shape ``(...)``; 0 where all gradients are zero.
+
+    Source: Chatterjee and Zielinski, "Making Coherence Out of Nothing At All", arXiv 2008.01217, for single samples.
+
+    >>> coherence(torch.tensor([[4.0, 3.0], [3.0, 4.0]]))
+    tensor(1.7500)
+    """
+    total = grad_sqnorms(gram).sum(-1)
+    positive = total > 0
+    return torch.where(positive, gram.sum((-2, -1)) / torch.where(positive, total, 1.0), 0.0)
 
 
 def grad_variance(gram: Tensor) -> Tensor:

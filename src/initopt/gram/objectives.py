@@ -23,6 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from initopt._support.words import unknown
 from initopt.gram import functional
 
 __all__ = ["NAMES", "Objective", "get", "grad_norm"]
@@ -74,8 +75,7 @@ def get(objective: str | Objective, norm_weight: float = 1.0) -> Objective:
         return objective
     name = _PUBLISHED.get(objective, objective)
     if name not in NAMES:
-        known = ", ".join(repr(known) for known in NAMES)
-        raise ValueError(f"unknown objective {objective!r}; known are {known}, or pass a function of a Gram matrix")
+        raise ValueError(f"{unknown('objective', objective, NAMES)}, or pass a function of a Gram matrix")
     spread_name, _, size_name = name.partition("+")
     spread = _SPREAD[spread_name]
     if not size_name:

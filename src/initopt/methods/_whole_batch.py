@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from initopt._support._torch_messages import missing_derivative
 from initopt._support.errors import NonFiniteError, ZeroGradientError
+from initopt._support.words import first_few
 from initopt.batches.nested import batch_size, to_device
 from initopt.batches.subbatches import Windows
-from initopt.engines.auto import missing_derivative
 from initopt.engines.autograd.scaled import ScaledOps
 from initopt.engines.base import Gradients
 from initopt.model.double_backward import plain_attention
@@ -96,10 +97,11 @@ def sum_over(gradients: Gradients, function: Any) -> float:
 
 def check_gradients(gradients: Gradients, parameters: Sequence[NamedParameter]) -> None:
     """Refuse a gradient that is not finite, naming the parameters, or that is zero altogether."""
-    bad = [p.name for p, g in zip(parameters, gradients, strict=True) if g is not None and not torch.isfinite(g).all()]
+    bad = [
+        repr(p.name) for p, g in zip(parameters, gradients, strict=True) if g is not None and not torch.isfinite(g).all()
+    ]
     if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise NonFiniteError(f"the gradient is not finite for parameter {', '.join(map(repr, bad[:3]))}{more}")
+        raise NonFiniteError(f"the gradient is not finite for parameter {first_few(bad)}")
     if not any(g is not None and g.any() for g in gradients):
         raise ZeroGradientError(
             "the gradient is exactly zero; does the loss depend on the chosen parameters, and is the network alive (dead "

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from initopt._support._torch_private import without_hooks
 from initopt._support.checks import check_choice, check_flag, check_number
 from initopt._support.errors import NonFiniteError
 from initopt.batches.nested import concatenate
 from initopt.engines import Engine
-from initopt.engines.autograd.scale_derivatives import without_hooks
 from initopt.engines.base import Gradients
+from initopt.engines.gradients import moved
 from initopt.methods._whole_batch import LossGradient, check_gradients, loss_of, sum_over, whole_batch
 from initopt.methods.base import MethodRun
 from initopt.methods.records import Record, StepRecord, steps_taken
@@ -142,7 +142,7 @@ class _GradInitRun(ScalesRun):
         """The objective, and <dW_k, W_k> of it for every scaled tensor, W_k being its value before the step."""
         eta = self._method.eta
         weights = [p.value for p in self._problem.scale_params]
-        with _moved([p.value for p in self._problem.grad_params], directions, -eta):
+        with moved([p.value for p in self._problem.grad_params], directions, -eta):
             try:
                 loss = loss_of(self._problem, batch)
             except NonFiniteError as error:
@@ -163,19 +163,3 @@ def _signs(gradients: Gradients) -> Gradients:
         return torch.complex(g.real.sign(), g.imag.sign()) if g.is_complex() else g.sign()
 
     return [None if g is None else sign(g) for g in gradients]
-
-
-@contextmanager
-def _moved(parameters: Sequence[Tensor], directions: Gradients, length: float) -> Iterator[None]:
-    """The parameters moved by ``length`` times a direction; exactly as they were afterwards."""
-    moving = [(p, u) for p, u in zip(parameters, directions, strict=True) if u is not None]
-    kept = [p.detach().clone() for p, _ in moving]
-    try:
-        with torch.no_grad():
-            for parameter, direction in moving:
-                parameter.add_(direction, alpha=length)
-        yield
-    finally:
-        with torch.no_grad():
-            for (parameter, _), value in zip(moving, kept, strict=True):
-                parameter.copy_(value)

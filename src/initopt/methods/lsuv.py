@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from initopt._support._torch_private import CONVOLUTIONS
 from initopt._support.checks import check_integer, check_number
 from initopt._support.errors import NonFiniteError, warn
+from initopt._support.words import first_few
 from initopt.engines import Engine
 from initopt.methods._whole_batch import loss_of, whole_batch
 from initopt.methods.base import Method, MethodRun
@@ -103,7 +104,7 @@ class _LSUVRun(MethodRun):
         if not done.records:
             raise ValueError(
                 "lsuv found no layer that runs: none of the modules with the weights "
-                f"{_some([p.name for p, _ in self._layers.values()])} is called as a module by the model"
+                f"{first_few([repr(p.name) for p, _ in self._layers.values()])} is called as a module by the model"
             )
         tolerance, most = self._method.tolerance, self._method.max_iterations
         told = {
@@ -119,7 +120,7 @@ class _LSUVRun(MethodRun):
             }
         for what, names in told.items():
             if names:
-                warn(f"initopt: lsuv: {_some(names)} {what}")
+                warn(f"initopt: lsuv: {first_few(list(map(repr, names)))} {what}")
 
     def scales(self) -> dict[str, float]:
         return self._scales.named()
@@ -199,9 +200,6 @@ def _layers(parameters: Sequence[NamedParameter]) -> tuple[_Layers, list[str]]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd)) and "weight" in module._parameters
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more
+    return isinstance(module, (nn.Linear, nn.Bilinear, *CONVOLUTIONS)) and "weight" in dict(
+        module.named_parameters(recurse=False)
+    )

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from initopt._support._torch_private import without_hooks
 from initopt._support.checks import check_choice, check_number
 from initopt._support.errors import LossError, NonFiniteError
 from initopt.batches.nested import map_tensors, named_tensors
 from initopt.engines import Engine
-from initopt.engines.autograd.scale_derivatives import along_weights, without_hooks
+from initopt.engines.autograd.scale_derivatives import along_weights
 from initopt.engines.base import Gradients
 from initopt.methods._whole_batch import check_gradients, explain_missing, loss_of, sum_over, whole_batch
 from initopt.methods.base import MethodRun

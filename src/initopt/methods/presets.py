@@ -1,7 +1,8 @@
 """Sets of keyword arguments.
 
-:data:`published` makes :func:`initopt.nio` do what the published code of the NIO paper does, and
-:data:`published_measure`, the part of it that :func:`initopt.measure` has, makes that measure as it does.
+:data:`published` makes :func:`initopt.nio` do what the published code of the NIO paper did in its ImageNet run, with
+batches of 64, and :data:`published_class_defaults` what that code does if it is told nothing. :data:`published_measure`,
+the part of both that :func:`initopt.measure` has, makes that measure as the code does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["PRESETS", "get", "published", "published_measure"]
+from initopt._support.checks import check_choice
+
+__all__ = ["PRESETS", "get", "published", "published_class_defaults", "published_measure"]
 
 
 def _of_conv_linear_or_layer_norm(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
@@ -29,6 +32,11 @@ published_measure: dict[str, Any] = {
 """How the published code splits a batch, normalizes, and which parameters it counts as gradient."""
 
 published: dict[str, Any] = published_measure | {
+    "steps": 100,
+    "num_subbatches": 4,
+    "overlap": 0.2,
+    "lr": 0.003,
+    "max_grad_norm": 10.0,
     "scale_params": _named_weight_or_bias,
     "scale_biases": True,
     "scale_invariant": True,
@@ -38,9 +46,18 @@ published: dict[str, Any] = published_measure | {
     "min_scale": 0.01,
     "min_bias_scale": 0.0,
 }
-"""The published code's choices; its objective is the one of its ImageNet run. Override any: ``{**published, ...}``."""
+"""All that the published code was told in its ImageNet run, with batches of 64. Override any: ``{**published, ...}``."""
 
-PRESETS: dict[str, dict[str, Any]] = {"published": published}
+published_class_defaults: dict[str, Any] = published | {
+    "num_subbatches": 2,
+    "overlap": 0.0,
+    "lr": 0.05,
+    "max_grad_norm": 5.0,
+    "objective": "cosine",
+}
+"""The defaults of the published code's class. No configuration but that of the ImageNet run was published."""
+
+PRESETS: dict[str, dict[str, Any]] = {"published": published, "published_class_defaults": published_class_defaults}
 """Every preset by name."""
 
 
@@ -53,6 +70,5 @@ def get(name: str) -> dict[str, Any]:
     >>> get("published")["split"]
     'published'
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known are {', '.join(map(repr, PRESETS))}")
+    check_choice("preset", name, PRESETS)
     return dict(PRESETS[name])

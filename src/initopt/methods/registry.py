@@ -6,8 +6,8 @@ from dataclasses import fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from initopt._support.checks import did_you_mean
 from initopt._support.errors import warn
+from initopt._support.words import did_you_mean, unknown
 from initopt.methods.base import Method
 from initopt.methods.gradinit import GradInit
 from initopt.methods.lsuv import LSUV
@@ -46,7 +46,7 @@ def find_method(name: str) -> type[Method]:
             warn(f"initopt: {_source(other)} is not used, since {name!r} is the name of a method of initopt's own")
         return METHODS[name]
     if not brought:
-        raise ValueError(f"unknown method {name!r}; known are {', '.join(map(repr, method_names()))}")
+        raise ValueError(unknown("method", name, method_names()))
     if len(brought) > 1:
         raise ValueError(f"method {name!r} is brought by more than one package: {'; '.join(map(_source, brought))}")
     return _load(brought[0])

@@ -8,7 +8,6 @@ the operations there are, and no mode is on later where there are none.
 from __future__ import annotations
 
 import threading
-import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from initopt._support._torch_private import attention_math, backward_pass, kernels_named, unheard
 
 __all__ = [
     "ModeOverGradients",
@@ -52,9 +53,7 @@ class ModeOverGradients(TorchFunctionMode):
         slopes = tuple(torch.ones_like(y) if dy is None else dy for y, dy in zip(outputs, given, strict=True))
         keep = create_graph if retain_graph is None else retain_graph
         with self:
-            return torch.autograd.Variable._execution_engine.run_backward(
-                outputs, slopes, keep, create_graph, inputs, bool(allow_unused), accumulate_grad=False
-            )
+            return backward_pass(outputs, slopes, keep, create_graph, inputs, bool(allow_unused))
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
@@ -99,9 +98,14 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 def _without_cudnn(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The setting is the process's, so it is made for as long as the call takes, by one thread at a time."""
+    """The setting is the process's, so it is made for as long as the call takes, by one thread at a time.
+
+    Not on a CPU, where nobody asks for it.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if args[0].device.type == "cpu":  # the input
+            return function(*args, **kwargs)
         with _CUDNN, torch.backends.cudnn.flags(enabled=False):
             return function(*args, **kwargs)
 
@@ -123,17 +127,10 @@ def _attention(
             attn_mask = attn_mask.to(dtype)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
-    mixed: Tensor = torch._scaled_dot_product_attention_math(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )[0]
-    return mixed
+    return attention_math(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
-_open_attention = types.FunctionType(
-    F.multi_head_attention_forward.__code__,
-    F.multi_head_attention_forward.__globals__ | {"has_torch_function": lambda arguments: False},
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
+_open_attention = unheard(F.multi_head_attention_forward)
 """``F.multi_head_attention_forward`` that does not hand itself to the modes that are on, and so comes to what it calls."""
 
 
@@ -156,6 +153,12 @@ def _normalized(x: Tensor, dimensions: list[int], eps: float) -> Tensor:
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int]) -> Tensor:
     scaled = x if weight is None else x * weight.reshape(shape)
     return scaled if bias is None else scaled + bias.reshape(shape)
+
+
+def _refuse_one(x: Tensor, count: int, of_what: str) -> None:
+    """Refuse statistics of a single number, in the words of ``torch.nn.functional``."""
+    if count == 1:
+        raise ValueError(f"Expected more than 1 {of_what} when training, got input size {x.size()}")
 
 
 def _composed_layer_norm(
@@ -181,7 +184,7 @@ def _batch_norm_of_modules(
     momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     if training:
-        F._verify_batch_size(input.size())  # type: ignore[attr-defined]
+        _refuse_one(input, input.numel() // max(input.shape[1], 1), "value per channel")
     return _composed_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, False)
 
 
@@ -201,15 +204,15 @@ def _instance_norm_of_modules(
     use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     if use_input_stats:
-        F._verify_spatial_size(input.size())  # type: ignore[attr-defined]
+        _refuse_one(input, input.shape[2:].numel(), "spatial element")
     return _composed_instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, False)
 
 
 _KERNELS: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: _hard_sigmoid_of_modules,
-    torch._C._nn.hardsigmoid: _hard_sigmoid,
-    torch._C._nn.hardsigmoid_: lambda x: x.copy_(_hard_sigmoid(x)),
-    torch._weight_norm: _weight_norm,
+    **dict.fromkeys(kernels_named("_C._nn.hardsigmoid"), _hard_sigmoid),
+    **dict.fromkeys(kernels_named("_C._nn.hardsigmoid_"), lambda x: x.copy_(_hard_sigmoid(x))),
+    **dict.fromkeys(kernels_named("_weight_norm"), _weight_norm),
     torch.lstm: _without_cudnn(torch.lstm),
     torch.gru: _without_cudnn(torch.gru),
     torch.rnn_tanh: _without_cudnn(torch.rnn_tanh),

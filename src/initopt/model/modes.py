@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from initopt._support._torch_private import BATCH_NORMS, INSTANCE_NORMS, STRUCTURE, compiler_is_loaded, hooks_of
 from initopt.model.double_backward import watching
+from initopt.model.randomness import drawing_on
 
 __all__ = ["Eager", "ModeGuard", "StructureGuard", "has_batch_statistics", "measuring", "ran_in_evaluation_mode"]
 
@@ -45,7 +44,7 @@ def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
             for module, training in users.items():
                 module.training = training
         for module, training in users.items():
-            if not isinstance(module, (_BatchNorm, _InstanceNorm)):
+            if not isinstance(module, (*BATCH_NORMS, *INSTANCE_NORMS)):
                 if not train_mode:
                     module.training = False
             else:
@@ -53,7 +52,7 @@ def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
         for module, name, value in _norm_settings(model):
             if module.training:
                 setattr(module, name, value)
-        with watching():
+        with watching(), drawing_on([*model.parameters(), *model.buffers()]):
             yield
     finally:
         for module in new:
@@ -73,15 +72,15 @@ def _training(module: nn.Module) -> bool:
 def _norm_settings(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """What norms are to have beside their training flags while a model is measured."""
     for module in model.modules():
-        if isinstance(module, _BatchNorm):  # in training mode, one that tracks nothing ignores its running statistics
+        if isinstance(module, BATCH_NORMS):  # in training mode, one that tracks nothing ignores its running statistics
             yield module, "track_running_stats", False
-        elif isinstance(module, _InstanceNorm):  # updates them all the same, but at momentum 0 to what they were
+        elif isinstance(module, INSTANCE_NORMS):  # updates them all the same, but at momentum 0 to what they were
             yield module, "momentum", 0.0
 
 
 def has_batch_statistics(model: nn.Module) -> bool:
     """Whether a model, in the mode that its user put it into, has batch norms that :func:`measuring` does not freeze."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     return any(_training(norm) or not _training(model) for norm in norms)
 
 
@@ -116,26 +115,23 @@ class StructureGuard:
         self._hookless: list[nn.Parameter] = []
         for module in model.modules():
             for name, value in vars(module).items():
-                if name in _STRUCTURE and isinstance(value, dict):
+                if name in STRUCTURE and isinstance(value, dict):
                     self._kept.append((value, dict(value)))
         for parameter in model.parameters():
-            if parameter._backward_hooks is None:
+            hooks = hooks_of(parameter)
+            if hooks is None:
                 self._hookless.append(parameter)
             else:
-                self._kept.append((parameter._backward_hooks, dict(parameter._backward_hooks)))
+                self._kept.append((hooks, dict(hooks)))
 
     def put_back(self) -> None:
         """Make it that again."""
         for parameter in self._hookless:
-            if parameter._backward_hooks:
-                parameter._backward_hooks.clear()
+            (hooks_of(parameter) or {}).clear()
         for now, before in self._kept:
             if len(now) != len(before) or any(now.get(key, now) is not value for key, value in before.items()):
                 now.clear()
                 now.update(before)
-
-
-_STRUCTURE = {"_parameters", "_modules"} | {name for name in vars(nn.Module()) if "_hooks" in name}
 
 
 _LOCK = threading.Lock()
@@ -155,7 +151,7 @@ class Eager:
 
     def __enter__(self) -> None:
         global _users, _stance
-        if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        if not compiler_is_loaded() or not hasattr(torch.compiler, "set_stance"):
             return
         with _LOCK:
             if _users == 0:

@@ -9,10 +9,24 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["NamedParameter", "ParameterFilter", "Parameters", "is_bias", "select", "trainable_parameters"]
+from initopt._support.checks import check_choice
 
-ParameterFilter = Callable[[str, nn.Parameter, nn.Module], bool]
-"""A function of (qualified name, parameter, the module that holds it) that says whether a parameter is meant."""
+__all__ = [
+    "KINDS",
+    "NamedParameter",
+    "ParameterFilter",
+    "Parameters",
+    "Predicate",
+    "as_predicate",
+    "is_bias",
+    "select",
+    "trainable_parameters",
+]
+
+Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
+
+ParameterFilter = Predicate | str | Sequence[str]
+"""Which parameters are meant: a function of (qualified name, parameter, the holding module), or names in :data:`KINDS`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +55,21 @@ def is_bias(name: str) -> bool:
     around, parametrized, inner = name.rpartition("parametrizations.")
     own = inner.partition(".")[0] if parametrized and (not around or around.endswith(".")) else name.rpartition(".")[2]
     return "bias" in own and "weight" not in own
+
+
+KINDS: dict[str, Predicate] = {
+    "biases": lambda name, parameter, module: is_bias(name),
+    "convolutions": lambda name, parameter, module: isinstance(
+        module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    ),
+    "embeddings": lambda name, parameter, module: isinstance(module, (nn.Embedding, nn.EmbeddingBag)),
+    "linear": lambda name, parameter, module: isinstance(module, nn.Linear),
+    "norms": lambda name, parameter, module: "Norm" in type(module).__name__,
+    "positions": lambda name, parameter, module: any(
+        word in name.removesuffix(".weight").rpartition(".")[2] for word in ("pos_embed", "position", "wpe", "pos_emb")
+    ),
+}
+"""Kinds of parameters by name: by the type of the module that holds them, or, biases and positions, by their own name."""
 
 
 def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
@@ -92,14 +121,12 @@ def select(parameters: list[NamedParameter], keep: ParameterFilter | None, argum
     """The parameters for which a filter is true; a tied parameter is kept if it is kept under any of its names.
 
     Raises:
-        TypeError: if the filter is no function of three arguments.
-        ValueError: if nothing is left; the message names some of the parameters there are.
+        TypeError: if the filter is not a function of three arguments, a name, or a list of names.
+        ValueError: for an unknown name, or if nothing is left; the message names some of the parameters there are.
     """
     if keep is None:
         return parameters
-    if not callable(keep):
-        raise TypeError(f"{argument} must be a function of (name, parameter, module); got {type(keep).__name__}")
-    _check_arity(keep, argument)
+    keep = as_predicate(keep, argument)
     kept = [p for p in parameters if any(keep(name, p.value, module) for name, module in p.holders)]
     if not kept:
         names = ", ".join(p.name for p in parameters[:5]) + (", ..." if len(parameters) > 5 else "")
@@ -107,7 +134,32 @@ def select(parameters: list[NamedParameter], keep: ParameterFilter | None, argum
     return kept
 
 
-def _check_arity(keep: ParameterFilter, argument: str) -> None:
+def as_predicate(keep: ParameterFilter, argument: str) -> Predicate:
+    """A filter as a function.
+
+    Raises:
+        TypeError: if it is not a function of three arguments, a name, or a list of names.
+        ValueError: for a name that is not in :data:`KINDS`.
+
+    >>> as_predicate(["norms", "biases"], "params")("norm.weight", nn.Parameter(torch.ones(2)), nn.LayerNorm(2))
+    True
+    """
+    if callable(keep):
+        _check_arity(keep, argument)
+        return keep
+    names = [keep] if isinstance(keep, str) else keep
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"{argument} must be a function of (name, parameter, module), or names such as 'linear'; got "
+            f"{type(keep).__name__}"
+        )
+    for name in names:
+        check_choice(argument, name, tuple(KINDS))
+    chosen = [KINDS[name] for name in names]
+    return lambda name, parameter, module: any(kind(name, parameter, module) for kind in chosen)
+
+
+def _check_arity(keep: Predicate, argument: str) -> None:
     try:
         signature = inspect.signature(keep)
     except (TypeError, ValueError):  # some built-in functions have none

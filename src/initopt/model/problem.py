@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_messages import is_of_one_value
 from initopt.batches.first_look import refuse_dtype
 from initopt.batches.nested import batch_size, map_tensors, take, to_device
 from initopt.batches.subbatches import BatchNorm, SubBatches, Windows
@@ -224,7 +225,7 @@ class Problem:
             with self.state.running(), plain_kernels():
                 yield
         except Exception as error:
-            if "Expected more than 1 value per channel" in str(error):
+            if is_of_one_value(error):
                 error.add_note(
                     f"(a batch norm cannot normalize a sub-batch of {samples} by its own statistics: use fewer "
                     'sub-batches, larger batches, or batch_norm="batch")'

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from initopt._support._torch_private import buffers_of, parameters_of
 from initopt.model.randomness import GENERATORS, Generator
 
 __all__ = ["MANY", "MODULE_OWN", "Reach", "is_container"]
@@ -66,7 +67,7 @@ class Reach:
                 continue
             found._seen[id(value)] = value  # which keeps it alive, and its id its own
             waiting.extend((inner, depth + 1) for inner in found._enter(value) if depth < _DEPTH)
-        own = {id(t) for module in found.modules for t in (*module._parameters.values(), *module._buffers.values())}
+        own = {id(t) for module in found.modules for t in (*parameters_of(module).values(), *buffers_of(module).values())}
         found.tensors = [tensor for tensor in found.tensors if id(tensor) not in own]
         return found
 

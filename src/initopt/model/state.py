@@ -9,11 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from initopt._support._torch_private import (
+    BATCH_NORMS,
+    INSTANCE_NORMS,
+    DispatchMode,
+    buffers_of,
+    parameters_of,
+    set_transient_buffers,
+    tell_recurrent,
+    transient_buffers,
+    version_of,
+)
 from initopt._support.interrupts import safe_point
+from initopt._support.words import first_few
 from initopt.model.randomness import OwnGenerator
 from initopt.model.reach import MANY, MODULE_OWN, Reach, is_container
 
@@ -42,7 +51,7 @@ class StateGuard:
         self._attributes = _Attributes(reach)
         self._generators = [OwnGenerator(generator) for generator in reach.generators]
         own = {parameter: f"parameter {name!r}" for name, parameter in model.named_parameters()}
-        others = {p: None for m in reach.modules for p in m._parameters.values() if p is not None and p not in own}
+        others = {p: None for m in reach.modules for p in parameters_of(m).values() if p is not None and p not in own}
         self._trained = {p for p in own if p.requires_grad}
         self._moving = [_Watched(p, name) for p, name in own.items() if p.requires_grad] if trainable else []
         self._parameters = [
@@ -130,9 +139,8 @@ class StateGuard:
     def _refuse_late_writes(self) -> None:
         late = [watched.name for watched in (*self._watched, *self._moving) if watched.is_lost()]
         if late:
-            more = f" and {len(late) - 3} more" if len(late) > 3 else ""
             raise RuntimeError(
-                f"the model's forward pass wrote to {', '.join(late[:3])}{more}, and not yet in its first run; its value "
+                f"the model's forward pass wrote to {first_few(late)}, and not yet in its first run; its value "
                 "is now another one"
             )
 
@@ -144,7 +152,7 @@ class _StandIns:
         self._dtype = dtype
         self._modules = modules
         self._trained = trained
-        self._own = [(module, dict(module._parameters)) for module in modules]
+        self._own = [(module, dict(parameters_of(module))) for module in modules]
         self.leaves: dict[Tensor, nn.Parameter] = {}
         for parameter in {p: None for _, named in self._own for p in named.values() if p is not None}:
             if type(parameter) is nn.Parameter and (parameter in trained or (dtype and parameter.is_floating_point())):
@@ -165,22 +173,23 @@ class _StandIns:
         for module, own in self._own:
             for name, held in own.items():
                 if held is not None and held in self.leaves:
-                    module._parameters[name] = self.leaves[held]
-            for name, buffer in module._buffers.items() if self._dtype is not None else ():
+                    parameters_of(module)[name] = self.leaves[held]
+            buffers = buffers_of(module)
+            for name, buffer in buffers.items() if self._dtype is not None else ():
                 if buffer is not None:
-                    module._buffers[name] = self._other(buffer)
+                    buffers[name] = self._other(buffer)
         self._tell_recurrent()
 
     def remove(self) -> None:
         for module, own in self._own:
-            module._parameters.update(own)
+            parameters_of(module).update(own)
         self._tell_recurrent()
 
     def _tell_recurrent(self) -> None:
         """Recurrent layers have a list of their parameters, too."""
         for module in self._modules:
             if isinstance(module, nn.RNNBase):
-                module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+                tell_recurrent(module)
 
 
 class _Watched:
@@ -190,7 +199,7 @@ class _Watched:
         self.tensor, self.name = tensor, name
         self.copy: Tensor | None = None
         self._home = tensor.detach()  # where its values are, should ``.data`` be another tensor by then
-        self._version = _version(tensor)
+        self._version = version_of(tensor)
 
     def keep(self) -> None:
         """Copy the values, which are about to be written over."""
@@ -205,17 +214,11 @@ class _Watched:
                 home.copy_(self.copy)
 
     def is_lost(self) -> bool:
-        return self.copy is None and _version(self.tensor) != self._version
+        return self.copy is None and version_of(self.tensor) != self._version
 
 
-class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Writes(DispatchMode):
     """A block in which tensors are copied before anything is written into their memory."""
-
-    supports_higher_order_operators = True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # PyTorch would load its compiler, which takes seconds, to keep it from this mode
 
     def __init__(self, watched: list[_Watched]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -247,15 +250,15 @@ class _Buffers:
     """The buffers of modules."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._named = [(module, dict(module._buffers)) for module in modules]
-        self._transient = [(module, set(module._non_persistent_buffers_set)) for module in modules]
+        self._named = [(module, dict(buffers_of(module))) for module in modules]
+        self._transient = [(module, transient_buffers(module)) for module in modules]
         self._values = {
             buffer: buffer.detach().clone() for _, named in self._named for buffer in named.values() if buffer is not None
         }
         self._homes = {buffer: buffer.detach() for buffer in self._values}
         # What a module holds in the place of a buffer that was written to, and the version of all as they were put there.
         self._present = {buffer: buffer for buffer in self._values}
-        self._versions = {buffer: _version(buffer) for buffer in self._values}
+        self._versions = {buffer: version_of(buffer) for buffer in self._values}
 
     def refresh(self) -> None:
         """Give the modules their buffers with the first values.
@@ -263,16 +266,16 @@ class _Buffers:
         A buffer that was written to is left to the graph that may still need it, and a copy put in its place.
         """
         for buffer, present in self._present.items():
-            if _version(present) != self._versions[buffer]:
+            if version_of(present) != self._versions[buffer]:
                 fresh = self._values[buffer].clone()
-                self._present[buffer], self._versions[buffer] = fresh, _version(fresh)
+                self._present[buffer], self._versions[buffer] = fresh, version_of(fresh)
         self._install(self._present)
 
     def put_back(self) -> None:
         """Give the modules their own buffers again, with the first values."""
         with ExitStack() as stack:
             for module, names in self._transient:
-                stack.callback(setattr, module, "_non_persistent_buffers_set", names)
+                stack.callback(set_transient_buffers, module, names)
             stack.callback(self._install, {buffer: buffer for buffer in self._values})
             for buffer, value in self._values.items():
                 stack.callback(self._put_back, buffer, value)
@@ -286,14 +289,14 @@ class _Buffers:
 
     def _install(self, present: dict[Tensor, Tensor]) -> None:
         for module, named in self._named:
-            now = module._buffers
+            now = buffers_of(module)
             wanted = {name: None if buffer is None else present[buffer] for name, buffer in named.items()}
             if len(now) != len(wanted) or any(now.get(name) is not buffer for name, buffer in wanted.items()):
                 now.clear()
                 now.update(wanted)
 
 
-_WHILE_MEASURING = {_BatchNorm: "track_running_stats", _InstanceNorm: "momentum"}
+_WHILE_MEASURING = {BATCH_NORMS: "track_running_stats", INSTANCE_NORMS: "momentum"}
 """Attributes that :func:`initopt.model.modes.measuring` sets and puts back itself."""
 
 
@@ -377,10 +380,6 @@ def _differ(now: Any, before: Any) -> bool:
 
 
 _NOTHING = object()
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _memory(tensor: Tensor) -> int | None:

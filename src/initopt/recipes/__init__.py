@@ -1,4 +1,4 @@
-"""Comparisons that come with the package, as files for ``initopt compare --recipe``."""
+"""Comparisons that come with the package, as files for ``initopt compare --experiment``."""
 
 from initopt.recipes.files import RECIPES
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from initopt._support.errors import MismatchError
 from initopt._support.files import plain, unplain, write_file
 from initopt._support.reading import bounded_json, of_form
-from initopt._support.tensorfile import load_tensors, save_tensors
+from initopt._support.tensorfile import kind, load_tensors, save_tensors
+from initopt._support.words import first_few
 from initopt.batches.nested import named_tensors
 from initopt.methods import Method, record_class
 from initopt.methods.records import Record, history_from
@@ -27,7 +28,7 @@ from initopt.model.losses import LossFunction
 from initopt.model.randomness import RandomState
 from initopt.runs.task import Task
 
-__all__ = ["Checkpoint", "differences", "fingerprint", "going_on_from", "identify", "kind", "loader_generators"]
+__all__ = ["Checkpoint", "differences", "fingerprint", "going_on_from", "identify", "loader_generators"]
 
 _FREE = {"steps", "scale_params", "grad_params", "microbatch", "memory_budget"}
 """Options that may change: a run can be made longer, and take another amount of memory; of the filters, what they select
@@ -115,15 +116,6 @@ def _values(tensor: Tensor) -> Any:
 def _fixed(model: nn.Module) -> dict[str, Tensor]:
     frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
     return frozen | dict(model.named_buffers())
-
-
-def kind(tensor: Tensor) -> str:
-    """The dtype and shape of a tensor.
-
-    >>> kind(torch.zeros(2, 3))
-    'float32 [2, 3]'
-    """
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _named(loss_fn: LossFunction | None) -> Any:
@@ -285,7 +277,7 @@ class Checkpoint:
             raise ValueError("it has not one state for each of the loader's generators")
         if self.seed < 0:
             raise ValueError(f"the seed is {self.seed}")
-        for state in (*self.randomness.torch_cuda, *self.generators.values()):
+        for state in (*self.randomness.torch_cuda.values(), *self.generators.values()):
             if state.dtype != torch.uint8 or state.ndim != 1:
                 raise ValueError(f"the state of a generator is {kind(state)}")
         torch.Generator().set_state(self.randomness.torch_cpu)
@@ -321,11 +313,9 @@ def going_on_from(path: Path) -> Iterator[None]:
 
 
 def _another_run(lines: list[str]) -> MismatchError:
-    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
     return MismatchError(
         "the checkpoint belongs to another run; remove it to start anew, or choose another path:\n  "
-        + "\n  ".join(lines[:10])
-        + more
+        + first_few(lines, 10, "\n  ")
     )
 
 

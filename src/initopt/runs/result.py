@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_private import ORIGINAL
 from initopt._support.errors import MismatchError
-from initopt._support.files import plain, unplain, write_folder, write_json
+from initopt._support.files import Contents, plain, unplain, write_folder, write_json
 from initopt._support.reading import of_form, read_json
-from initopt._support.tensorfile import load_tensors, save_tensors
+from initopt._support.tensorfile import kind, load_tensors, save_tensors
+from initopt._support.words import first_few
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
 from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Result"]
+__all__ = ["CONTENTS", "Result"]
 
 _T = TypeVar("_T")
 
@@ -34,6 +36,9 @@ _FORMAT = "initopt result 1"
 _RECORD = "result.json"
 _WEIGHTS = "weights.safetensors"
 _GRAMS = "grams.safetensors"
+
+CONTENTS = Contents(_RECORD, (_WEIGHTS, _GRAMS, "plot.png", "config.yaml"))
+"""What the folder of a result holds."""
 
 
 class _Stored(TypedDict):
@@ -136,8 +141,8 @@ class Result:
         weights, parameters = _bare(self.weights), _bare(dict(model.named_parameters()))
         own = {name: p for name, p in parameters.items() if p.requires_grad or name in weights}
         _refuse_differences(
-            {name: _kind(value) for name, value in weights.items()},
-            {name: _kind(value) for name, value in own.items()},
+            {name: kind(value) for name, value in weights.items()},
+            {name: kind(value) for name, value in own.items()},
             ("the stored weights", f"the {type(model).__name__}"),
         )
         with torch.no_grad():
@@ -177,7 +182,7 @@ class Result:
         Raises:
             FileExistsError: if the folder holds anything else; the message names it.
         """
-        write_folder(Path(folder).expanduser(), self.write_files, marker=_RECORD)
+        write_folder(Path(folder).expanduser(), self.write_files, CONTENTS)
 
     def write_files(self, into: Path) -> None:
         """Write the files of :meth:`save` into a folder that is there, one by one."""
@@ -209,7 +214,7 @@ class Result:
             "tried_scales": self.tried_scales,
             "left_alone": self.left_alone,
             "training_step_seconds": self.training_step_seconds,
-            "tensors": {name: _kind(value) for name, value in self.weights.items()},
+            "tensors": {name: kind(value) for name, value in self.weights.items()},
             "history": self.history,
         }
 
@@ -243,7 +248,7 @@ class Result:
             raise ValueError(f"{folder / _RECORD} is damaged: {error}") from None
         _refuse_differences(
             stored["tensors"],
-            {name: _kind(value) for name, value in weights.items()},
+            {name: kind(value) for name, value in weights.items()},
             (str(folder / _RECORD), str(folder / _WEIGHTS)),
         )
         result = cls(
@@ -279,14 +284,10 @@ def _history(stored: _Stored) -> list[Record]:
 
 def _bare(named: Mapping[str, _T]) -> dict[str, _T]:
     """Without what wrappers put into names: ``_orig_mod.`` anywhere, and ``module.`` in front of all."""
-    bare = {".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in named.items()}
+    bare = {".".join(part for part in name.split(".") if part != ORIGINAL): value for name, value in named.items()}
     if all(name.startswith("module.") for name in bare):
         bare = {name.removeprefix("module."): value for name, value in bare.items()}
     return bare
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
@@ -303,7 +304,7 @@ def _measurement(name: str, values: dict[str, Any], grams: Mapping[str, Tensor])
     count, centred = found["num_batches"], grams.get(f"{name}.centred")
     for gram in (grams[name],) if centred is None else (grams[name], centred):
         if gram.dtype != torch.float64 or gram.ndim != 3 or gram.shape[0] != count or gram.shape[1] != gram.shape[2]:
-            raise ValueError(f"measurements.{name} is of {count} batches, and its Gram matrices are {_kind(gram)}")
+            raise ValueError(f"measurements.{name} is of {count} batches, and its Gram matrices are {kind(gram)}")
     known = {*STATISTICS} <= {*found["sem"]} <= {*STATISTICS, *OUTPUT_STATISTICS}
     if not known or not len(found["small_batch"]) == len(found["big_batch"]) == count:
         raise ValueError(f"measurements.{name} has not one figure for each statistic and each of {count} batches")
@@ -319,5 +320,4 @@ def _refuse_differences(left: Mapping[str, str], right: Mapping[str, str], names
         if name in right and right[name] != kind
     ]
     if lines:
-        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
-        raise MismatchError(f"{names[0]} and {names[1]} differ:\n  " + "\n  ".join(lines[:10]) + more)
+        raise MismatchError(f"{names[0]} and {names[1]} differ:\n  " + first_few(lines, 10, "\n  "))

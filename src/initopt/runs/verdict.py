@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from initopt._support.words import counted, first_few
 from initopt.gram.measurement import TITLES, Measurement
 from initopt.methods.records import steps_taken
 
@@ -120,23 +121,15 @@ def _scales(result: Result) -> list[str]:
     lines = []
     if moved:
         what = "moved most" if result.tried_scales is None else "tried, and given up"
-        shown = ", ".join(f"{name} x {scales[name]:.3g}" for name in moved[:_MOVED])
-        lines.append(f"{what + ':':14}{shown}{_more(len(moved) - _MOVED)}")
+        shown = first_few([f"{name} x {scales[name]:.3g}" for name in moved], _MOVED)
+        lines.append(f"{what + ':':14}{shown}")
     for why, names in result.left_alone.items():
-        lines.append(f"{'left alone:':14}{_count(len(names), 'tensor')}, {why}: {names[0]}{_more(len(names) - 1)}")
+        lines.append(f"{'left alone:':14}{counted(len(names), 'tensor')}, {why}: {first_few(names, 1)}")
     steps = steps_taken(result.history)
-    cost = f"{'cost:':14}{_count(steps, 'step')} and the measurements in {result.seconds:.1f} s"
+    cost = f"{'cost:':14}{counted(steps, 'step')} and the measurements in {result.seconds:.1f} s"
     if result.training_step_seconds:
         cost += f", as long as {result.seconds / result.training_step_seconds:.0f} training steps"
     return [*lines, f"{cost} (engine {result.engine!r})"]
-
-
-def _more(count: int) -> str:
-    return f" and {count} more" if count > 0 else ""
-
-
-def _count(count: int, word: str) -> str:
-    return f"{count} {word}{'s' if count != 1 else ''}"
 
 
 def _next(result: Result) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_private import reset_of, version_of
 from initopt._support.checks import check_integer, check_number
 from initopt.batches.nested import batch_size, map_tensors, to_device
 from initopt.model.losses import LossFunction, as_loss
@@ -30,7 +31,7 @@ class Applied:
     """What a scheme has set.
 
     Attributes:
-        gains: the gain of every tensor that was drawn, by name; empty for ``"default"`` and ``"trunc_normal"``.
+        gains: the gain of every tensor that was drawn, by name; empty for the schemes that have none.
         nonlinearities: what follows each, as far as it was looked for and found.
         set: the names of all tensors that have new values, biases included.
         left: the names of the trainable tensors that have their old ones.
@@ -71,7 +72,8 @@ def apply_(
     ``"xavier_normal"``    normal with standard deviation :math:`\gamma \sqrt{2 / (\text{in} + \text{out})}`
     ``"xavier_uniform"``   uniform with the same deviation
     ``"orthogonal"``       :math:`\gamma` times a matrix with orthonormal rows or columns
-    ``"trunc_normal"``     normal with standard deviation ``std``, cut off at two of them
+    ``"normal"``           normal with standard deviation ``std``
+    ``"trunc_normal"``     the same, cut off at two of them
     =====================  =====================================================================================
 
     Args:
@@ -84,9 +86,9 @@ def apply_(
             of the one that the scheme is for: ReLU for Kaiming's, none for the others.
         nonlinearity: a name in :data:`initopt.schemes.nonlinearities.NONLINEARITIES`, for all layers.
         mode: ``"fan_in"`` keeps the variance of signals, ``"fan_out"`` that of gradients; for Kaiming's.
-        std: standard deviation of ``"trunc_normal"``.
-        params: a function of (qualified name, parameter, owning module) that says which parameters may change; all that
-            train, by default.
+        std: standard deviation of ``"normal"`` and ``"trunc_normal"``.
+        params: which parameters may change: a function of (qualified name, parameter, owning module), or names of kinds
+            (:data:`initopt.model.parameters.KINDS`), such as ``["convolutions", "biases"]``; all that train, by default.
         seed: of a generator of its own, with which the weights are the same on every device (``"default"`` draws on the
             model's); without it, the draws follow from torch's random state and advance it.
 
@@ -189,13 +191,13 @@ def _followers(
 
 def _reset(model: nn.Module, chosen: list[NamedParameter], seed: int) -> set[nn.Parameter]:
     """Have each module draw its parameters anew, those inside it first, and put back what is not to change."""
-    kept = {p: (p.detach().clone(), p._version) for p in model.parameters()}
+    kept = {p: (p.detach().clone(), version_of(p)) for p in model.parameters()}
     may_change = {p.value for p in chosen}
     with seeded(seed):
         for module in reversed(list(model.modules())):
-            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-            if callable(reset) and not may_change.isdisjoint(module.parameters()):
+            reset = reset_of(module)
+            if reset is not None and not may_change.isdisjoint(module.parameters()):
                 reset()
-    written = {p for p, (value, version) in kept.items() if p._version != version or not torch.equal(p, value)}
+    written = {p for p, (value, version) in kept.items() if version_of(p) != version or not torch.equal(p, value)}
     put_values({p: value for p, (value, _) in kept.items() if p not in may_change})
     return written & may_change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,7 @@ NAMES: tuple[str, ...] = (
     "xavier_normal",
     "xavier_uniform",
     "orthogonal",
+    "normal",
     "trunc_normal",
 )
 """The schemes by name."""
@@ -60,7 +62,7 @@ def make_draw(scheme: str, mode: Mode, std: float) -> Draw:
     Args:
         scheme: one of :data:`NAMES` but ``"default"``, which is no distribution of its own.
         mode: which fan Kaiming's variance is over.
-        std: standard deviation of ``"trunc_normal"``.
+        std: standard deviation of ``"normal"`` and ``"trunc_normal"``.
 
     Raises:
         ValueError: for a mode or deviation that cannot be, or that the scheme has no use for.
@@ -69,12 +71,12 @@ def make_draw(scheme: str, mode: Mode, std: float) -> Draw:
     check_number("std", std, above=0, finite=True)
     if mode != "fan_in" and not scheme.startswith("kaiming"):
         raise ValueError(f"mode={mode!r} is for the kaiming schemes; {scheme!r} has no use for it")
-    if std != 0.02 and scheme != "trunc_normal":
-        raise ValueError(f"std={std!r} is for the scheme 'trunc_normal'; {scheme!r} has its own")
+    if std != 0.02 and scheme not in ("normal", "trunc_normal"):
+        raise ValueError(f"std={std!r} is for the schemes 'normal' and 'trunc_normal'; {scheme!r} has its own")
 
     def deviation(w: Tensor, gain: float) -> float:
-        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(w)
-        return float(gain / (fan_in if mode == "fan_in" else fan_out) ** 0.5)
+        outputs, inputs, *kernel = w.shape
+        return float(gain / ((inputs if mode == "fan_in" else outputs) * math.prod(kernel)) ** 0.5)
 
     draws = {
         "kaiming_normal": Draw(lambda w, gain, g: w.normal_(0, deviation(w, gain), generator=g), "relu"),
@@ -82,6 +84,7 @@ def make_draw(scheme: str, mode: Mode, std: float) -> Draw:
         "xavier_normal": Draw(lambda w, gain, g: nn.init.xavier_normal_(w, gain, generator=g)),
         "xavier_uniform": Draw(lambda w, gain, g: nn.init.xavier_uniform_(w, gain, generator=g)),
         "orthogonal": Draw(lambda w, gain, g: nn.init.orthogonal_(w, gain, generator=g)),
+        "normal": Draw(lambda w, gain, g: w.normal_(0, std, generator=g), uses_gain=False),
         "trunc_normal": Draw(
             lambda w, gain, g: nn.init.trunc_normal_(w, std=std, a=-2 * std, b=2 * std, generator=g), uses_gain=False
         ),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.rnn import RNNBase, RNNCellBase
+
+from initopt._support._torch_private import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
 __all__ = ["Matrices", "biases_of", "is_embedding", "matrices_of"]
 
@@ -39,15 +39,15 @@ def matrices_of(module: nn.Module) -> list[Matrices]:
 
     A parametrized weight (weight norm, say) is not a parameter of the module and is not among them.
     """
-    own = {name for name, value in module._parameters.items() if value is not None}
-    return [matrices for matrices in _all(module) if matrices.name in own]
+    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    return [matrices for matrices in _all(module, own) if matrices.name in own]
 
 
-def _all(module: nn.Module) -> Iterator[Matrices]:
-    if isinstance(module, _ConvTransposeNd):
-        groups = module.groups
+def _all(module: nn.Module, own: Iterable[str]) -> Iterator[Matrices]:
+    if isinstance(module, TRANSPOSED_CONVOLUTIONS):
+        groups: int = module.groups  # type: ignore[assignment]
         yield Matrices("weight", lambda w: [part.transpose(0, 1) for part in w.chunk(groups)])
-    elif isinstance(module, (nn.Linear, _ConvNd)):
+    elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         yield Matrices("weight", lambda w: [w])
     elif isinstance(module, nn.Bilinear):
         yield Matrices("weight", lambda w: [w.flatten(1)])
@@ -55,9 +55,9 @@ def _all(module: nn.Module) -> Iterator[Matrices]:
         yield Matrices("in_proj_weight", lambda w: list(w.chunk(3)))
         for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
             yield Matrices(name, lambda w: [w])
-    elif isinstance(module, (RNNBase, RNNCellBase)):
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         hidden = module.hidden_size
-        for name in module._parameters:
+        for name in own:
             if name.startswith("weight_hr"):  # the projection of an LSTM
                 yield Matrices(name, lambda w: [w])
             elif name.startswith("weight"):
@@ -68,7 +68,8 @@ def biases_of(module: nn.Module) -> list[str]:
     """The biases that a module with matrices holds itself."""
     if not matrices_of(module):
         return []
-    return [name for name, value in module._parameters.items() if value is not None and "bias" in name and value.ndim == 1]
+    own = module.named_parameters(recurse=False, remove_duplicate=False)
+    return [name for name, value in own if "bias" in name and value.ndim == 1]
 
 
 def is_embedding(module: nn.Module) -> bool:

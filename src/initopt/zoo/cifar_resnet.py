@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initopt._support.checks import check_integer
-from initopt.zoo.convolution import Norm, check_norm, convolution, norm_layer
+from initopt.zoo._layers import Norm, check_norm, check_sizes, convolution, norm_layer
 
 __all__ = ["cifar_resnet"]
 
@@ -32,24 +34,20 @@ def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10, in_
         The network for inputs of shape ``(B, in_channels, H, W)``, with PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer, the depth is not 6 n + 2, or the norm is unknown.
+        ValueError: if a number is not a positive integer, the depth is not 6 n + 2, or the norm is unknown.
 
     >>> import torch
     >>> cifar_resnet(20)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
     check_integer("depth", depth, 8)
-    check_integer("num_classes", num_classes, 1)
-    check_integer("in_channels", in_channels, 1)
+    check_sizes(num_classes=num_classes, in_channels=in_channels)
     check_norm(norm)
     if depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2, such as 20, 32, 44, 56 or 110; got {depth}")
-    channels = _WIDTHS[0]
-    blocks: list[nn.Module] = []
-    for width in _WIDTHS:
-        for _ in range(depth // 6):
-            blocks.append(_Block(channels, width, norm))
-            channels = width
+    widths = [width for width in _WIDTHS for _ in range(depth // 6)]
+    # Made before the first convolution, so that each draws the weights that it has always drawn from a seed.
+    blocks = [_Block(before, width, norm) for before, width in pairwise([_WIDTHS[0], *widths])]
     return nn.Sequential(
         convolution(in_channels, _WIDTHS[0], norm),
         norm_layer(norm, _WIDTHS[0]),
@@ -57,7 +55,7 @@ def cifar_resnet(depth: int, *, norm: Norm = "batch", num_classes: int = 10, in_
         *blocks,
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(channels, num_classes),
+        nn.Linear(_WIDTHS[-1], num_classes),
     )
 
 

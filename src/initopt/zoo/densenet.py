@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from initopt._support.checks import check_integer
-from initopt.zoo.convolution import Norm, check_norm, convolution, norm_layer
+from initopt.zoo._layers import Norm, check_norm, check_sizes, convolution, norm_layer
 
 __all__ = ["densenet"]
 
@@ -36,14 +36,13 @@ def densenet(
         The network for inputs of shape ``(B, in_channels, H, W)``, H and W of 4 or more, with PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer, the depth is not 6 n + 4, or the norm is unknown.
+        ValueError: if a number is not a positive integer, the depth is not 6 n + 4, or the norm is unknown.
 
     >>> densenet(10, growth=4)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
     check_integer("depth", depth, 10)
-    for name, value in {"growth": growth, "num_classes": num_classes, "in_channels": in_channels}.items():
-        check_integer(name, value, 1)
+    check_sizes(growth=growth, num_classes=num_classes, in_channels=in_channels)
     check_norm(norm)
     if depth % 6 != 4:
         raise ValueError(f"depth must be 6 n + 4, such as 22, 40 or 100; got {depth}")
@@ -67,7 +66,7 @@ def _before(norm: Norm, channels: int) -> nn.Sequential:
 
 
 class _Layer(nn.Module):
-    """Puts new channels beside those that it is given."""
+    """A layer that puts new channels beside those that it is given."""
 
     def __init__(self, inputs: int, growth: int, norm: Norm) -> None:
         super().__init__()

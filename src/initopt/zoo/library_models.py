@@ -82,8 +82,8 @@ def _parts(name: str) -> tuple[str, str]:
     library, colon, own_name = name.partition(":")
     if library not in LIBRARIES or not colon or not own_name:
         known = ", ".join(f"{library}:NAME" for library in LIBRARIES)
-        near = difflib.get_close_matches(library, LIBRARIES, 1)
-        hint = f"; did you mean {near[0]}:{own_name or 'NAME'}?" if near and library not in LIBRARIES else ""
+        near = [] if library in LIBRARIES else difflib.get_close_matches(library, LIBRARIES, 1)
+        hint = f"; did you mean {near[0]}:{own_name or 'NAME'}?" if near else ""
         raise ValueError(f"a network of a library is one of {known}; got {name!r}{hint}")
     return library, own_name
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from initopt._support.checks import check_integer
+from initopt.zoo._layers import check_sizes
 
 __all__ = ["plain_mlp"]
 
@@ -37,14 +37,13 @@ def plain_mlp(
         The network, with PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer.
+        ValueError: if a number is not a positive integer.
 
     >>> import torch
     >>> plain_mlp(depth=3)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-    for name, value in {"inputs": inputs, "classes": classes, "depth": depth, "width": width}.items():
-        check_integer(name, value, 1)
+    check_sizes(inputs=inputs, classes=classes, depth=depth, width=width)
     sizes = [inputs, *[width] * (depth - 1)]
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise(sizes):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from initopt._support.checks import check_integer
-from initopt.zoo.transformer_block import TransformerBlock, check_heads
+from initopt.zoo._layers import TransformerBlock, check_heads, check_sizes
 
 __all__ = ["small_gpt"]
 
@@ -30,14 +29,12 @@ def small_gpt(vocabulary: int = 65, context: int = 128, *, depth: int = 4, width
         PyTorch's default weights, but embeddings from a normal distribution of standard deviation 0.02, as in GPT-2.
 
     Raises:
-        ValueError: if a number is no positive integer, or the heads do not divide the width.
+        ValueError: if a number is not a positive integer, or the heads do not divide the width.
 
     >>> small_gpt(depth=1)(torch.zeros(2, 16, dtype=torch.long)).shape
     torch.Size([2, 16, 65])
     """
-    sizes = {"vocabulary": vocabulary, "context": context, "depth": depth, "width": width, "heads": heads}
-    for name, value in sizes.items():
-        check_integer(name, value, 1)
+    check_sizes(vocabulary=vocabulary, context=context, depth=depth, width=width, heads=heads)
     check_heads(width, heads)
     return _LanguageModel(vocabulary, context, depth, width, heads)
 

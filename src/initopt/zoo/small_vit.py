@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from initopt._support.checks import check_integer
-from initopt.zoo.transformer_block import TransformerBlock, check_heads
+from initopt.zoo._layers import TransformerBlock, check_heads, check_sizes
 
 __all__ = ["small_vit"]
 
@@ -40,15 +39,13 @@ def small_vit(
         positions and class token are drawn from a normal distribution of standard deviation 0.02.
 
     Raises:
-        ValueError: if a number is no positive integer, or does not divide what it must.
+        ValueError: if a number is not a positive integer, or does not divide what it must.
 
     >>> small_vit(depth=1)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    sizes = {"image_size": image_size, "patch_size": patch_size, "depth": depth, "width": width, "heads": heads}
-    counts = {"num_classes": num_classes, "in_channels": in_channels}
-    for name, value in (sizes | counts).items():
-        check_integer(name, value, 1)
+    check_sizes(image_size=image_size, patch_size=patch_size, depth=depth, width=width, heads=heads)
+    check_sizes(num_classes=num_classes, in_channels=in_channels)
     check_heads(width, heads)
     if image_size % patch_size:
         raise ValueError(f"image_size must be a multiple of patch_size; got {image_size} and {patch_size}")

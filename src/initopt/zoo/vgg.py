@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from initopt._support.checks import check_integer
-from initopt.zoo.convolution import Norm, check_norm, convolution, norm_layer
+from initopt.zoo._layers import Norm, check_norm, check_sizes, convolution, norm_layer
 
 __all__ = ["vgg"]
 
@@ -39,14 +38,13 @@ def vgg(
         PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer, or the depth or norm is unknown.
+        ValueError: if a number is not a positive integer, or the depth or norm is unknown.
 
     >>> import torch
     >>> vgg(11, width=8)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    for name, value in {"width": width, "num_classes": num_classes, "in_channels": in_channels}.items():
-        check_integer(name, value, 1)
+    check_sizes(width=width, num_classes=num_classes, in_channels=in_channels)
     check_norm(norm)
     if depth not in _CONVOLUTIONS:
         raise ValueError(f"depth must be one of {', '.join(map(str, _CONVOLUTIONS))}; got {depth!r}")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initopt._support.checks import check_integer
-from initopt.zoo.convolution import Norm, check_norm, convolution, norm_layer
+from initopt.zoo._layers import Norm, check_norm, check_sizes, convolution, norm_layer
 
 __all__ = ["wide_resnet"]
 
@@ -35,16 +35,14 @@ def wide_resnet(
         The network for inputs of shape ``(B, in_channels, H, W)``, with PyTorch's default weights.
 
     Raises:
-        ValueError: if a number is no positive integer, the depth is not 6 n + 4, or the norm is unknown.
+        ValueError: if a number is not a positive integer, the depth is not 6 n + 4, or the norm is unknown.
 
     >>> import torch
     >>> wide_resnet(10, 1)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
     check_integer("depth", depth, 10)
-    check_integer("width", width, 1)
-    check_integer("num_classes", num_classes, 1)
-    check_integer("in_channels", in_channels, 1)
+    check_sizes(width=width, num_classes=num_classes, in_channels=in_channels)
     check_norm(norm)
     if depth % 6 != 4:
         raise ValueError(f"depth must be 6 n + 4, such as 16, 22, 28 or 40; got {depth}")

@@ -1,1 +1,26 @@
-"""The commands, a file for each."""
+"""The commands: a file for each, with its ``COMMAND``."""
+
+from __future__ import annotations
+
+import importlib
+
+from initopt.cli.commands.base import Command
+
+__all__ = ["COMMANDS", "find_command"]
+
+COMMANDS = {
+    "demo": "see it work: a deep network on handwritten digits, from three starts",
+    "check": "look for what is visibly wrong with a network's initial weights",
+    "diagnose": "say what is wrong with a network's start, in which layer, and what cures it",
+    "measure": "measure how well the gradients agree, changing nothing",
+    "run": "improve a network's initial weights, and write them into a folder",
+    "compare": "train networks from several initializations, and report which is best",
+    "report": "write the report of a comparison again, from its stored runs",
+}
+"""What each command does, in a line. ``find-it`` is in the file ``find_it.py``, which is imported when it is asked for."""
+
+
+def find_command(name: str) -> Command:
+    """The command of a name in :data:`COMMANDS`."""
+    command: Command = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").COMMAND
+    return command

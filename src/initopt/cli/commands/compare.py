@@ -5,49 +5,48 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 import initopt
+from initopt._support.words import counted
 from initopt.cli.arguments import reworded
 from initopt.cli.commands.base import Command, Request, table
-from initopt.cli.components import Component, find_component
-from initopt.cli.failures import FAILED
+from initopt.cli.components import find_component
 from initopt.cli.files import path_and_arguments
+from initopt.cli.own_model import OWN_MODEL
 from initopt.comparison import Comparison, Network, Recipe, RunRecord
-from initopt.comparison.report.formatting import counted
 from initopt.comparison.storage.job import Job
 from initopt.data import SOURCES
-from initopt.recipes import RECIPES
+from initopt.integrations.ray import RayExecutor
 
-__all__ = ["COMPARE"]
+__all__ = ["COMMAND"]
 
-_OWN_OPTIONS = {"models", "loss", "initializations", "recipe", "out"}
+_OWN_OPTIONS = {"models", "initializations", "recipe", "out", "ray_address", "ray_num_cpus", "ray_num_gpus"}
 
 
-def _add_options(parser: ArgumentParser, method: str) -> None:
+def _add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("what to compare")
     group.add_argument(
         "--models",
-        type=dict[str, str | dict],  # type: ignore[type-arg]  # of Any, jsonargparse would make instances
+        type=dict[str, str | dict] | None,  # type: ignore[type-arg]  # of Any, jsonargparse would make instances
         help="networks by name: --models.NAME PATH, where PATH is a class or function by import path, a name in "
         "initopt.zoo, or timm:NAME, torchvision:NAME, transformers:CLASS; in a file also {class_path: PATH, init_args: "
         "{ARG: VALUE}, recipe: {FIELD: VALUE}}",
     )
     group.add_argument(
-        "--loss", type=str | dict | None, help="a criterion class or a function of (model, batch), as for initopt run"
-    )
-    group.add_argument(
         "--initializations",
-        type=list[str | dict],  # type: ignore[type-arg]
+        type=_names,
         metavar="LIST",
         help="names, such as default,xavier_normal,nio; in a file also {name: NAME, scheme: NAME, method: NAME, "
         "options: {OPTION: VALUE}, recipe: {FIELD: VALUE}}",
     )
-    parser.add_class_arguments(Recipe, "recipe", instantiate=False, fail_untyped=False)
+    group = parser.add_argument_group("how to train: the recipe")
+    group.add_class_arguments(Recipe, "recipe", as_group=False, instantiate=False, fail_untyped=False)
     group = parser.add_argument_group("where and how")
     group.add_argument(
         "--out",
@@ -58,30 +57,48 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
     group.add_function_arguments(
         initopt.compare,
         as_group=False,
-        skip={"models", "data", "initializations", "recipe", "loss_fn", "progress", "out"},
+        skip={"models", "data", "initializations", "recipe", "loss_fn", "progress", "out", "executor"},
         fail_untyped=False,
     )
+    group = parser.add_argument_group("on other machines")
+    group.add_argument(
+        "--ray_address",
+        type=str | None,
+        metavar="ADDRESS",
+        help="have a Ray cluster do the runs: auto for the one of this machine, local for a new one, or HOST:PORT",
+    )
+    group.add_argument("--ray_num_cpus", type=float, default=1.0, help="processors of each run there")
+    group.add_argument("--ray_num_gpus", type=float, default=0.0, help="GPUs of each run there; a fraction shares one")
 
 
-def _run(request: Request) -> None:
+def _names(value: str | list[Any]) -> list[Any]:
+    """A list in YAML, whose brackets may be left out."""
+    return value if isinstance(value, list) else yaml.safe_load(value if value.lstrip().startswith("[") else f"[{value}]")
+
+
+def _run(request: Request) -> int:
     options = dict(request.options)
     out = options["out"]
     if out is None:
         raise ValueError("--out DIR is missing: the folder for runs and report")
     for name, example in (("models", "--models.mlp plain_mlp"), ("initializations", "--initializations default,nio")):
         if not options[name]:
-            raise ValueError(f"--{name} is missing: give some, as in {example}, or a --recipe (see --list_recipes)")
+            raise ValueError(
+                f"--{name} is missing: give some, as in {example}, or an --experiment (see --list_experiments)"
+            )
     _refuse_overridden(request)
-    found = initopt.compare(
-        {name: _network(name, value) for name, value in options["models"].items()},
-        _data(request),
-        options["initializations"],
-        loss_fn=_loss(options["loss"]),
-        recipe=_plain(options["recipe"]),
-        out=out,
-        progress=request.progress,
-        **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
-    )
+    with _executor(request) as executor:
+        found = initopt.compare(
+            {name: _network(name, value) for name, value in options["models"].items()},
+            _data(request),
+            options["initializations"],
+            loss_fn=request.make("loss"),
+            recipe=dict(vars(options["recipe"])),
+            out=out,
+            executor=executor,
+            progress=request.progress,
+            **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
+        )
     _show(found)
     if options["report"]:
         print(f"\nReport: {Path(out).expanduser() / 'report' / 'report.html'}")
@@ -89,8 +106,7 @@ def _run(request: Request) -> None:
     failed = [run for run in [*found.selection, *found.runs] if run.status == "failed"]
     for reason in _reasons(failed, Path(out).expanduser()):
         print(reason, file=sys.stderr)
-    if found.problems or failed:
-        sys.exit(FAILED)
+    return 1 if found.problems or failed else 0
 
 
 def _reasons(failed: Sequence[RunRecord], folder: Path) -> Iterator[str]:
@@ -114,61 +130,50 @@ def _refuse_overridden(request: Request) -> None:
             )
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else dict(vars(value))
+def _executor(request: Request) -> AbstractContextManager[RayExecutor | None]:
+    options = request.options
+    if options["ray_address"] is not None:
+        return RayExecutor(options["ray_address"], num_cpus=options["ray_num_cpus"], num_gpus=options["ray_num_gpus"])
+    for name in sorted(request.given & {"ray_num_cpus", "ray_num_gpus"}):
+        raise ValueError(f"--{name} is of a Ray cluster, and there is no --ray_address")
+    return nullcontext()
 
 
 def _network(name: str, value: Any) -> Network:
-    """A network, as a file or the command line has it."""
+    """A network, as a file or the command line has it, its arguments checked against its signature."""
     own = dict(value) if isinstance(value, Mapping) else {"class_path": value}
     recipe = own.pop("recipe", None) or {}
+    path, given = path_and_arguments(own, f"models.{name}")
+    component = find_component("models", path)
+    parser = ArgumentParser(exit_on_error=False)
+    component.add_arguments(parser, given)
     try:
-        component, arguments = _component("models", own)
-        component.check(arguments)
+        parsed = parser.parse_object({"models": {"init_args": given}} if given else {})
     except ArgumentError as error:
         raise ValueError(f"--models.{name}: {reworded(str(error))}") from None
-    return Network(partial(component.target, **arguments), recipe)
+    made = parser.instantiate(parsed)
+    return Network(component.maker(vars(made["models"]["init_args"]) if "models" in made else {}), recipe)
 
 
 def _data(request: Request) -> Any:
     component = request.components.get("data")
     if component is None or component.path == "digits":
         return "digits"
-    component.check(request.arguments["data"])
-    return partial(component.target, **request.arguments["data"])
-
-
-def _loss(value: Any) -> Any:
-    if value is None:
-        return None
-    component, arguments = _component("loss", value)
-    return component.make(arguments)
-
-
-def _component(option: str, value: Any) -> tuple[Component, dict[str, Any]]:
-    """What is at an import path, and its arguments, checked against its signature."""
-    path, given = path_and_arguments(value, option)
-    component = find_component(option, path)
-    parser = ArgumentParser(exit_on_error=False)
-    component.add_arguments(parser, given)
-    made = parser.instantiate(parser.parse_object({option: given} if given else {}))
-    return component, dict(vars(made[option])) if option in made else {}
+    return component.maker(request.arguments["data"])
 
 
 def _show(found: Comparison) -> None:
     from initopt.comparison.analysis.summary import summarize
-    from initopt.comparison.report.tables import network_tables
+    from initopt.comparison.report.tables import results_table
 
     for network in summarize(found).networks:
-        results = network_tables(network)[0]
+        results = results_table(network)
         print(f"\n{network.name}: {results.title.lower()}")
         print(table(results.columns, results.rows))
 
 
-COMPARE = Command(
-    name="compare",
-    summary="train networks from several initializations, and report which is best",
-    usage="initopt compare --recipe NAME|FILE --out DIR [options]\n"
+COMMAND = Command(
+    usage="initopt compare --experiment NAME|FILE --out DIR [options]\n"
     "       initopt compare --models.NAME PATH ... --initializations LIST\n"
     "                       --out DIR [options]",
     description="""\
@@ -180,18 +185,21 @@ one that does best on the validation split. Every run is stored as soon as it is
 done; the same command again goes on where the last one was ended.""",
     examples="""\
 examples:
-  initopt compare --recipe digits --out comparison --workers 2
+  initopt compare --experiment digits --out comparison --workers 2
   initopt compare --models.mine my_net.Net --initializations default,nio
                   --recipe.epochs 5 --recipe.lr [0.01,0.1] --out comparison
-  initopt compare --recipe digits --print_config > mine.yaml
-  initopt compare --list_recipes
-  initopt compare --recipe cifar10-vgg19-nobn --scale small --out comparison""",
-    choices={
-        "data": f"{', '.join(SOURCES)} (default: digits); or a class or function by import path whose result has the data "
-        "sets train, validation and test. Its arguments are --data.ARG VALUE"
-    },
+  initopt compare --experiment digits --print_config > mine.yaml
+  initopt compare --list_experiments
+  initopt compare --experiment cifar10-vgg19-nobn --scale small --out vgg""",
     add_options=_add_options,
     run=_run,
+    components={
+        "data": f"{', '.join(SOURCES)} (default: digits); or a class or function by import path whose result has the data "
+        "sets train, validation and test. Its arguments are --data.ARG VALUE",
+        "loss": OWN_MODEL["loss"],
+    },
     as_batches=False,
-    recipes=RECIPES,
+    renamed={"recipe": "experiment", "list_recipes": "list_experiments"},
+    renamed_hint="; a recipe is how to train, as in --recipe.lr 0.1",
+    experiments=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -9,15 +10,14 @@ from jsonargparse import ArgumentParser
 
 import initopt
 from initopt._support.files import check_file, write_file, write_json
-from initopt.cli.choices import CHOICES, add_common_options, make_problem
-from initopt.cli.commands.base import Command, Request, figures, in_words
+from initopt.cli.commands.base import Command, Request, table
+from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
+from initopt.gram.measurement import TITLES, Measurement
 
-__all__ = ["MEASURE"]
-
-_OWN_OPTIONS = {"device", "threads", "seed", "json"}
+__all__ = ["COMMAND"]
 
 
-def _add_options(parser: ArgumentParser, method: str) -> None:
+def _add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("how to measure")
     group.add_function_arguments(
         initopt.measure, as_group=False, skip={"model", "batches", "loss_fn", "seed", "progress"}, fail_untyped=False
@@ -33,11 +33,11 @@ def _run(request: Request) -> None:
         path = path.expanduser()
         check_file(path, f"--json {path}")
     model, batches, loss = make_problem(request)
-    options = {name: value for name, value in request.options.items() if name not in _OWN_OPTIONS}
+    options = {name: value for name, value in request.options.items() if name not in {"device", "threads", "seed", "json"}}
     found = initopt.measure(model, batches, loss, progress=request.progress, **options)
-    print(figures(found))
+    print(_figures(found))
     print()
-    for sentence in in_words(found):
+    for sentence in _in_words(found):
         print(textwrap.fill(sentence, 80))
     if path is not None:
         record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
@@ -45,9 +45,56 @@ def _run(request: Request) -> None:
         print(f"\nFigures in {path}")
 
 
-MEASURE = Command(
-    name="measure",
-    summary="measure how well the gradients agree, changing nothing",
+def _figures(measurement: Measurement) -> str:
+    """A table of the figures with their standard errors."""
+    rows = [
+        [TITLES[name], _number(getattr(measurement, name), 4), _number(measurement.sem[name], 2)]
+        for name in measurement.measured()
+    ]
+    return table(["", "mean", "std. error"], rows) + f"\n{_over(measurement)}"
+
+
+def _in_words(measurement: Measurement) -> list[str]:
+    """What a measurement says, in sentences, with no more certainty than its standard errors allow."""
+    sentences = [_agreement(measurement.grad_cosine, measurement.sem["grad_cosine"])]
+    if math.isinf(measurement.noise_scale):
+        sentences.append("The noise scale is infinite: these batches show no common direction above the noise.")
+    if measurement.num_batches == 1:
+        sentences.append("One batch has no standard error: measure more of them before you rely on it.")
+    return [*sentences, measurement.advice()]
+
+
+def _agreement(value: float, error: float) -> str:
+    if not math.isnan(error) and abs(value) <= 2 * error:
+        return (
+            "GradCosine cannot be told from 0 within its error: as far as these batches show, the sub-batches pull the "
+            "weights in unrelated directions."
+        )
+    if value < 0:
+        return "GradCosine is negative: a step that helps one sub-batch tends to harm another."
+    if value < 0.2:
+        return "GradCosine is near 0: the sub-batches pull the weights in nearly unrelated directions."
+    if value < 0.7:
+        return "The sub-batches agree in part on where the weights should go."
+    return "GradCosine is near 1: the sub-batches agree on where the weights should go."
+
+
+def _number(value: float, digits: int) -> str:
+    if math.isnan(value):
+        return "-"
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < 1e6 else text
+
+
+def _over(measurement: Measurement) -> str:
+    count, subbatches = measurement.gram.shape[:2]
+    sizes = sorted({round(size) for size in measurement.small_batch})
+    size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    batches = "1 batch" if count == 1 else f"{count} batches"
+    return f"over {batches}, each in {subbatches} sub-batches of {size} samples"
+
+
+COMMAND = Command(
     usage="initopt measure --model PATH [--model.ARG VALUE ...]\n"
     "                       --data PATH [--data.ARG VALUE ...] [options]",
     description="""\
@@ -62,8 +109,9 @@ the batches, with standard errors.""",
     examples="""\
 examples:
   initopt measure --model my_net.Net --model.depth 20 --data digits
-  initopt measure --config measure.yaml --steps 20 --json figures.json""",
-    choices=CHOICES,
+  initopt measure --config measure.yaml --num_batches 20 --json figures.json""",
     add_options=_add_options,
     run=_run,
+    components=OWN_MODEL,
+    renamed={"steps": "num_batches"},
 )

@@ -8,10 +8,10 @@ from jsonargparse import ArgumentParser
 
 from initopt.cli.commands.base import Command, Request
 
-__all__ = ["REPORT"]
+__all__ = ["COMMAND"]
 
 
-def _add_options(parser: ArgumentParser, method: str) -> None:
+def _add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("what to report on")
     group.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="the folder of a comparison, finished or not")
 
@@ -24,9 +24,7 @@ def _run(request: Request) -> None:
     print(f"Report: {write_report(request.options['folder'].expanduser())}")
 
 
-REPORT = Command(
-    name="report",
-    summary="write the report of a comparison again, from its stored runs",
+COMMAND = Command(
     usage="initopt report DIR",
     description="""\
 Write the report of a comparison again, from its stored runs: one HTML page that
@@ -34,7 +32,6 @@ needs nothing beside it, and the same in Markdown.""",
     examples="""\
 example:
   initopt report comparison""",
-    choices={},
     add_options=_add_options,
     run=_run,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,15 @@ from jsonargparse import ArgumentParser
 
 import initopt
 from initopt._support.files import check_file, check_replaceable, write_folder
-from initopt.cli.choices import CHOICES, add_common_options, make_problem
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import import_path
-from initopt.cli.files import write_yaml
-from initopt.methods import METHODS, find_method, method_names
-from initopt.runs.result import Result
+from initopt.cli.files import as_yaml
+from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
+from initopt.methods import Measuring, find_method, method_names
+from initopt.runs.result import CONTENTS, Result
 
-__all__ = ["RUN"]
+__all__ = ["COMMAND"]
 
-_OWN_OPTIONS = {"device", "threads", "out"}
 _FILES = {
     "result.json": "history, scales, options and measurements",
     "weights.safetensors": "the optimized weights",
@@ -30,7 +30,7 @@ _FILES = {
 }
 
 
-def _add_options(parser: ArgumentParser, method: str) -> None:
+def _add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
@@ -38,25 +38,25 @@ def _add_options(parser: ArgumentParser, method: str) -> None:
         metavar="DIR",
         help="folder for the result; a folder that holds an earlier result is replaced, any other is refused",
     )
-    group = parser.add_argument_group(f"options of --method {method}")
-    given: set[str | int] = {"model", "batches", "loss_fn", "seed", "progress", "callbacks"}
-    if method in METHODS:  # its function of the same name has the documentation
-        group.add_function_arguments(getattr(initopt, method), as_group=False, skip=given, fail_untyped=False)
-    else:
-        group.add_class_arguments(find_method(method), as_group=False, instantiate=False, fail_untyped=False)
-        group.add_function_arguments(initopt.optimize, as_group=False, skip={*given, "method"}, fail_untyped=False)
+    group = parser.add_argument_group("the run")
+    given: set[str | int] = {"model", "batches", "loss_fn", "method", "measuring", "seed", "progress", "callbacks"}
+    group.add_function_arguments(initopt.optimize, as_group=False, skip=given, fail_untyped=False)
     add_common_options(parser)
 
 
 def _run(request: Request) -> None:
     out = _checked_folder(request.options["out"])
-    options = {name: value for name, value in request.options.items() if name not in _OWN_OPTIONS}
+    options = {name: value for name, value in request.options.items() if name not in {"device", "threads", "out"}}
     _check_checkpoint(options["checkpoint"], out)
     objective = options.get("objective")
     if isinstance(objective, str) and "." in objective:
         options["objective"] = import_path("objective", objective)
+    kind = find_method(options.pop("method"))
+    method = kind(**{option.name: options.pop(option.name) for option in fields(kind)})
+    how = {option.name: options.pop(option.name) for option in fields(Measuring) if option.name in options}
+    measuring = method.measuring(Measuring(**how)) if how else None
     model, batches, loss = make_problem(request)
-    result = initopt.optimize(model, batches, loss, method=request.method, progress=request.progress, **options)
+    result = initopt.optimize(model, batches, loss, method, measuring=measuring, progress=request.progress, **options)
     scheme = result.options.get("scheme")
     print(result)
     if scheme is not None and result.tried_scales is None:
@@ -74,7 +74,7 @@ def _checked_folder(out: Path | None) -> Path:
     if out is None:
         raise ValueError("--out DIR is missing: the folder for the result")
     out = out.expanduser()
-    check_replaceable(out, marker="result.json")
+    check_replaceable(out, CONTENTS)
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"--out {out}: {parent} is no folder that can be written to")
@@ -106,7 +106,7 @@ def _save(result: Result, out: Path, config: Any) -> None:
 
     def write(into: Path) -> None:
         result.write_files(into)
-        write_yaml(into / "config.yaml", config)
+        (into / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
         try:
             result.plot().savefig(into / "plot.png", format="png")
         except Exception as error:
@@ -114,19 +114,17 @@ def _save(result: Result, out: Path, config: Any) -> None:
             problems.append(error)
 
     try:
-        write_folder(out, write, "result.json")
+        write_folder(out, write, CONTENTS)
     except FileExistsError as error:
         numbered = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
         beside = next(folder for folder in numbered if not os.path.lexists(folder))
-        write_folder(beside, write, "result.json")
+        write_folder(beside, write, CONTENTS)
         raise FileExistsError(f"{error}. The result is in {beside}") from None
     if problems:
         raise problems[0]
 
 
-RUN = Command(
-    name="run",
-    summary="improve a network's initial weights, and write them into a folder",
+COMMAND = Command(
     usage="initopt run --model PATH [--model.ARG VALUE ...]\n"
     "                   --data PATH [--data.ARG VALUE ...] --out DIR [options]",
     description="""\
@@ -144,7 +142,9 @@ examples:
 
 Then, before training:
   initopt.Result.load("result").apply(model)""",
-    choices=CHOICES | {"method": f"how to improve the weights: {', '.join(method_names())} (default: nio)"},
     add_options=_add_options,
     run=_run,
+    components=OWN_MODEL,
+    renamed={"measure_steps": "measure_batches"},
+    method=f"how to improve the weights: {', '.join(method_names())}",
 )

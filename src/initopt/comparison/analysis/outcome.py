@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from initopt.comparison.analysis.statistics import intervals
 from initopt.comparison.storage.record import CurvePoint, RunRecord
 
-__all__ = ["MeanCurve", "Outcome", "outcome_curve", "train_loss_curve"]
+__all__ = ["TRAIN_LOSS", "MeanCurve", "Outcome", "outcome_curve"]
 
 _ROUNDING = 1e-6
-"""By which an epoch's end may miss a whole number."""
+"""The most by which the end of an epoch may miss a whole number."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outcome:
     The same goes for a value that is not finite. A run that failed (an exception) has no value.
 
     Attributes:
-        subset: what is looked at, ``"test"`` or ``"validation"``.
+        subset: what is looked at, ``"test"``, ``"validation"`` or ``"train"``.
         measure: ``"accuracy"``, or ``"loss"`` for a task without one.
         untrained: the median over all runs before their first step; where none was looked at then, the worst value
             of any run; ``nan`` where there is none either.
@@ -100,6 +100,9 @@ class Outcome:
         return math.inf
 
 
+TRAIN_LOSS = Outcome("train", "loss", math.nan)
+"""The training loss; from where a run diverged, it does not count, since it has none."""
+
 Array = NDArray[np.float64]
 
 
@@ -125,46 +128,24 @@ class MeanCurve:
 
 
 def outcome_curve(runs: Sequence[RunRecord], outcome: Outcome, epochs: Sequence[float]) -> MeanCurve:
-    """The curve of what counts; from where a run diverged, it counts as untrained.
+    """The curve of what counts, at some epochs; from where a run diverged, it counts as untrained.
 
-    Args:
-        runs: of one initialization on one network; failed ones are left out.
-        outcome: what counts.
-        epochs: where the curve is wanted; between its own points, a run is interpolated.
+    The runs are of one initialization on one network; failed ones are left out. Between its own points, a run is
+    interpolated.
     """
-    return _mean(runs, epochs, outcome.subset, outcome.value, outcome.untrained)
-
-
-def train_loss_curve(runs: Sequence[RunRecord], epochs: Sequence[float]) -> MeanCurve:
-    """The curve of the training loss; from where a run diverged, it no longer counts, since it has no loss.
-
-    Args:
-        runs: of one initialization on one network; failed ones are left out.
-        epochs: where the curve is wanted.
-    """
-    return _mean(runs, epochs, "train", lambda point: point.loss, math.nan)
-
-
-def _mean(
-    runs: Sequence[RunRecord],
-    epochs: Sequence[float],
-    subset: str,
-    value: Callable[..., float],
-    diverged: float,
-) -> MeanCurve:
     grid = np.asarray(epochs, dtype=float)
     rows, ends = [], []
     for run in runs:
         if run.status == "failed":
             continue
-        points = [(point.epoch, value(point)) for point in run.curve if point.subset == subset]
-        points = [(epoch, found) for epoch, found in points if math.isfinite(found)]
+        points = [(point.epoch, outcome.value(point)) for point in run.curve if point.subset == outcome.subset]
+        points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
         row = np.full(len(grid), math.nan)
         if points:
-            at, found = np.array(points).T
-            row = np.interp(grid, at, found, left=math.nan, right=math.nan)
+            at, values = np.array(points).T
+            row = np.interp(grid, at, values, left=math.nan, right=math.nan)
         if run.status == "diverged":
-            row[grid > (points[-1][0] if points else -math.inf)] = diverged
+            row[grid > (points[-1][0] if points else -math.inf)] = outcome.untrained
             ends += points[-1:]
         rows.append(row)
     table = np.array(rows).reshape(len(rows), len(grid))

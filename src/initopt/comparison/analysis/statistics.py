@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 __all__ = ["LEVEL", "Estimate", "Paired", "estimate", "holm", "intervals", "paired_difference"]
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""The level of all intervals."""
 
 _RESAMPLES = 9999
 
@@ -129,11 +129,8 @@ def paired_difference(ours: Mapping[int, float], reference: Mapping[int, float])
     p = 0.0625 for five seeds, whatever they show.
 
     Args:
-        ours: by seed.
-        reference: by seed.
-
-    Returns:
-        Ours minus the reference.
+        ours: values by seed.
+        reference: the values by seed that are taken from ours.
 
     >>> found = paired_difference({0: 0.9, 1: 0.8, 2: 0.7}, {1: 0.5, 2: 0.6})
     >>> list(found.differences), round(found.estimate.mean, 6)

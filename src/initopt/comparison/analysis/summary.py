@@ -1,4 +1,4 @@
-"""What a comparison found, as data: every initialization on every network beside the reference."""
+"""The findings of a comparison, as data: every initialization on every network beside the reference."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from initopt.comparison.storage.store import Comparison
 __all__ = ["SIGNIFICANT", "Entry", "NetworkSummary", "SelectionCell", "Summary", "Target", "over_runs", "summarize"]
 
 SIGNIFICANT = 0.05
-"""Corrected p-values below it count as a difference."""
+"""The level below which a corrected p-value counts as a difference."""
 
 _SHARES = (0.5, 0.75, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
 class SelectionCell:
-    """What one learning rate gave on the validation split.
+    """What one learning rate gave on the validation split: values by seed, and how many runs diverged and failed.
 
-    Attributes:
-        values: by seed; a diverged run counts as untrained.
-        diverged: how many of the runs diverged.
-        failed: how many failed.
+    A run that diverged counts as untrained.
     """
 
     values: dict[int, float]
@@ -81,6 +78,16 @@ class Entry:
         return over_runs(None if figures is None else figures.get(figure) for figures in found)
 
     @property
+    def pairs(self) -> int:
+        """The number of seeds that it has in common with the reference."""
+        return len(self.final_difference.differences) if self.final_difference else 0
+
+    @property
+    def mean_difference(self) -> float:
+        """The mean difference to the reference in the end; ``nan`` without one."""
+        return self.final_difference.estimate.mean if self.final_difference else math.nan
+
+    @property
     def verdict(self) -> int:
         """1 if the value is higher in the end than the reference's, -1 if lower, 0 if that is not clear.
 
@@ -96,12 +103,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Target:
-    """A value to be reached.
-
-    Attributes:
-        share: of what the initialization in question has in the end.
-        value: the value itself.
-    """
+    """A value to be reached, and which share it is of what the initialization in question has in the end."""
 
     share: float
     value: float
@@ -148,13 +150,7 @@ class NetworkSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All networks.
-
-    Attributes:
-        comparison: what was run.
-        networks: in its order.
-        reference: the name of the initialization that the others are compared to; empty without initializations.
-    """
+    """All networks, and the name of the initialization that the others are compared to; empty without initializations."""
 
     comparison: Comparison
     networks: tuple[NetworkSummary, ...]
@@ -162,7 +158,7 @@ class Summary:
 
     @property
     def comparisons(self) -> int:
-        """For how many the tests are corrected."""
+        """The number of comparisons that the tests are corrected for."""
         return sum(len(network.others) for network in self.networks)
 
 
@@ -186,8 +182,8 @@ def summarize(comparison: Comparison) -> Summary:
     """
     names = list(comparison.initializations)
     reference = "default" if "default" in names else next(iter(names), "")
-    networks = [_network(comparison, network, names, reference) for network in comparison.networks]
-    return Summary(comparison, tuple(_corrected(networks)), reference)
+    networks = (_network(comparison, network, names, reference) for network in comparison.networks)
+    return Summary(comparison, _corrected(networks), reference)
 
 
 def _network(comparison: Comparison, network: str, names: Sequence[str], reference: str) -> NetworkSummary:
@@ -254,8 +250,7 @@ def _targets(
             continue
         untrained, end = outcome.untrained, means[name]
         if outcome.higher_is_better:
-            values = {share: share * end for share in _SHARES}
-            targets = [Target(share, value) for share, value in values.items() if not value <= untrained]
+            targets = [Target(share, share * end) for share in _SHARES if not share * end <= untrained]
         else:
             values = {share: untrained + share * (end - untrained) for share in _SHARES}
             targets = [Target(share, value) for share, value in values.items() if value < untrained]
@@ -276,26 +271,21 @@ def _selection(runs: Iterable[RunRecord], validation: Outcome) -> dict[float, Se
     return cells
 
 
-def _corrected(networks: Sequence[NetworkSummary]) -> list[NetworkSummary]:
+def _corrected(networks: Iterable[NetworkSummary]) -> tuple[NetworkSummary, ...]:
     """The networks with their p-values corrected, for all of them together."""
-    others = [entry for network in networks for entry in network.others]
-    final = iter(holm([entry.final_difference.p if entry.final_difference else None for entry in others]))
-    first = iter(holm([entry.first_difference.p if entry.first_difference else None for entry in others]))
-
-    def correct(paired: Paired | None, corrected: Iterator[float | None]) -> Paired | None:
-        return None if paired is None else replace(paired, p_holm=next(corrected))
-
-    return [
-        replace(
-            network,
-            entries=tuple(
-                replace(
-                    entry,
-                    final_difference=correct(entry.final_difference, final),
-                    first_difference=correct(entry.first_difference, first),
-                )
-                for entry in network.entries
-            ),
+    networks = tuple(networks)
+    for field in ("final_difference", "first_difference"):
+        corrected = iter(holm([getattr(entry, field).p for network in networks for entry in network.others]))
+        networks = tuple(
+            replace(
+                network, entries=tuple(_with_p(entry, field, network.reference, corrected) for entry in network.entries)
+            )
+            for network in networks
         )
-        for network in networks
-    ]
+    return networks
+
+
+def _with_p(entry: Entry, field: str, reference: str, corrected: Iterator[float | None]) -> Entry:
+    if entry.name == reference:
+        return entry
+    return replace(entry, **{field: replace(getattr(entry, field), p_holm=next(corrected))})

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image as Raster
 
+from initopt._support.words import counted
 from initopt.comparison.analysis.summary import Entry, NetworkSummary
 from initopt.comparison.report.content import Image
-from initopt.comparison.report.formatting import counted
 
 __all__ = [
     "CHART_WIDTH",
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Those of Okabe and Ito, which the colour-blind can tell apart, less yellow, which is too faint on white, and black."""
+"""The colours of Okabe and Ito, which the colour-blind can tell apart, without black and yellow (too faint on white)."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "s", "D", "o", "^", "h", "<")
 
@@ -45,13 +45,9 @@ _LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 
 
 @dataclass(frozen=True)
 class Style:
-    """How an initialization is drawn.
+    """How an initialization is drawn: dashes and marker as matplotlib has them.
 
-    Attributes:
-        colour: of lines and markers.
-        line: the dashes of its lines, as matplotlib has them.
-        marker: its marker, as matplotlib has it.
-        filled: whether the marker is filled; each time that the colours begin anew, that changes.
+    Whether markers are filled changes each time that the colours begin anew.
     """
 
     colour: str
@@ -73,34 +69,25 @@ REFERENCE = Style("#4d4d4d", "-", "o", filled=True)
 
 
 def styles(names: Sequence[str], reference: str) -> dict[str, Style]:
-    """A style for every initialization; up to 24, no two are the same.
-
-    Args:
-        names: of the initializations.
-        reference: the one of them that is drawn in grey.
+    """A style for every initialization, grey for the reference; up to 24, no two are the same.
 
     >>> found = styles(["default", "nio"], "default")
     >>> found["default"].colour, found["nio"].colour
     ('#4d4d4d', '#0072B2')
     """
-    others = [name for name in names if name != reference]
-    found = {
-        name: Style(
-            _COLOURS[index % len(_COLOURS)],
-            _LINES[index // len(_COLOURS) % len(_LINES)],
-            _MARKERS[index % len(_MARKERS)],
-            filled=index // len(_COLOURS) % 2 == 0,
-        )
-        for index, name in enumerate(others)
-    }
-    return {name: found.get(name, REFERENCE) for name in names}
+    found = dict.fromkeys(names, REFERENCE)
+    for index, name in enumerate(name for name in names if name != reference):
+        cycle, colour = divmod(index, len(_COLOURS))
+        marker = _MARKERS[index % len(_MARKERS)]
+        found[name] = Style(_COLOURS[colour], _LINES[cycle % len(_LINES)], marker, filled=cycle % 2 == 0)
+    return found
 
 
 CHART_WIDTH = 4.6
-"""Of a chart in inches: two fit beside each other on a desk, and one, hardly smaller, on a phone."""
+"""The width of a chart in inches: two fit beside each other on a desk, and one, hardly smaller, on a phone."""
 
 _CSS_PIXELS = 100
-"""In an inch."""
+"""The pixels of a page that an inch of a figure takes."""
 
 
 def create(width: float, height: float) -> Figure:
@@ -183,8 +170,8 @@ class FigureContext:
     Attributes:
         network: its summary.
         entries: the initializations that have something to show.
-        styles: of all initializations.
-        stem: what the names of the files begin with.
+        styles: the styles of all initializations.
+        stem: the beginning of the names of the files.
     """
 
     network: NetworkSummary
@@ -204,10 +191,10 @@ class FigureContext:
 
     def interval(self) -> str:
         """What bars and bands are, if there are several seeds."""
-        few = any(1 < count < 5 for count in self._counts())
-        return (
-            "95 % bootstrap interval of the mean over seeds" + few * " (for fewer than 5 seeds: their range, which is less)"
-        )
+        words = "95 % bootstrap interval of the mean over seeds"
+        if any(1 < count < 5 for count in self._counts()):
+            words += " (for fewer than 5 seeds: their range, which is less)"
+        return words
 
     def _counts(self) -> list[int]:
         return [len(entry.runs) - len(entry.having("failed")) for entry in self.entries]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Block", "Document", "Figure", "Image", "Listing", "Section", "Sentences", "Strong", "Table", "Text"]
+__all__ = ["Block", "Document", "Figure", "Image", "Listing", "Section", "Strong", "Table"]
 
 
 class Strong(str):
@@ -15,36 +15,20 @@ class Strong(str):
 
 
 @dataclass(frozen=True)
-class Text:
-    """A paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """A list of sentences."""
-
-    sentences: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Table:
-    """A table; the first column names its rows.
+    """A table with a row for each initialization, whose name is in the first column.
 
     Attributes:
         title: what it shows.
-        columns: their headings.
+        columns: the headings.
         rows: the cells, as many in each row as there are columns.
         note: what one has to know to read it.
-        keyed: whether the rows are initializations, which have a colour in the figures.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    note: str = ""
-    keyed: bool = False
+    note: str
 
 
 @dataclass(frozen=True)
@@ -76,20 +60,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines that keep their form.
-
-    Attributes:
-        title: what they are.
-        text: the lines.
-        open: whether they are shown at once, where they can be folded up.
-    """
+    """Lines that keep their form; ``open`` says whether they are shown at once, where they can be folded up."""
 
     title: str
     text: str
     open: bool = False
 
 
-Block = Text | Sentences | Table | Figure | Listing
+Block = str | list[str] | Table | Figure | Listing
+"""A part of a section; a string is a paragraph, and a list of strings is a list of sentences."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +81,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A page.
-
-    Attributes:
-        title: its heading.
-        lead: a sentence below it.
-        sections: in their order.
-        colours: of every initialization in the figures.
-    """
+    """A page: a heading, a sentence below it, sections, and the colour of every initialization in the figures."""
 
     title: str
     lead: str

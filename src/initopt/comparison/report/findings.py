@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from statistics import median
 
+from initopt._support.words import counted, listed
 from initopt.comparison.analysis.statistics import estimate
 from initopt.comparison.analysis.summary import SIGNIFICANT, Entry, NetworkSummary, Summary
 from initopt.comparison.report.formatting import (
-    counted,
     difference,
     epoch_name,
     interval,
-    listed,
     number,
     outcome_name,
     score,
+    seeds_named,
     unit,
 )
 
@@ -24,14 +23,7 @@ __all__ = ["caveats", "findings"]
 
 
 def findings(summary: Summary) -> list[str]:
-    """A few sentences about every network: what is better and worse than the reference, what diverged.
-
-    Args:
-        summary: of a comparison.
-
-    Returns:
-        A paragraph for each network.
-    """
+    """A paragraph about every network: what is better and worse than the reference, what diverged."""
     return [" ".join([f"On {network.name}:", *_found(network)]) for network in summary.networks]
 
 
@@ -41,7 +33,7 @@ def _found(network: NetworkSummary) -> Iterable[str]:
         return
     if not network.others:
         yield _alone(network)
-    elif not any(entry.final_difference and entry.final_difference.differences for entry in network.others):
+    elif not any(entry.pairs for entry in network.others):
         yield (
             f"no initialization shares a finished seed with {network.reference}, which the others would be compared to, so "
             "nothing can be said about differences."
@@ -61,29 +53,29 @@ def _alone(network: NetworkSummary) -> str:
 
 def _against_reference(network: NetworkSummary) -> Iterable[str]:
     outcome, reference = network.outcome, network.reference
-    compared = [entry for entry in network.others if entry.final_difference and entry.final_difference.differences]
-    most = max(_pairs(entry) for entry in compared)
+    compared = [entry for entry in network.others if entry.pairs]
+    most = max(entry.pairs for entry in compared)
     of_reference = next(entry for entry in network.entries if entry.name == reference)
     level = score(estimate(list(of_reference.final.values())).mean, outcome)
     if most == 1:
-        best = max(compared, key=lambda entry: _mean(entry) * (1 if outcome.higher_is_better else -1))
+        best = max(compared, key=lambda entry: entry.mean_difference * (1 if outcome.higher_is_better else -1))
+        away = f"{difference(best.mean_difference, outcome)}{unit(outcome)} from {reference} at {level}"
         yield (
             f"one seed, which is an example and no evidence. In it, {best.name} has the best {outcome_name(outcome)} of "
-            f"the others, {difference(_mean(best), outcome)}{unit(outcome)} from {reference} at {level}; another seed may "
-            "turn that round."
+            f"the others, {away}; another seed may turn that round."
         )
         return
-    better = _ranked(network, [e for e in compared if e.verdict and network.better(_mean(e))])
-    worse = _ranked(network, [e for e in compared if e.verdict and not network.better(_mean(e))])
-    level_with = [e.name for e in compared if not e.verdict]
-    if better:
-        yield f"{listed([_named(network, e) for e in better])} {_end(better)} better than {reference} ({level})."
-    if worse:
-        yield f"{listed([_named(network, e) for e in worse])} {_end(worse)} worse than {reference} ({level})."
+    for is_better, how in ((True, "better"), (False, "worse")):
+        clear = [entry for entry in compared if entry.verdict and network.better(entry.mean_difference) is is_better]
+        clear.sort(key=lambda entry: entry.mean_difference, reverse=outcome.higher_is_better)
+        if clear:
+            ends = "ends" if len(clear) == 1 else "end"
+            yield f"{listed([_named(network, entry) for entry in clear])} {ends} {how} than {reference} ({level})."
+    level_with = [entry.name for entry in compared if not entry.verdict]
     if level_with:
-        beside = "" if better or worse else f" ({level})"
+        beside = "" if any(entry.verdict for entry in compared) else f" ({level})"
         yield f"{listed(level_with)} cannot be told from {reference}{beside} by these {most} seeds."
-    without = [entry.name for entry in network.others if entry not in compared]
+    without = [entry.name for entry in network.others if not entry.pairs]
     if without:
         yield f"{listed(without)} {'has' if len(without) == 1 else 'have'} no finished seed in common with {reference}."
 
@@ -101,7 +93,7 @@ def _early(network: NetworkSummary) -> Iterable[str]:
         names = [
             entry.name
             for entry, is_ahead in clear
-            if is_ahead is ahead and not (entry.verdict and network.better(_mean(entry)) is ahead)
+            if is_ahead is ahead and not (entry.verdict and network.better(entry.mean_difference) is ahead)
         ]
         if names:
             yield (
@@ -122,14 +114,7 @@ def _diverged(network: NetworkSummary) -> Iterable[str]:
 
 
 def caveats(summary: Summary) -> list[str]:
-    """What cannot be concluded, and what to know before the rest is believed.
-
-    Args:
-        summary: of a comparison.
-
-    Returns:
-        A sentence or a few for each reservation.
-    """
+    """What cannot be concluded, and what to know before the rest is believed: a few sentences for each reservation."""
     found = [
         _of_seeds(summary),
         _of_many(summary),
@@ -143,7 +128,7 @@ def caveats(summary: Summary) -> list[str]:
 
 
 def _of_seeds(summary: Summary) -> str:
-    counts = {_pairs(entry) for network in summary.networks for entry in network.others} - {0}
+    counts = {entry.pairs for network in summary.networks for entry in network.others} - {0}
     if not counts:
         return ""
     if max(counts) == 1:
@@ -153,7 +138,7 @@ def _of_seeds(summary: Summary) -> str:
         halves = [
             (entry.final_difference.estimate.high - entry.final_difference.estimate.low) / 2
             for entry in network.others
-            if entry.final_difference is not None and _pairs(entry) > 1
+            if entry.final_difference is not None and entry.pairs > 1
         ]
         if halves:
             width = difference(median(halves), network.outcome).lstrip("+")
@@ -172,7 +157,7 @@ def _of_seeds(summary: Summary) -> str:
 
 
 def _of_many(summary: Summary) -> str:
-    if summary.comparisons < 2 or all(_pairs(entry) < 2 for network in summary.networks for entry in network.others):
+    if summary.comparisons < 2 or all(entry.pairs < 2 for network in summary.networks for entry in network.others):
         return ""
     return (
         f"There are {summary.comparisons} comparisons. The corrected p-values account for their number, the intervals do "
@@ -213,11 +198,9 @@ def _missing(network: NetworkSummary) -> str:
     for entry in network.entries:
         if entry.missing:
             names.setdefault(entry.missing if entry.runs else (), []).append(entry.name)
-    words = {
-        seeds: f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}" if seeds else "all seeds"
-        for seeds in names
-    }
-    return listed([f"{words[seeds]} of {listed(having)}" for seeds, having in names.items()])
+    return listed(
+        [f"{seeds_named(seeds) if seeds else 'all seeds'} of {listed(having)}" for seeds, having in names.items()]
+    )
 
 
 def _of_learning_rates(summary: Summary) -> Iterable[str]:
@@ -257,22 +240,6 @@ def _of_scope(summary: Summary) -> str:
     )
 
 
-def _pairs(entry: Entry) -> int:
-    return len(entry.final_difference.differences) if entry.final_difference else 0
-
-
-def _mean(entry: Entry) -> float:
-    return entry.final_difference.estimate.mean if entry.final_difference else math.nan
-
-
-def _ranked(network: NetworkSummary, entries: Sequence[Entry]) -> list[Entry]:
-    return sorted(entries, key=_mean, reverse=network.outcome.higher_is_better)
-
-
 def _named(network: NetworkSummary, entry: Entry) -> str:
     assert entry.final_difference is not None
     return f"{entry.name} ({interval(entry.final_difference.estimate, network.outcome)}{unit(network.outcome)})"
-
-
-def _end(entries: Sequence[Entry]) -> str:
-    return "ends" if len(entries) == 1 else "end"

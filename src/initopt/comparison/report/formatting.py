@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from initopt.comparison.analysis.outcome import Outcome
 from initopt.comparison.analysis.statistics import Estimate
+from initopt.comparison.report.content import Strong
 
 __all__ = [
-    "counted",
     "difference",
     "epoch_name",
     "interval",
-    "listed",
+    "markdown_table",
+    "markdown_text",
     "mean_and_spread",
     "number",
     "outcome_name",
     "p_value",
     "score",
+    "seeds_named",
     "unit",
 ]
 
@@ -82,7 +85,7 @@ def difference(value: float, outcome: Outcome) -> str:
         return NOTHING
     if outcome.measure == "accuracy":
         return f"{100 * value:+z.1f}"
-    return "+" * (value >= 0) + number(value)
+    return f"{'+' if value >= 0 else ''}{number(value)}"
 
 
 def interval(found: Estimate, outcome: Outcome) -> str:
@@ -93,14 +96,14 @@ def interval(found: Estimate, outcome: Outcome) -> str:
     """
     if not found.count:
         return NOTHING
-    mean = difference(found.mean, outcome)
-    return (
-        mean if math.isnan(found.low) else f"{mean} [{difference(found.low, outcome)}, {difference(found.high, outcome)}]"
-    )
+    text = difference(found.mean, outcome)
+    if not math.isnan(found.low):
+        text += f" [{difference(found.low, outcome)}, {difference(found.high, outcome)}]"
+    return text
 
 
 def unit(outcome: Outcome) -> str:
-    """In what :func:`difference` counts."""
+    """The unit in which :func:`difference` counts, after a space; nothing if there is none."""
     return " points" if outcome.measure == "accuracy" else ""
 
 
@@ -133,19 +136,33 @@ def epoch_name(epoch: float) -> str:
     return f"epoch {number(epoch)}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence.
+def seeds_named(seeds: Sequence[int]) -> str:
+    """Some seeds.
 
-    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
-    ('a', 'a and b', 'a, b and c')
+    >>> seeds_named([3]), seeds_named([0, 1])
+    ('seed 3', 'seeds 0, 1')
     """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things.
+def markdown_text(text: str) -> str:
+    r"""Text of which nothing is taken for markup.
 
-    >>> counted(1, "seed"), counted(2, "seed")
-    ('1 seed', '2 seeds')
+    >>> print(markdown_text("a|b <c> *d* xavier_normal _e_"))
+    a\|b \<c\> \*d\* xavier_normal \_e\_
     """
-    return f"{count} {noun}{'s' * (count != 1)}"
+    escaped = re.sub(r"([\\`*|<>\[\]$~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, whose first column is on the left and the others on the right.
+
+    >>> print(markdown_table(["method", "steps"], [["nio", Strong("30")]]))
+    | method | steps |
+    | --- | ---: |
+    | nio | **30** |
+    """
+    cells = [[f"**{markdown_text(c)}**" if isinstance(c, Strong) else markdown_text(c) for c in row] for row in rows]
+    lines = [list(map(markdown_text, columns)), ["---", *["---:"] * (len(columns) - 1)], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -19,10 +19,19 @@ from initopt.comparison.report.formatting import (
     outcome_name,
     p_value,
     score,
+    seeds_named,
     unit,
 )
 
-__all__ = ["cost_table", "differences_table", "gradients_table", "network_tables", "overview_table", "selection_table"]
+__all__ = [
+    "cost_table",
+    "differences_table",
+    "gradients_table",
+    "overview_table",
+    "results_table",
+    "selection_table",
+    "targets_table",
+]
 
 
 def overview_table(summary: Summary) -> Table | None:
@@ -30,51 +39,33 @@ def overview_table(summary: Summary) -> Table | None:
     names = [name for name in summary.comparison.initializations if name != summary.reference]
     if not names:
         return None
-    rows = []
-    for name in names:
-        entries = [(network, _entry(network, name)) for network in summary.networks]
-        rows.append([name, *(_clear(entry, _mean_difference(network, entry)) for network, entry in entries)])
+    rows = [[name, *(_end(network, name) for network in summary.networks)] for name in names]
     return Table(
         f"Difference to {summary.reference} in the end",
         ["initialization", *(f"{network.name}{_in_unit(network.outcome)}" for network in summary.networks)],
         rows,
         "Mean over seeds. Bold: clear, by the corrected test and by the interval; all others could be chance. For losses, "
         "less is better.",
-        keyed=True,
     )
 
 
-def network_tables(network: NetworkSummary) -> list[Table]:
-    """Results, differences, and steps to the targets; those that have something in them."""
-    tables = [_results(network), differences_table(network), _targets(network)]
-    return [table for table in tables if table is not None]
-
-
-def _results(network: NetworkSummary) -> Table:
+def results_table(network: NetworkSummary) -> Table:
+    """What the runs have after the first epoch and in the end."""
     outcome, first = network.outcome, network.first_epoch
     columns = ["initialization", "learning rate", "runs", *([f"after {epoch_name(first)}"] if first else []), "in the end"]
     rows = []
     for entry in network.entries:
-        end = estimate(list(entry.final.values()))
-        ranged = (
-            [score(min(entry.final.values()), outcome), score(max(entry.final.values()), outcome)] if end.count > 1 else []
-        )
-        rows.append(
-            [
-                entry.name,
-                ", ".join(number(lr) for lr in entry.lrs) or NOTHING,
-                f"{len(entry.final)} of {len(entry.runs) + len(entry.missing)}",
-                *([mean_and_spread(estimate(list(entry.first.values())), outcome)] if first else []),
-                mean_and_spread(end, outcome),
-                " to ".join(ranged) or NOTHING,
-                _share(entry, "diverged"),
-                _share(entry, "failed"),
-            ]
-        )
+        ends = list(entry.final.values())
+        row = [entry.name, ", ".join(map(number, entry.lrs)) or NOTHING]
+        row.append(f"{len(ends)} of {len(entry.runs) + len(entry.missing)}")
+        row += [mean_and_spread(estimate(list(entry.first.values())), outcome)] if first else []
+        row.append(mean_and_spread(estimate(ends), outcome))
+        row.append(f"{score(min(ends), outcome)} to {score(max(ends), outcome)}" if len(ends) > 1 else NOTHING)
+        rows.append([*row, _share(entry, "diverged"), _share(entry, "failed")])
     note = "Mean ± standard deviation over seeds, and the least and the largest."
     if any(entry.having("diverged") for entry in network.entries):
         note += f" A run that diverged counts as an untrained network ({score(outcome.untrained, outcome)})."
-    return Table(outcome_name(outcome).capitalize(), [*columns, "range", "diverged", "failed"], rows, note, keyed=True)
+    return Table(outcome_name(outcome).capitalize(), [*columns, "range", "diverged", "failed"], rows, note)
 
 
 def differences_table(network: NetworkSummary) -> Table | None:
@@ -83,15 +74,13 @@ def differences_table(network: NetworkSummary) -> Table | None:
         return None
     first = network.first_epoch
     early = [f"after {epoch_name(first)}", "p, corrected"] if first else []
-    rows = [
-        [
-            entry.name,
-            str(len(entry.final_difference.differences) if entry.final_difference else 0),
-            *(_tested(entry.first_difference, network.outcome)[::2] if first else []),
-            *_tested(entry.final_difference, network.outcome),
-        ]
-        for entry in network.others
-    ]
+    rows = []
+    for entry in network.others:
+        row = [entry.name, str(entry.pairs)]
+        if first:
+            found, _, corrected = _tested(entry.first_difference, network.outcome)
+            row += [found, corrected]
+        rows.append([*row, *_tested(entry.final_difference, network.outcome)])
     better = "more" if network.outcome.higher_is_better else "less"
     return Table(
         f"Difference to {network.reference}, seed by seed",
@@ -100,42 +89,36 @@ def differences_table(network: NetworkSummary) -> Table | None:
         f"{outcome_name(network.outcome).capitalize()} minus that of {network.reference}{_in_unit(network.outcome)}; "
         f"{better} is better. In brackets: 95 % bootstrap interval. p: paired t-test; corrected after Holm for all "
         f"comparisons of this report. Bold: below {SIGNIFICANT:g}.",
-        keyed=True,
     )
 
 
-def _tested(paired: Paired | None, outcome: Outcome) -> list[str]:
+def _tested(paired: Paired | None, outcome: Outcome) -> tuple[str, str, str]:
     """Difference, p and corrected p."""
     if paired is None or not paired.differences:
-        return [NOTHING] * 3
+        return NOTHING, NOTHING, NOTHING
     corrected = p_value(paired.p_holm)
     clear = paired.p_holm is not None and paired.p_holm < SIGNIFICANT
-    return [interval(paired.estimate, outcome), p_value(paired.p), Strong(corrected) if clear else corrected]
+    return interval(paired.estimate, outcome), p_value(paired.p), Strong(corrected) if clear else corrected
 
 
-def _targets(network: NetworkSummary) -> Table | None:
+def targets_table(network: NetworkSummary) -> Table | None:
+    """Training steps to the targets; ``None`` without any."""
     if not network.targets:
         return None
     outcome = network.outcome
     rows = []
     for entry in network.entries:
         cost = over_runs(run.initialization_steps for run in entry.runs.values())
-        rows.append(
-            [entry.name, *(_steps(steps) for steps in entry.steps_to), number(cost.mean) if cost.count else NOTHING]
-        )
+        rows.append([entry.name, *map(_steps, entry.steps_to), number(cost.mean) if cost.count else NOTHING])
     kind = "the accuracy" if outcome.higher_is_better else "the way down from the untrained loss to the loss"
+    targets = [f"{100 * target.share:g} % of it: {score(target.value, outcome)}" for target in network.targets]
     return Table(
         f"Training steps to a given {outcome_name(outcome)}",
-        [
-            "initialization",
-            *(f"{100 * target.share:g} % of it: {score(target.value, outcome)}" for target in network.targets),
-            "initialization's own cost",
-        ],
+        ["initialization", *targets, "initialization's own cost"],
         rows,
         f"It is {kind} that {network.targets_of} has in the end, on average. Median over the runs, as "
         "closely as they were looked at; in parentheses, how many reached it, where not all did. A dash: less than half "
         "did. The cost, in training steps, comes on top.",
-        keyed=True,
     )
 
 
@@ -162,22 +145,14 @@ def cost_table(network: NetworkSummary) -> Table:
             for run in entry.having("done")
             if run.steps
         )
-        rows.append(
-            [
-                entry.name,
-                mean_and_spread(seconds),
-                mean_and_spread(steps),
-                f"{number(100 * share.mean, 2)} %" if share.count else NOTHING,
-                mean_and_spread(step),
-            ]
-        )
+        percent = f"{number(100 * share.mean, 2)} %" if share.count else NOTHING
+        rows.append([entry.name, mean_and_spread(seconds), mean_and_spread(steps), percent, mean_and_spread(step)])
     return Table(
         "Cost of the initialization",
         ["initialization", "seconds", "in training steps", "of the training", "a training step, ms"],
         rows,
         "Mean ± standard deviation over seeds. A training step is the median of the same run's own; runs that ran at the "
         "same time on one machine slow each other down.",
-        keyed=True,
     )
 
 
@@ -196,7 +171,6 @@ def gradients_table(network: NetworkSummary) -> Table | None:
         rows,
         "Mean ± standard deviation over seeds, on the same held-back batches: of the network's own start, and of the start "
         "that was trained from.",
-        keyed=True,
     )
 
 
@@ -212,9 +186,8 @@ def selection_table(network: NetworkSummary) -> Table | None:
         ["initialization", *(number(lr) for lr in grid)],
         rows,
         f"{outcome_name(network.selected_by).capitalize()} in the end by learning rate, mean ± standard deviation over "
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds)) or 'that all failed'}; in bold, what the "
+        f"{seeds_named(seeds) if seeds else 'seeds that all failed'}; in bold, what the "
         "final runs use. The test data play no part in it.",
-        keyed=True,
     )
 
 
@@ -228,16 +201,10 @@ def _selected(entry: Entry, lr: float, outcome: Outcome) -> str:
     return Strong(text) if lr in entry.lrs else text
 
 
-def _entry(network: NetworkSummary, name: str) -> Entry:
-    return next(entry for entry in network.entries if entry.name == name)
-
-
-def _mean_difference(network: NetworkSummary, entry: Entry) -> str:
-    paired = entry.final_difference
-    return NOTHING if paired is None else difference(paired.estimate.mean, network.outcome)
-
-
-def _clear(entry: Entry, text: str) -> str:
+def _end(network: NetworkSummary, name: str) -> str:
+    """The difference of an initialization in the end."""
+    entry = next(entry for entry in network.entries if entry.name == name)
+    text = difference(entry.mean_difference, network.outcome)
     return Strong(text) if entry.verdict else text
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from initopt.data.loader import SeededBatches, seeded_batches
+from initopt.model.randomness import Stream, mixed_seed
 
 __all__ = ["EpochOrder", "all_batches", "start_batches", "training_batches"]
-
-_TRAINING, _START = 0, 1  # streams of random numbers; a start does not see the batches of the first epoch
-_TRAINING_DRAWS, _START_DRAWS, _LOOK_DRAWS = 3, 4, 5  # what data sets draw, for augmentation
 
 
 class EpochOrder(Sampler[list[int]]):
@@ -45,16 +42,16 @@ class EpochOrder(Sampler[list[int]]):
     @property
     def draws(self) -> tuple[int, ...]:
         """The seed of what the data set draws in this epoch."""
-        return (self._seed, _TRAINING_DRAWS, self.epoch, self._rank)
+        return (self._seed, Stream.DATA, self.epoch, self._rank)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in _permuted(self._count, self._batch_size, self._seed, _TRAINING, self.epoch):
+        for batch in _permuted(self._count, self._batch_size, self._seed, Stream.ORDER, self.epoch):
             yield batch[self._rank :: self._world_size]
 
 
-def _permuted(count: int, batch_size: int, *seed: int) -> list[list[int]]:
-    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return _cut(torch.randperm(count, generator=torch.Generator().manual_seed(mixed)).tolist(), batch_size)
+def _permuted(count: int, batch_size: int, seed: int, *key: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(mixed_seed(seed, *key))
+    return _cut(torch.randperm(count, generator=generator).tolist(), batch_size)
 
 
 def _cut(order: list[int], size: int) -> list[list[int]]:
@@ -80,7 +77,7 @@ def all_batches(dataset: Dataset[Any], batch_size: int, seed: int, loaders: int 
     """
     order = list(range(len(dataset)))  # type: ignore[arg-type]
     pieces = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-    return seeded_batches(dataset, pieces, seed, _LOOK_DRAWS, loaders=loaders)
+    return seeded_batches(dataset, pieces, seed, Stream.LOOKS, loaders=loaders)
 
 
 def start_batches(
@@ -104,7 +101,7 @@ def start_batches(
     Returns:
         The batches held back, and the others, always the same in the same order.
     """
-    order = _permuted(len(dataset), batch_size, seed, _START)  # type: ignore[arg-type]
-    held = seeded_batches(dataset, order[:held_back], seed, _START_DRAWS, 0, loaders=loaders)
+    order = _permuted(len(dataset), batch_size, seed, Stream.START_ORDER)  # type: ignore[arg-type]
+    held = seeded_batches(dataset, order[:held_back], seed, Stream.START_DATA, 0, loaders=loaders)
     others = _cut([index for batch in order[held_back:] for index in batch], others_size or batch_size)
-    return list(held), seeded_batches(dataset, others, seed, _START_DRAWS, 1, loaders=loaders)
+    return list(held), seeded_batches(dataset, others, seed, Stream.START_DATA, 1, loaders=loaders)

@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from initopt.comparison.analysis.outcome import Outcome
 from initopt.comparison.running.run import failed, versions
-from initopt.comparison.running.teams import Done, Team, stored
 from initopt.comparison.spec.plan import Plan
-from initopt.comparison.storage.folder import is_stored, opened, remove_failed
-from initopt.comparison.storage.job import Job, grouped
+from initopt.comparison.storage.folder import is_stored, opened, remove_failed, store_run
+from initopt.comparison.storage.job import Group, Job, grouped
 from initopt.comparison.storage.record import RunRecord
 from initopt.comparison.storage.store import load_run
-from initopt.data import Splits
 
-__all__ = ["Watch", "choose_lr", "execute"]
+__all__ = ["Agree", "Runs", "Watch", "choose_lr", "execute"]
+
+Runs = Callable[[Sequence[Group]], Generator[RunRecord, None, None]]
+"""Does the runs of some groups, and gives the record of each as soon as it is done; only this process stores them."""
+
+Agree = Callable[[Callable[[], Any]], Any]
+"""Has something decided by one process for all that share the runs."""
 
 Watch = Callable[[int, int], None]
 """Is told how many runs are done, and how many there are in all."""
 
 
 def execute(
-    team: Team, plan: Plan, splits: Splits, device: str, folder: Path, *, retry_failed: bool, watch: Watch
+    runs: Runs,
+    agree: Agree,
+    plan: Plan,
+    specification: Callable[[], dict[str, Any]],
+    folder: Path,
+    *,
+    retry_failed: bool,
+    watch: Watch,
 ) -> list[str]:
     """Do all runs of a plan that its folder does not have yet: those that choose learning rates, then the final ones.
 
     Args:
-        team: who does them.
+        runs: who does them.
+        agree: has one process read and write the folder.
         plan: of the comparison.
-        splits: its data.
-        device: kind of device that they are done on.
+        specification: all that results depend on.
         folder: where they are stored.
         retry_failed: whether to do runs that failed before once more.
         watch: is told of every run.
@@ -48,18 +60,17 @@ def execute(
     with ExitStack() as resources:
 
         def open_folder() -> None:
-            specification = plan.specification(splits, device)
-            resources.enter_context(opened(folder, specification, versions()))
+            resources.enter_context(opened(folder, specification(), versions()))
             if retry_failed:
                 remove_failed(folder)
 
-        team.agree(open_folder)
-        return _Execution(team, plan, folder, watch).run()
+        agree(open_folder)
+        return _Execution(runs, agree, plan, folder, watch).run()
 
 
 class _Execution:
-    def __init__(self, team: Team, plan: Plan, folder: Path, watch: Watch) -> None:
-        self._team, self._plan, self._folder, self._watch = team, plan, folder, watch
+    def __init__(self, runs: Runs, agree: Agree, plan: Plan, folder: Path, watch: Watch) -> None:
+        self._runs, self._agree, self._plan, self._folder, self._watch = runs, agree, plan, folder, watch
         self._problems: list[str] = []
         self._done = 0
         self._pairs = [(network, start) for network in plan.networks for start in plan.initializations]
@@ -68,24 +79,29 @@ class _Execution:
 
     def run(self) -> list[str]:
         self._do(lambda: self._selection)
-        self._do(lambda: list(self._final_jobs()))
+        self._do(self._final_jobs)
         return self._problems
 
-    def _do(self, decide: Callable[[], Sequence[Job]]) -> None:
-        pending = self._team.agree(lambda: list(self._pending(decide())))
-        self._team.run(grouped(pending), self._report)
+    def _do(self, decide: Callable[[], Iterable[Job]]) -> None:
+        pending = self._agree(lambda: list(self._pending(decide())))
+        if pending:
+            with closing(self._runs(grouped(pending))) as records:
+                for record in records:
+                    self._store(record)
 
-    def _report(self, done: Done) -> None:
-        job, _, problem = done
-        if problem is not None:
-            self._problems.append(f"{job}: {problem}")
+    def _store(self, record: RunRecord) -> None:
+        """Store a run, or say why that is not possible: the others are to go on."""
+        try:
+            store_run(self._folder, record)
+        except OSError as error:
+            self._problems.append(f"{Job.of(record)}: its result could not be stored: {error}")
         self._count()
 
     def _count(self) -> None:
         self._done += 1
         self._watch(self._done, self._total)
 
-    def _pending(self, jobs: Sequence[Job]) -> Iterator[Job]:
+    def _pending(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Those that are not stored; one of which that cannot be told is a problem, and is left alone."""
         for job in jobs:
             try:
@@ -131,7 +147,7 @@ class _Execution:
     def _store_as_failed(self, network: str, start: str, lr: float, error: str) -> None:
         why = f"no learning rate could be chosen, since all runs that were to choose it failed: {error}"
         for job in self._pending([Job(network, start, seed, "final", lr) for seed in self._plan.seeds]):
-            self._report(stored(self._folder, failed(job, why)))
+            self._store(failed(job, why))
 
 
 def choose_lr(runs: Sequence[RunRecord]) -> float | None:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from initopt.model.randomness import Stream, seed_sequence
+
 __all__ = ["MixedBatches", "MixupLoss", "mixed"]
 
-_DRAWS = 5
-"""The stream of random numbers that mixtures are drawn from."""
 
-
-def mixed(batch: Any, alpha: float, *seed: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+def mixed(batch: Any, alpha: float, seed: int, *key: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Mix each sample of a batch with another one of it (Zhang et al., *mixup: Beyond Empirical Risk Minimization*, 2018).
 
     The share of the sample itself is lambda or 1 - lambda, whichever is larger, where lambda is drawn from
@@ -25,7 +24,8 @@ def mixed(batch: Any, alpha: float, *seed: int) -> tuple[Tensor, tuple[Tensor, T
     Args:
         batch: inputs of a floating dtype, shape ``(B, ...)``, and labels, integers of shape ``(B,)``.
         alpha: how evenly samples are mixed.
-        seed: of the draw.
+        seed: of the run.
+        key: which batch this is, in numbers.
 
     Returns:
         The mixed inputs; and the labels of the samples, the labels of their partners, and the share of the former, shape
@@ -37,7 +37,7 @@ def mixed(batch: Any, alpha: float, *seed: int) -> tuple[Tensor, tuple[Tensor, T
     if not _can_be_mixed(batch):
         raise ValueError("mixup needs batches of inputs of a floating dtype and integer labels, one a sample; use mixup=0")
     inputs, labels = batch
-    generator = np.random.default_rng((*seed, _DRAWS))
+    generator = np.random.default_rng(seed_sequence(seed, Stream.MIXTURES, *key))
     drawn = generator.beta(alpha, alpha)
     share = max(drawn, 1 - drawn)
     partners = torch.from_numpy(generator.permutation(len(labels))).to(labels.device)
@@ -58,18 +58,19 @@ class MixedBatches:
     Args:
         batches: an iterable that can be iterated over again.
         alpha: how evenly samples are mixed.
-        seed: of the draws.
+        seed: of the run.
+        key: which batches these are, in numbers.
     """
 
-    def __init__(self, batches: Iterable[Any], alpha: float, *seed: int) -> None:
-        self._batches, self._alpha, self._seed = batches, alpha, seed
+    def __init__(self, batches: Iterable[Any], alpha: float, seed: int, *key: int) -> None:
+        self._batches, self._alpha, self._key = batches, alpha, (seed, *key)
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
         for number, batch in enumerate(self._batches):
-            yield mixed(batch, self._alpha, *self._seed, number)
+            yield mixed(batch, self._alpha, *self._key, number)
 
 
 class MixupLoss:

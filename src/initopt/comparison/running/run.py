@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
+import sys
 import time
 import traceback
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -31,11 +32,12 @@ __all__ = ["failed", "run_group", "versions"]
 
 
 def versions() -> dict[str, str]:
-    """Of everything that results depend on."""
+    """The versions of everything that results depend on; Lightning Fabric only where it is in use."""
+    fabric = {"lightning-fabric": version("lightning-fabric")} if "lightning_fabric" in sys.modules else {}
     return {
         "initopt": __version__,
         "torch": torch.__version__,
-        "lightning-fabric": version("lightning-fabric"),
+        **fabric,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
@@ -83,7 +85,8 @@ def run_group(fabric: Fabric, plan: Plan, splits: Splits, group: Group) -> Itera
         except Exception as error:
             yield failed(job, _in_full(error), prepared + time.perf_counter() - begun, start)
         else:
-            yield _record(job, start, trained, prepared + time.perf_counter() - begun)
+            status: Literal["done", "diverged"] = "diverged" if trained.diverged else "done"
+            yield _record(job, status, trained.diverged, prepared + time.perf_counter() - begun, start, trained)
         model = None  # the next one begins at the same start
 
 
@@ -106,48 +109,34 @@ def _loss_fn(plan: Plan, recipe: Recipe) -> Any:
     return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing) if recipe.label_smoothing else plan.loss_fn
 
 
-def _record(job: Job, start: Start, trained: Trained, seconds: float) -> RunRecord:
-    step_seconds = trained.step_seconds
-    return RunRecord(
-        network=job.network,
-        initialization=job.initialization,
-        seed=job.seed,
-        lr=job.lr,
-        purpose=job.purpose,
-        status="diverged" if trained.diverged else "done",
-        error=trained.diverged,
-        steps=trained.steps,
-        initialization_seconds=start.seconds,
-        initialization_steps=start.seconds / step_seconds if step_seconds else None,
-        step_seconds=step_seconds,
-        seconds=seconds,
-        before=start.before,
-        after=start.after,
-        scales=start.scales,
-        curve=tuple(trained.curve),
-        versions=versions(),
-    )
-
-
 def failed(job: Job, error: str, seconds: float = 0.0, start: Start | None = None) -> RunRecord:
     """The record of a run that came to no result."""
+    return _record(job, "failed", error, seconds, start, Trained())
+
+
+def _record(
+    job: Job,
+    status: Literal["done", "diverged", "failed"],
+    error: str | None,
+    seconds: float,
+    start: Start | None,
+    trained: Trained,
+) -> RunRecord:
+    step_seconds = trained.step_seconds
+    cost = start.seconds if start else 0.0
     return RunRecord(
-        network=job.network,
-        initialization=job.initialization,
-        seed=job.seed,
-        lr=job.lr,
-        purpose=job.purpose,
-        status="failed",
+        **vars(job),
+        status=status,
         error=error,
-        steps=0,
-        initialization_seconds=start.seconds if start else 0.0,
-        initialization_steps=None,
-        step_seconds=None,
+        steps=trained.steps,
+        initialization_seconds=cost,
+        initialization_steps=cost / step_seconds if step_seconds else None,
+        step_seconds=step_seconds,
         seconds=seconds,
         before=start.before if start else None,
         after=start.after if start else None,
         scales=start.scales if start else None,
-        curve=(),
+        curve=tuple(trained.curve),
         versions=versions(),
     )
 

@@ -13,16 +13,15 @@ from torch import Tensor, nn
 import initopt
 from initopt.comparison.running.batches import start_batches
 from initopt.comparison.running.mixup import MixedBatches
-from initopt.comparison.spec.initialization import Initialization, apply_scheme
+from initopt.comparison.spec.initialization import Custom, Initialization, Scheme, Step
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.recipe import Recipe
 from initopt.gram.measurement import STATISTICS
 from initopt.model.losses import LossFunction
-from initopt.model.randomness import seeded
+from initopt.model.randomness import Stream, mixed_seed, seeded
+from initopt.schemes import apply_
 
 __all__ = ["Start", "own_start", "prepare_start"]
-
-_WEIGHTS, _SCHEME = 0, 1  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Start:
 
 def own_start(network: Network, seed: int) -> nn.Module:
     """The model with its own start, which follows from the seed."""
-    with seeded(seed, _WEIGHTS):
+    with seeded(seed, Stream.WEIGHTS):
         return network.make()
 
 
@@ -78,32 +77,50 @@ def prepare_start(
     before = _measured(model, held, loss_fn, seed)
     _wait(model)
     begun = time.perf_counter()
-    scales = None
-    if initialization.scheme is not None:
-        with seeded(seed, _SCHEME):
-            apply_scheme(model, initialization.scheme, seed, initialization.scheme_options)
-    if initialization.method is not None:
-        result = initopt.optimize(
-            model,
-            others,
-            loss_fn,
-            method=initialization.create_method(),
-            measure_batches=0,
-            seed=seed,
-            progress=False,
-            allow_trained=True,  # what is compared is somebody's start
-        )
-        scales = result.scales or None
+    scales: dict[str, float] = {}
+    for number, step in enumerate(initialization.steps):
+        found = _take(step, model, others, loss_fn, seed, number)
+        # Of several methods, the product; what changes weights without scales leaves those of before without a meaning.
+        scales = {name: scales.get(name, 1.0) * found.get(name, 1.0) for name in {**scales, **found}} if found else {}
     _wait(model)
     seconds = time.perf_counter() - begun
-    untouched = initialization.scheme is None and initialization.method is None
     return Start(
         state={name: value.detach().clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)},
         seconds=seconds,
-        scales=scales,
+        scales=scales or None,
         before=before,
-        after=before if untouched else _measured(model, held, loss_fn, seed),
+        after=_measured(model, held, loss_fn, seed) if initialization.steps else before,
     )
+
+
+def _take(
+    step: Step, model: nn.Module, batches: Iterable[Any], loss_fn: LossFunction | None, seed: int, number: int
+) -> dict[str, float]:
+    """Do one step of an initialization, and return the scales that it has learned; none, if it learns none.
+
+    Raises:
+        TypeError: if a function returns another model in the place of changing this one.
+    """
+    if isinstance(step, Scheme):
+        apply_(model, step.name, seed=mixed_seed(seed, Stream.SCHEME, number), **step.options)
+        return {}
+    if isinstance(step, Custom):
+        with seeded(seed, Stream.FUNCTION, number):
+            returned = step.function(model, batches, loss_fn)
+        if isinstance(returned, nn.Module) and returned is not model:
+            raise TypeError(f"{step.identity} returned a {type(returned).__name__}; it has to change the model in place")
+        return {}
+    result = initopt.optimize(
+        model,
+        batches,
+        loss_fn,
+        method=step,
+        measure_batches=0,
+        seed=seed,
+        progress=False,
+        allow_trained=True,  # what is compared is somebody's start
+    )
+    return result.scales
 
 
 def _batches(

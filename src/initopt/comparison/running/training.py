@@ -17,19 +17,15 @@ from initopt.batches.nested import batch_size, to_device
 from initopt.comparison.running.batches import EpochOrder, training_batches
 from initopt.comparison.running.evaluation import Judge, hits, outputs_of, share
 from initopt.comparison.running.mixup import mixed
-from initopt.comparison.spec.recipe import Recipe
-from initopt.comparison.spec.schedule import lr_factor
+from initopt.comparison.spec.recipe import Recipe, lr_factor
 from initopt.comparison.storage.record import CurvePoint, Subset
 from initopt.model.losses import Loss
-from initopt.model.randomness import seeded
+from initopt.model.randomness import Stream, seeded
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Trained", "train"]
-
-_DRAWS = 2
-"""The stream of random numbers that the model itself draws in training (dropout)."""
 
 _FAR_ABOVE = 3.0
 """A training loss that ends this many times as high as it began is that of a run that diverged."""
@@ -82,36 +78,31 @@ def train(
     Returns:
         The curve and how it ended; a run that diverges ends where its loss is no longer finite.
     """
-    return _Training(fabric, model, dataset, loss, recipe, lr, judge, subset, seed, loaders).run()
+    optimizer = recipe.create_optimizer(model.parameters(), lr)
+    order = EpochOrder(len(dataset), recipe.batch_size, seed, fabric.global_rank, fabric.world_size)  # type: ignore[arg-type]
+    ready, updates = fabric.setup(model, optimizer)
+    return _Training(fabric, ready, updates, dataset, order, loss, recipe, lr, judge, subset, seed, loaders).run()
 
 
+@dataclass
 class _Training:
-    def __init__(
-        self,
-        fabric: Fabric,
-        model: nn.Module,
-        dataset: Dataset[Any],
-        loss: Loss,
-        recipe: Recipe,
-        lr: float,
-        judge: Judge,
-        subset: Subset,
-        seed: int,
-        loaders: int,
-    ) -> None:
-        self._fabric, self._loss, self._recipe, self._lr = fabric, loss, recipe, lr
-        self._judge, self._subset, self._seed = judge, subset, seed
-        optimizer = recipe.create_optimizer(model.parameters(), lr)
-        self._model, self._optimizer = fabric.setup(model, optimizer)
-        rank, processes = fabric.global_rank, fabric.world_size
-        self._order = EpochOrder(len(dataset), recipe.batch_size, seed, rank, processes)  # type: ignore[arg-type]
-        self._dataset, self._loaders = dataset, loaders
-        self._total = recipe.epochs * len(self._order)
-        self._found = Trained()
-        self._first_loss = math.nan
+    _fabric: Fabric
+    _model: Any
+    _optimizer: Any
+    _dataset: Dataset[Any]
+    _order: EpochOrder
+    _loss: Loss
+    _recipe: Recipe
+    _lr: float
+    _judge: Judge
+    _subset: Subset
+    _seed: int
+    _loaders: int
+    _found: Trained = field(default_factory=Trained)
+    _first_loss: float = math.nan
 
     def run(self) -> Trained:
-        with seeded(self._seed, _DRAWS, self._fabric.global_rank), outputs_of(self._model) as outputs:
+        with seeded(self._seed, Stream.MODEL, self._fabric.global_rank), outputs_of(self._model) as outputs:
             self._look()
             self._train(outputs)
         return self._found
@@ -145,12 +136,12 @@ class _Training:
 
     def _step(self, batch: Any, number: int) -> Tensor:
         recipe = self._recipe
-        factor = lr_factor(number, self._total, recipe.schedule, recipe.warmup_steps)
+        factor = lr_factor(number, recipe.epochs * len(self._order), recipe.schedule, recipe.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * factor
         self._optimizer.zero_grad()
         if recipe.mixup:
-            batch = mixed(batch, recipe.mixup, *self._order.draws, number)
+            batch = mixed(batch, recipe.mixup, self._seed, self._order.epoch, self._fabric.global_rank, number)
         loss = self._loss(self._model, batch, batch_size(batch))
         self._fabric.backward(loss)
         if recipe.clip_grad_norm is not None:

@@ -1,234 +1,191 @@
-"""Several processes that take one run each, and of which any may die."""
+"""Processes on this machine that do a call each at a time, and of which any may die."""
 
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import signal
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from typing import TypeVar
-
-import torch
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from initopt._support.processes import end_with_parent
-from initopt.comparison.running.run import failed, run_group
-from initopt.comparison.running.teams import Done, Report, Team, stored
-from initopt.comparison.spec.plan import Plan
-from initopt.comparison.storage.job import Group, Job
 
-__all__ = ["Workers", "check_sendable"]
-
-_T = TypeVar("_T")
+__all__ = ["NoWorkersError", "WorkerDiedError", "Workers"]
 
 _MOST_STARTS = 5
 """How many processes in a row may end while they start."""
 
 _PATIENCE = 5.0
-"""Seconds that a process has to end by itself."""
+"""Seconds that a process that has hung up has to end by itself."""
 
 
-def check_sendable(plan: Plan) -> None:
-    """Refuse what cannot be sent to another process.
-
-    Raises:
-        ValueError: the message says what it is.
-    """
-    parts = {f"models[{name!r}]": network for name, network in plan.networks.items()}
-    for what, value in (parts | {"data": plan.data, "loss_fn": plan.loss_fn}).items():
-        try:
-            pickle.dumps(value)
-        except Exception as error:  # pickling calls code of all kinds
-            raise ValueError(
-                f"{what} cannot be sent to other processes ({error}); define it at the top level of a module and bind "
-                "arguments with functools.partial, or use workers=1"
-            ) from None
+class WorkerDiedError(RuntimeError):
+    """The process of a call has ended before the call has; the message says how."""
 
 
-class Workers(Team):
-    """Processes that do one run each at a time.
+class NoWorkersError(RuntimeError):
+    """No process gets as far as to take a call."""
 
-    One that dies (for want of memory, say) is replaced, and the run that it was at is tried once more; if that kills its
-    process, too, the run is stored as failed, and the others go on.
+
+class Workers:
+    """An executor whose processes are replaced when they die (for want of memory, say): one death fails one call.
+
+    To be used in a ``with`` statement, at the end of which no process is left, whatever they were at.
 
     Args:
-        count: how many.
-        plan: of the comparison.
-        folder: where runs are stored.
+        count: how many processes there are at most.
+        begin: what each process calls before it takes calls, with the arguments and its own number from 0 on.
+        arguments: of ``begin``.
+        daemon: whether processes are daemons, which cannot start processes of their own.
     """
 
-    def __init__(self, count: int, plan: Plan, folder: Path) -> None:
-        self._count, self._plan, self._folder = count, plan, folder
-        self._deaths: dict[Job, int] = {}
+    def __init__(self, count: int, begin: Callable[..., object], *arguments: Any, daemon: bool = True) -> None:
+        self._begin, self._arguments, self._daemon = begin, arguments, daemon
+        self._calls: SimpleQueue[tuple[Future[Any], Any] | None] = SimpleQueue()
+        self._threads = [threading.Thread(target=self._serve, args=(number,), daemon=True) for number in range(count)]
+        self._lock = threading.Lock()  # of all below, and of starting and reaping processes
+        self._living: set[_Worker] = set()
         self._any_ready, self._unready = False, 0
+        self._refusal: NoWorkersError | None = None
 
-    @property
-    def leads(self) -> bool:
-        return True
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        """Have the next process that is free call a function.
 
-    def agree(self, decide: Callable[[], _T]) -> _T:
-        return decide()
+        Returns:
+            The promise of its value; or of a WorkerDiedError, or a RuntimeError with the traceback of what it raised.
+        """
+        future: Future[Any] = Future()
+        self._calls.put((future, (function, arguments)))
+        return future
 
-    def run(self, groups: Sequence[Group], report: Report) -> None:
-        waiting = deque(groups)
-        if not waiting:
-            return
-        with _ended_in_any_case() as workers:
-            for _ in range(min(self._count, len(waiting))):
-                workers.append(_Worker(self._plan, self._folder))
-            while busy := self._hand_out(waiting, workers):
-                for connection in wait([worker.connection for worker in busy]):
-                    worker = next(worker for worker in busy if worker.connection is connection)
-                    done = worker.receive()
-                    if worker.is_ready:
-                        self._any_ready, self._unready = True, 0
-                    if done is not None:
-                        report(done)
-                    elif worker.is_dead:
-                        workers.remove(worker)
-                        waiting.extend(self._after_death(worker, report))
-                        if waiting:
-                            workers.append(_Worker(self._plan, self._folder))
+    def __enter__(self) -> Workers:
+        for thread in self._threads:
+            thread.start()
+        return self
 
-    def _hand_out(self, waiting: deque[Group], workers: Sequence[_Worker]) -> list[_Worker]:
-        """Give every idle worker something to do; those that have."""
-        for worker in workers:
-            if worker.is_ready and not worker.left and waiting:
-                worker.send(waiting.popleft())
-        return [worker for worker in workers if worker.left or not worker.is_ready]
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._refusal = NoWorkersError("the workers have been sent home")
+            for worker in self._living:
+                worker.process.kill()  # nothing that it has open could be left half written
+        with suppress(Empty):
+            while call := self._calls.get_nowait():
+                call[0].cancel()
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _after_death(self, worker: _Worker, report: Report) -> Iterator[Group]:
-        """What is still to be done of what a worker was at."""
-        if not worker.is_ready:
+    def _serve(self, number: int) -> None:
+        """Have one process at a time do calls, until there are no more."""
+        if hasattr(signal, "pthread_sigmask"):  # Ctrl-C goes to all processes, which inherit that it is held back
+            resource_tracker.ensure_running()  # it would let interrupts through again as it starts
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        worker: _Worker | None = None
+        while call := self._calls.get():
+            future, task = call
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                worker = worker or self._started(number)
+                future.set_result(worker.call(task))
+            except WorkerDiedError:
+                assert worker is not None
+                future.set_exception(WorkerDiedError(self._ended(worker)))
+                worker = None
+            except Exception as error:
+                future.set_exception(error)
+        if worker is not None:
+            self._ended(worker)
+
+    def _started(self, number: int) -> _Worker:
+        """A process that is ready.
+
+        Raises:
+            NoWorkersError: if another process is not going to start any better than the last ones.
+        """
+        while True:
+            with self._lock:
+                if self._refusal is not None:
+                    raise self._refusal
+                worker = _Worker(self._begin, (*self._arguments, number), self._daemon)
+                self._living.add(worker)
+            try:
+                worker.call(None)
+            except WorkerDiedError:
+                self._refuse_to_go_on(self._ended(worker))
+            else:
+                with self._lock:
+                    self._any_ready, self._unready = True, 0
+                return worker
+
+    def _refuse_to_go_on(self, how: str) -> None:
+        with self._lock:
             self._unready += 1
-            self._refuse_to_go_on(worker)
-        if not worker.left:
-            return
-        job = worker.left[0]
-        self._deaths[job] = self._deaths.get(job, 0) + 1
-        if self._deaths[job] > 1:
-            error = f"the process of the run ended twice ({worker.how_it_ended}); it may be that memory ran out"
-            report(stored(self._folder, failed(job, error)))
-            worker.left.popleft()
-        if worker.left:
-            yield tuple(worker.left)
+            why = None
+            if not how.startswith("killed") and not self._any_ready:
+                why = (
+                    f"a worker process ended before it was ready ({how}); what it wrote is above. A script "
+                    "that calls initopt.compare(workers=...) needs the line: if __name__ == '__main__':"
+                )
+            elif self._unready == _MOST_STARTS:
+                why = (
+                    f"{_MOST_STARTS} worker processes in a row ended before they were ready, the last {how}; "
+                    "it may be that memory ran out: try fewer workers. What is done is stored, and the same call goes on"
+                )
+            if why and self._refusal is None:
+                self._refusal = NoWorkersError(why)
 
-    def _refuse_to_go_on(self, worker: _Worker) -> None:
-        """Raise a RuntimeError if another process is not going to start any better than the last ones."""
-        if not worker.was_killed and not self._any_ready:
-            raise RuntimeError(
-                f"a worker process ended before it was ready ({worker.how_it_ended}); what it wrote is above. A script "
-                "that calls initopt.compare(workers=...) needs the line: if __name__ == '__main__':"
-            )
-        if self._unready == _MOST_STARTS:
-            raise RuntimeError(
-                f"{_MOST_STARTS} worker processes in a row ended before they were ready, the last {worker.how_it_ended}; "
-                "it may be that memory ran out: try fewer workers. What is done is stored, and the same call goes on"
-            )
-
-
-@contextmanager
-def _ended_in_any_case() -> Iterator[list[_Worker]]:
-    workers: list[_Worker] = []
-    try:
-        yield workers
-    finally:
-        for worker in workers:
-            worker.end()
+    def _ended(self, worker: _Worker) -> str:
+        """Have a process end that has hung up; how it did, for the user."""
+        wait([worker.process.sentinel], _PATIENCE)
+        with self._lock:
+            worker.process.kill()
+            worker.process.join()
+            self._living.discard(worker)
+        worker.connection.close()
+        code = worker.process.exitcode
+        return f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
 
 
 class _Worker:
-    """A process, as the one that started it sees it.
+    """A process, as the one that started it sees it."""
 
-    Attributes:
-        connection: to it.
-        left: the jobs that it has been given and is not done with, the present one first.
-        is_ready: whether it has begun to listen.
-        is_dead: whether it is gone.
-    """
-
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, begin: Callable[..., object], arguments: tuple[Any, ...], daemon: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.left: deque[Job] = deque()
-        self.is_ready, self.is_dead = False, False
-        daemon = not plan.hardware.loaders  # a daemon may not start the loaders; either kind is ended by end()
-        self._process: SpawnProcess = context.Process(target=_work, args=(theirs, plan, folder), daemon=daemon)
-        with _deaf_to_interrupts():  # which it inherits: Ctrl-C goes to all, and the one that started this one ends it
-            self._process.start()
+        self.process = context.Process(target=_work, args=(theirs, begin, arguments), daemon=daemon)
+        self.process.start()
         theirs.close()  # or its end would not be noticed
 
-    def send(self, group: Group) -> None:
-        """Give it a group of jobs."""
-        self.left.extend(group)
-        with suppress(BrokenPipeError, ConnectionResetError):  # dead; the next call of receive finds that out
-            self.connection.send(group)
-
-    def receive(self) -> Done | None:
-        """A job that it has done; ``None`` if it had something else to say, or nothing more."""
+    def call(self, task: Any) -> Any:
         try:
-            message: Done | None = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.is_dead = True
-            self.end()
-            return None
-        if message is None:
-            self.is_ready = True
-            return None
-        self.left.remove(message[0])
-        return message
-
-    def end(self) -> None:
-        """End the process, if it has not ended."""
-        self.connection.close()
-        if not self.is_dead:
-            self._process.terminate()
-        self._process.join(_PATIENCE)
-        self._process.kill()
-        self._process.join()
-
-    @property
-    def was_killed(self) -> bool:
-        """Whether a signal has ended it."""
-        return (self._process.exitcode or 0) < 0
-
-    @property
-    def how_it_ended(self) -> str:
-        """For the user."""
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return f"exit status {code}"
+            self.connection.send(task)
+            value, error = self.connection.recv()
+        except (EOFError, OSError):
+            raise WorkerDiedError from None
+        if error is not None:
+            raise RuntimeError(error)
+        return value
 
 
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back within the block, in this thread and in what it starts."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _work(connection: Connection, plan: Plan, folder: Path) -> None:
-    """The life of a worker process, which is over when the one that started it hangs up."""
+def _work(connection: Connection, begin: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    """The life of a worker process, which is over when that of the one that started it is, or when that hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()  # a run whose comparison was killed must not be stored behind the back of the next one
-    torch.set_num_threads(plan.hardware.threads)
-    fabric = plan.hardware.fabric(plan.recipe.precision)
-    fabric.launch()
-    splits = plan.load_data().to(fabric.device)
+    end_with_parent()
+    begin(*arguments)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        connection.send(None)
         while True:
-            group: Group = connection.recv()
-            for record in run_group(fabric, plan, splits, group):
-                connection.send(stored(folder, record))
+            task = connection.recv()
+            value, error = None, None
+            try:
+                value = task and task[0](*task[1])  # the first task is to be ready
+            except Exception:
+                error = traceback.format_exc()
+            connection.send((value, error))

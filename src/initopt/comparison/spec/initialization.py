@@ -1,24 +1,61 @@
-"""An initialization of a comparison: a start, what is done to it, and what its recipe has of its own."""
+"""An initialization of a comparison: what is done to a model's own start, and what its recipe has of its own."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
-import importlib.util
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 from torch import nn
 
-from initopt._support.checks import check_integer, did_you_mean
-from initopt.methods import METHODS, Method, create_method, presets
+from initopt._support.checks import check_integer
+from initopt._support.files import plain
+from initopt._support.words import did_you_mean, meant, unknown
+from initopt.comparison.spec.network import described
+from initopt.methods import METHODS, Method, create_method, method_names, presets
+from initopt.model.losses import LossFunction
+from initopt.schemes import NAMES
 
-__all__ = ["DEFAULT", "Initialization", "apply_scheme", "as_initialization", "known_initializations", "scheme_names"]
+__all__ = [
+    "DEFAULT",
+    "Custom",
+    "Function",
+    "Initialization",
+    "Scheme",
+    "Step",
+    "as_initialization",
+    "known_initializations",
+]
 
 DEFAULT = "default"
 """The model's own start."""
+
+Function: TypeAlias = Callable[[nn.Module, Iterable[Any], LossFunction | None], object]
+"""Changes a model in place, given batches that can be iterated over again, and the loss function as the user gave it."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A step that draws weights anew: the name of a scheme, and its options."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A step of the user's own: the function, and what it is known by in a stored comparison."""
+
+    function: Function
+    identity: Any
+
+
+Step: TypeAlias = Scheme | Method | Custom
+"""One thing that is done to a model."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +63,37 @@ class Initialization:
     """What is done to a model before its first training step.
 
     The model's own start is drawn first, from the seed. Then the scheme, if there is one, draws weights anew; then the
-    method, if there is one, improves them.
+    method, if there is one, improves them. In the place of a method there can be a function of one's own, or a list of
+    schemes, methods and functions, which work one after the other.
 
     Args:
         scheme: a name in ``initopt.schemes.NAMES``, or ``None`` for the model's own start.
-        method: a name in :data:`initopt.methods.METHODS`, or ``None``.
-        options: of the method.
+        method: a name in :func:`initopt.methods.method_names`; a :class:`initopt.methods.Method` with its options; a
+            function ``(model, batches, loss_fn) -> None`` that changes the model in place; or a list of these, of names of
+            schemes, and of dicts ``{"method": ..., "options": ...}`` or ``{"scheme": ..., "scheme_options": ...}``.
+        options: of a method that is given by its name.
         preset: a name in :data:`initopt.presets.PRESETS`, whose options the method has unless ``options`` say otherwise.
-        batch_size: samples in a batch that the method sees; as in training, by default.
+        batch_size: samples in a batch that methods and functions see; as in training, by default.
         scheme_options: of the scheme.
         recipe: changes to the recipe for this initialization, by field, such as ``{"warmup_steps": 100}``.
-        name: how it is called; by default after its method or scheme, or ``"default"``.
+        name: how it is called; by default after its parts, or ``"default"``. A function is known again by its import path;
+            one that has none (a lambda, one that is defined in another function) is known by this name, and needs it.
 
     Raises:
-        ValueError, TypeError: for an unknown name, or an option that the method does not have or that cannot work.
+        ValueError, TypeError: for an unknown name, an option that the method does not have or that cannot work, or a
+            function that cannot be called like that.
 
     >>> Initialization(method="nio").name
     'nio'
-    >>> Initialization(recipe={"warmup_steps": 100}, name="default, warm-up").method is None
-    True
+    >>> from initopt.methods import NIO
+    >>> Initialization(method=["orthogonal", NIO(steps=50)]).name
+    'orthogonal + nio'
+    >>> Initialization(recipe={"warmup_steps": 100}, name="default, warm-up").steps
+    ()
     """
 
     scheme: str | None = None
-    method: str | None = None
+    method: str | Method | Function | Sequence[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     scheme_options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -59,88 +104,184 @@ class Initialization:
     def __post_init__(self) -> None:
         if self.scheme == DEFAULT:
             object.__setattr__(self, "scheme", None)
-        if self.scheme is not None and self.scheme not in scheme_names():
-            raise ValueError(_unknown("scheme", self.scheme, [DEFAULT, *scheme_names()]))
-        if self.method is not None and self.method not in METHODS:
-            raise ValueError(_unknown("method", self.method, list(METHODS)))
-        parts = [part for part in (self.scheme, self.method) if part is not None]
-        object.__setattr__(self, "name", self.name or " + ".join(parts) or DEFAULT)
+        if self.scheme is not None and self.scheme not in NAMES:
+            raise ValueError(_unknown("scheme", self.scheme, NAMES))
+        if isinstance(self.method, str) and self.method not in method_names():
+            raise ValueError(_unknown("method", self.method, method_names()))
         for option in ("options", "scheme_options", "recipe"):
             value = getattr(self, option)
             if not isinstance(value, Mapping):
-                raise TypeError(f"{option} of initialization {self.name!r} must be a dict; got {value!r}")
+                raise TypeError(f"{option} of initialization {self._called!r} must be a dict; got {value!r}")
             object.__setattr__(self, option, dict(value))
         for option, part in (("options", "method"), ("scheme_options", "scheme")):
             if getattr(self, option) and getattr(self, part) is None:
-                raise ValueError(f"initialization {self.name!r} has {option}, but no {part}")
+                raise ValueError(f"initialization {self._called!r} has {option}, but no {part}")
         if self.method is None and (self.preset is not None or self.batch_size is not None):
-            raise ValueError(f"initialization {self.name!r} has a preset or a batch_size, but no method")
+            raise ValueError(f"initialization {self._called!r} has a preset or a batch_size, but no method")
         if self.batch_size is not None:
-            check_integer(f"batch_size of initialization {self.name!r}", self.batch_size, 1)
-        if self.method is not None:
-            self.create_method()
+            check_integer(f"batch_size of initialization {self._called!r}", self.batch_size, 1)
+        _ = self.steps
+        object.__setattr__(self, "name", self._called)
 
-    def create_method(self) -> Method:
-        """The method with its options."""
+    @property
+    def _called(self) -> str:
+        parts = [] if self.scheme is None else [self.scheme]
+        if isinstance(self.method, (list, tuple)):
+            parts += [part.name for part in self._parts]
+        elif self.method is not None:
+            parts.append(_name(self.method))
+        return self.name or " + ".join(parts) or DEFAULT
+
+    @property
+    def _parts(self) -> list[Initialization]:
+        """Those of a list, each as an initialization by itself."""
+        assert isinstance(self.method, (list, tuple))
+        return [as_initialization(part) for part in self.method]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What is done, one after the other; nothing for the model's own start."""
+        scheme: tuple[Step, ...] = () if self.scheme is None else (Scheme(self.scheme, self.scheme_options),)
+        if self.method is None:
+            return scheme
+        if not isinstance(self.method, str) and (self.options or self.preset is not None):
+            raise TypeError(
+                f"initialization {self._called!r} has options or a preset, which are for a method by its name; give them "
+                "to the method itself, bind them with functools.partial, or give each part of a list its own"
+            )
+        if isinstance(self.method, (list, tuple)):
+            return scheme + self._steps_of_parts()
+        if isinstance(self.method, (str, Method, type)):
+            return (*scheme, self._method())
+        return (*scheme, self._custom())
+
+    def _steps_of_parts(self) -> tuple[Step, ...]:
+        parts = self._parts
+        if not parts:
+            raise ValueError(f"initialization {self._called!r} is an empty list; give at least one part, or 'default'")
+        for number, part in enumerate(parts):
+            if part.recipe or part.batch_size is not None:
+                raise ValueError(
+                    f"part {part.name!r} of initialization {self._called!r} has a recipe or a batch_size, which are those "
+                    "of all its parts; give it {'method': [...], 'recipe': ..., 'batch_size': ...}"
+                )
+            if number and not part.steps:
+                raise ValueError(
+                    f"part {part.name!r} of initialization {self._called!r} is the model's own start, which can come first "
+                    "only"
+                )
+        return tuple(step for part in parts for step in part.steps)
+
+    def _method(self) -> Method:
         try:
             chosen = {} if self.preset is None else presets.get(self.preset)
             return create_method(self.method, chosen | dict(self.options))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"initialization {self.name!r}: {error}") from None
+            raise type(error)(f"initialization {self._called!r}: {error}") from None
+
+    def _custom(self) -> Custom:
+        function: Any = self.method
+        if not callable(function):
+            raise TypeError(
+                "the method of an initialization is a name, a Method, a function (model, batches, loss_fn) -> None, or a "
+                f"list of these; got {function!r}"
+            )
+        try:
+            inspect.signature(function).bind("model", "batches", "loss_fn")
+        except TypeError as error:
+            raise TypeError(
+                f"initialization {self._called!r} is called with (model, batches, loss_fn), but {error}"
+            ) from None
+        except ValueError:  # a built-in function without a signature
+            pass
+        identity = _identity(function)
+        if identity is None and not self.name:
+            raise ValueError(
+                f"initialization {_name(function)!r} cannot be known again by an import path ({function!r}): it is "
+                "a lambda, defined in another function, or part of an object. Define it at the top level of a module and "
+                "bind arguments with functools.partial, or say what it is called: {'name': 'my start', 'method': ...}"
+            )
+        return Custom(function, {"name": self.name} if identity is None else identity)
+
+    def describe(self) -> dict[str, Any]:
+        """All that its results depend on, as JSON has it."""
+        size = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        found: dict[str, Any] = plain({"steps": [_described(step) for step in self.steps], "recipe": self.recipe} | size)
+        return found
 
 
 def known_initializations() -> list[str]:
     """All names that stand for an initialization by themselves."""
-    return list(dict.fromkeys([DEFAULT, *scheme_names(), *METHODS]))
+    return list(dict.fromkeys([DEFAULT, *NAMES, *method_names()]))
 
 
 def as_initialization(value: Any) -> Initialization:
-    """What the user gave as an initialization: a name, a dict of the arguments of :class:`Initialization`, or one of those.
+    """What the user gave as an initialization, see :class:`Initialization`.
+
+    Args:
+        value: a name, a method, a function, a list of these, a dict of arguments, or an initialization.
 
     Raises:
         ValueError, TypeError: if it is none of that.
 
     >>> as_initialization({"method": "nio", "options": {"steps": 50}, "name": "short NIO"}).options
     {'steps': 50}
+    >>> [step.name for step in as_initialization(["kaiming_normal", "lsuv"]).steps]
+    ['kaiming_normal', 'lsuv']
     """
     if isinstance(value, Initialization):
         return value
     if isinstance(value, str):
-        if value == DEFAULT:
-            return Initialization()
-        if value in METHODS:
-            return Initialization(method=value)
-        if value in scheme_names():
-            return Initialization(scheme=value)
-        raise ValueError(_unknown("initialization", value, known_initializations()))
-    if not isinstance(value, Mapping):
+        if value not in known_initializations():
+            raise ValueError(_unknown("initialization", value, known_initializations()))
+        return Initialization(scheme=value) if value in NAMES else Initialization(method=value)
+    if isinstance(value, Mapping):
+        known = [option.name for option in dataclasses.fields(Initialization)]
+        for option in value:
+            if option not in known:
+                raise ValueError(f"an initialization has no {option!r}{did_you_mean(str(option), known)}")
+        return Initialization(**value)
+    if not isinstance(value, (Method, list, tuple)) and not callable(value):
         raise TypeError(
-            "an initialization is a name, a dict such as {'method': 'nio', 'options': {'steps': 50}}, or an "
-            f"Initialization; got {value!r}"
+            "an initialization is a name, a dict such as {'method': 'nio', 'options': {'steps': 50}}, a Method, a function "
+            f"(model, batches, loss_fn) -> None, a list of these, or an Initialization; got {value!r}"
         )
-    known = [option.name for option in dataclasses.fields(Initialization)]
-    for option in value:
-        if option not in known:
-            raise ValueError(f"an initialization has no {option!r}{did_you_mean(str(option), known)}")
-    return Initialization(**value)
+    return Initialization(method=value)
 
 
 def _unknown(kind: str, value: Any, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {value!r}; known are {', '.join(map(repr, known))}{hint}"
+    return unknown(kind, value, known) + meant(str(value), known)
 
 
-_MODULE = "initopt.schemes"
+def _name(method: Any) -> str:
+    """What a method or function is called by default."""
+    if isinstance(method, functools.partial):
+        return _name(method.func)
+    found = (
+        method if isinstance(method, str) else getattr(method, "name" if isinstance(method, Method) else "__name__", None)
+    )
+    return str(found or type(method).__name__)
 
 
-def scheme_names() -> Sequence[str]:
-    """The names of all schemes."""
-    if importlib.util.find_spec(_MODULE) is None:
-        return ()
-    return tuple(importlib.import_module(_MODULE).NAMES)
+def _identity(function: Any) -> Any | None:
+    """What a function is known by: its import path, with bound arguments; ``None`` if that does not say which one it is."""
+    if isinstance(function, functools.partial):
+        parts = [part for part in (function.func, *function.args, *function.keywords.values()) if callable(part)]
+        return described(function) if all(_identity(part) is not None for part in parts) else None
+    if dataclasses.is_dataclass(function) and not isinstance(function, type):
+        arguments = {option.name: getattr(function, option.name) for option in dataclasses.fields(function)}
+        return {"class_path": plain(type(function)), "init_args": plain(arguments)}
+    belongs_to = getattr(function, "__self__", None)
+    if "<" in getattr(function, "__qualname__", "<") or not isinstance(belongs_to, (type, ModuleType, type(None))):
+        return None
+    return plain(function)
 
 
-def apply_scheme(model: nn.Module, name: str, seed: int, options: Mapping[str, Any]) -> None:
-    """Draw the weights of a model anew, in place."""
-    importlib.import_module(_MODULE).apply_(model, name, seed=seed, **options)
+def _described(step: Step) -> dict[str, Any]:
+    if isinstance(step, Scheme):
+        return {"scheme": step.name, "options": step.options}
+    if isinstance(step, Custom):
+        return {"function": step.identity}
+    options = {option.name: getattr(step, option.name) for option in dataclasses.fields(step)}
+    path = {} if METHODS.get(step.name) is type(step) else {"class_path": plain(type(step))}
+    return {"method": step.name, **path, "options": options}

@@ -170,7 +170,7 @@ class Plan:
                     name: {"model": described(network.factory), "recipe": network.recipe}
                     for name, network in self.networks.items()
                 },
-                "initializations": {name: _describe(value) for name, value in self.initializations.items()},
+                "initializations": {name: value.describe() for name, value in self.initializations.items()},
                 "seeds": self.seeds,
                 "selection_seeds": self.selection_seeds if self.selection_jobs() else None,
                 "data": {"source": described(self.data)} | sizes_and_fingerprint(splits),
@@ -190,21 +190,6 @@ def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Without what is off and was not there in earlier versions, whose folders have to be gone on with."""
     found = {option.name: getattr(recipe, option.name) for option in fields(recipe)}
     return {name: value for name, value in found.items() if name != "mixup" or value}
-
-
-def _describe(initialization: Initialization) -> dict[str, Any]:
-    method = None if initialization.method is None else initialization.create_method()
-    options = {} if method is None else {option.name: getattr(method, option.name) for option in fields(method)}
-    # Only where it is given, so that folders from before there was such a choice can be gone on with.
-    size = {} if initialization.batch_size is None else {"batch_size": initialization.batch_size}
-    return {
-        "scheme": initialization.scheme,
-        "scheme_options": initialization.scheme_options,
-        "method": initialization.method,
-        "options": options,
-        "recipe": initialization.recipe,
-        **size,
-    }
 
 
 def _networks(models: Any) -> dict[str, Network]:

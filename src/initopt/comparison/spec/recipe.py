@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import torch
 
-from initopt._support.checks import check_integer, check_number, did_you_mean, plain_numbers
-from initopt.comparison.spec.schedule import SCHEDULES, Schedule
-from initopt.comparison.storage.curve_file import MOST_POINTS
+from initopt._support.checks import check_integer, check_number, plain_numbers
+from initopt._support.words import did_you_mean
+from initopt.comparison.storage.record import MOST_POINTS
 
-__all__ = ["OPTIMIZERS", "Recipe"]
+__all__ = ["OPTIMIZERS", "Recipe", "lr_factor"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -23,6 +24,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 """Every optimizer by name."""
 
+Schedule = Literal["constant", "cosine", "linear"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
 
@@ -77,7 +79,7 @@ class Recipe:
         for option in fields(self):
             object.__setattr__(self, option.name, plain_numbers(getattr(self, option.name)))
         _check_name("optimizer", self.optimizer, tuple(OPTIMIZERS))
-        _check_name("schedule", self.schedule, SCHEDULES)
+        _check_name("schedule", self.schedule, get_args(Schedule))
         _check_name("precision", self.precision, get_args(Precision))
         self._check_lr()
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("looks_per_epoch", 1)):
@@ -160,6 +162,31 @@ class Recipe:
             return dataclasses.replace(self, **changes)
         except ValueError as error:
             raise ValueError(f"{whose}: {error}") from None
+
+
+def lr_factor(step: int, steps: int, schedule: Schedule, warmup_steps: int) -> float:
+    """The learning rate of a step, divided by the peak.
+
+    It rises linearly over the warm-up, whose last step has the peak; then it stays there, or falls along a line or half a
+    cosine, and would be zero one step after the last.
+
+    Args:
+        step: its number, from 0.
+        steps: how many there are.
+        schedule: what comes after the warm-up.
+        warmup_steps: how many steps rise.
+
+    >>> [lr_factor(step, 6, "linear", warmup_steps=2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    >>> [round(lr_factor(step, 4, "cosine", warmup_steps=0), 3) for step in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if schedule == "linear" else 1.0
 
 
 def _check_name(option: str, value: Any, known: Sequence[str]) -> None:

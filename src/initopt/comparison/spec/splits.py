@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
+from initopt._support.words import unknown
 from initopt.data import SOURCES, Splits
 from initopt.data.pictures import PictureStream
 from initopt.model.randomness import seeded
@@ -29,10 +30,7 @@ def load_splits(data: Any) -> Splits:
     """
     if isinstance(data, str):
         if data not in SOURCES:
-            raise ValueError(
-                f"unknown data {data!r}; known are {', '.join(map(repr, SOURCES))}, or give an object with train, "
-                "validation and test"
-            )
+            raise ValueError(f"{unknown('data', data, SOURCES)}, or give an object with train, validation and test")
         data = SOURCES[data]
     if not all(hasattr(data, part) for part in ("train", "test")) and callable(data):
         with seeded(0):

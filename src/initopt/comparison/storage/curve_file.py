@@ -1,34 +1,18 @@
-"""The curve of a run as a Parquet file."""
+"""The curve of a run as a Parquet file, which is how initopt stored curves before they were part of ``run.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from initopt._support.reading import read_bytes
-from initopt.comparison.storage.record import CurvePoint, Subset
+from initopt.comparison.storage.record import MOST_POINTS, CurvePoint, Subset
 
-__all__ = ["MOST_POINTS", "read_curve", "write_curve"]
-
-MOST_POINTS = 1_000_000
-"""The most points that a curve may have."""
+__all__ = ["read_curve"]
 
 _KINDS = {"step": "int64", "epoch": "float64", "subset": "string", "loss": "float64", "accuracy": "float64"}
 _CODECS = ("SNAPPY", "UNCOMPRESSED")
-"""How we write. A few bytes of the others can stand for gigabytes."""
-
-
-def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
-    """Write the points of a curve, a row each."""
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {
-        name: pyarrow.array([getattr(point, name) for point in curve], pyarrow.type_for_alias(kind))
-        for name, kind in _KINDS.items()
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+"""How initopt wrote them. A few bytes of the others can stand for gigabytes."""
 
 
 def read_curve(path: Path) -> tuple[CurvePoint, ...]:
@@ -36,11 +20,15 @@ def read_curve(path: Path) -> tuple[CurvePoint, ...]:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it holds anything else, or more points than a curve may have.
+        ValueError: if it holds anything else, or more points than a curve may have; or if pyarrow is not installed.
     """
-    import pyarrow
-    import pyarrow.parquet
-
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(
+            f"{path.name} is a Parquet file of an earlier version of initopt; pip install pyarrow reads it"
+        ) from None
     content = pyarrow.BufferReader(read_bytes(path))
     try:
         # A row can repeat a string of any length in a bit; as a dictionary, it is in memory once.

@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from initopt._support.errors import MismatchError
-from initopt._support.files import plain, remove_folder, write_file, write_folder, write_json
+from initopt._support.files import Contents, plain, remove_folder, write_file, write_folder, write_json
+from initopt._support.words import first_few
 from initopt._support.workshop import clear_leftovers, clear_leftovers_in
-from initopt.comparison.storage.events import write_events
 from initopt.comparison.storage.job import Job
 from initopt.comparison.storage.record import RunRecord
 from initopt.comparison.storage.store import FORMAT, RECORD, load_run, read_record, refuse_link, stored_runs, write_run
@@ -20,6 +21,9 @@ from initopt.comparison.storage.store import FORMAT, RECORD, load_run, read_reco
 __all__ = ["is_stored", "opened", "remove_failed", "store_run"]
 
 _LOCK = ".lock"
+_CONTENTS = Contents("run.json", ("curve.parquet", "events.out.tfevents.run"))
+"""What the folder of a run holds."""
+
 _RUN = re.compile(r"seed=\d+")
 
 
@@ -82,14 +86,19 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _refuse_another(folder: Path, specification: Mapping[str, Any]) -> None:
-    was = {name: value for name, value in read_record(folder).items() if name not in ("format", "versions")}
+    record = read_record(folder)
+    if record["format"] != FORMAT:
+        raise MismatchError(
+            f"{folder} holds a comparison of an earlier version of initopt, whose runs drew other random numbers. It can "
+            "be read, and a report be made of it (initopt report), but not gone on with; choose another folder"
+        )
+    was = {name: value for name, value in record.items() if name not in ("format", "versions")}
     lines = list(_differences(was, plain(specification), ""))
     if lines:
-        more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
         raise MismatchError(
             f"{folder} holds another comparison, which this one cannot go on with:\n  "
-            + "\n  ".join(lines[:20])
-            + f"{more}\nGive it a folder of its own, or the recipe of that one."
+            + first_few(lines, 20, "\n  ")
+            + "\nGive it a folder of its own, or the recipe of that one."
         )
 
 
@@ -160,7 +169,7 @@ def remove_failed(folder: Path) -> None:
     """
     for place, run in stored_runs(folder, []):
         if run.status == "failed":
-            remove_folder(place, "run.json")
+            remove_folder(place, _CONTENTS)
 
 
 def store_run(folder: Path, record: RunRecord) -> None:
@@ -169,9 +178,4 @@ def store_run(folder: Path, record: RunRecord) -> None:
     Raises:
         OSError: if it cannot be written; nothing is left then.
     """
-
-    def write(into: Path) -> None:
-        write_run(record, into)
-        write_events(record, into)
-
-    write_folder(Job.of(record).place(folder), write, "run.json")
+    write_folder(Job.of(record).place(folder), partial(write_run, record), _CONTENTS)

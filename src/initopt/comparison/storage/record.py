@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CurvePoint", "Purpose", "RunRecord", "Subset"]
+__all__ = ["MOST_POINTS", "CurvePoint", "Purpose", "RunRecord", "Subset"]
+
+MOST_POINTS = 1_000_000
+"""The most points that a curve may have."""
 
 Purpose = Literal["selection", "final"]
 """What a run is for: to choose a learning rate, or to be a result."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from initopt._support.files import unplain, write_json
+from initopt._support.files import plain, unplain
 from initopt._support.reading import of_form, read_json
-from initopt.comparison.storage.curve_file import read_curve, write_curve
+from initopt.comparison.storage.curve_file import read_curve
 from initopt.comparison.storage.job import Job
-from initopt.comparison.storage.record import RunRecord
+from initopt.comparison.storage.record import MOST_POINTS, CurvePoint, RunRecord, Subset
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "FORMAT",
@@ -21,16 +25,24 @@ __all__ = [
     "load_comparison",
     "load_run",
     "load_runs",
+    "published",
     "read_record",
     "refuse_link",
     "stored_runs",
     "write_run",
 ]
 
-FORMAT = "initopt comparison 1"
+FORMAT = "initopt comparison 2"
+"""The format of ``comparison.json``; 2 since what is drawn for each purpose has a stream of random numbers of its own."""
+
+_FORMATS = ("initopt comparison 1", FORMAT)
 RECORD = "comparison.json"
-_RUN_FORMAT = "initopt run 1"
-_RUN, _CURVE = "run.json", "curve.parquet"
+_RUN = "run.json"
+_RUN_FORMATS = ("initopt run 1", "initopt run 2")
+"""In the first, the curve is a Parquet file beside ``run.json``."""
+
+_PUBLISHED = "runs of a comparison"
+_COLUMNS = tuple(option.name for option in fields(CurvePoint))
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,46 @@ class Comparison:
     details: dict[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
+    def to_dataframe(self, curves: bool = False) -> pd.DataFrame:
+        """All runs as a pandas table, those that chose learning rates (``purpose``) among them.
+
+        Args:
+            curves: a row for each look at a run, in the place of a row for each run.
+
+        Returns:
+            The fields of the runs. A row for a run has, in the place of dicts, columns such as ``"after_grad_cosine"``, and
+            the last look at each subset, such as ``"test_accuracy"``; of its error, the first line.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_dataframe() needs pandas: pip install 'initopt[pandas]'") from error
+        runs = [*self.selection, *self.runs]
+        if curves:
+            known = ("network", "initialization", "seed", "lr", "purpose")
+            keys = [{name: getattr(run, name) for name in known} for run in runs]
+            rows = [key | vars(point) for key, run in zip(keys, runs, strict=True) for point in run.curve]
+            return pd.DataFrame(rows, columns=[*known, *_COLUMNS])
+        return pd.DataFrame([_row(run) for run in runs], columns=None if runs else list(_WHOLE))
+
+
+_WHOLE = tuple(o.name for o in fields(RunRecord) if o.name not in ("before", "after", "scales", "curve", "versions"))
+"""The fields of a run that have one value each."""
+
+
+def _row(run: RunRecord) -> dict[str, Any]:
+    """A run as a row of a table."""
+    row = {name: getattr(run, name) for name in _WHOLE}
+    row["error"] = None if run.error is None else run.error.partition("\n")[0]
+    for when, figures in (("before", run.before), ("after", run.after)):
+        row |= {f"{when}_{name}": value for name, value in (figures or {}).items()}
+    for point in run.curve:
+        row |= {f"{point.subset}_loss": point.loss, f"{point.subset}_accuracy": point.accuracy}
+    return row
+
 
 class _Begun(TypedDict):
     """What is needed of ``comparison.json``."""
@@ -71,13 +123,27 @@ class _Begun(TypedDict):
     versions: dict[str, str]
 
 
+class _Published(TypedDict):
+    """What is needed of a file of published runs."""
+
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    runs: list[dict[str, Any]]
+
+
 def load_comparison(folder: str | os.PathLike[str]) -> Comparison:
     """Read a comparison, finished or not.
 
+    Args:
+        folder: that :func:`initopt.compare` wrote, also one of an earlier version; or a file of published runs, such as
+            those in ``docs/comparisons``.
+
     Raises:
-        ValueError: if the folder holds no comparison.
+        ValueError: if it holds no comparison.
     """
     folder = Path(folder).expanduser()
+    if folder.is_file():
+        return _published(folder)
     record = read_record(folder)
     problems: list[str] = []
     runs = [run for _, run in stored_runs(folder, problems)]
@@ -95,6 +161,54 @@ def load_comparison(folder: str | os.PathLike[str]) -> Comparison:
     )
 
 
+def _published(path: Path) -> Comparison:
+    """The comparison in a file of runs without scales, which has no other details."""
+    content = read_json(path)
+    try:
+        if not isinstance(content, dict) or not str(content.get("format")).startswith(_PUBLISHED):
+            raise ValueError(f"it has no format {_PUBLISHED!r}")
+        found = of_form(_Published, content)
+        runs = [_record({"scales": None, "versions": found["versions"]} | run) for run in found["runs"]]
+    except ValueError as error:
+        raise ValueError(f"{path} is no file of published runs: {error}") from None
+    final = [run for run in runs if run.purpose == "final"]
+    return Comparison(
+        recipe=unplain(found["recipe"]),
+        networks=list(dict.fromkeys(run.network for run in final)),
+        initializations=list(dict.fromkeys(run.initialization for run in final)),
+        seeds=sorted({run.seed for run in final}),
+        runs=final,
+        selection=[run for run in runs if run.purpose == "selection"],
+        versions=found["versions"],
+    )
+
+
+def published(comparison: Comparison, scales: bool = False) -> str:
+    """The runs of a comparison as one file of JSON, a line a run, which :func:`load_comparison` reads.
+
+    Args:
+        comparison: whose runs.
+        scales: whether to keep the scales that methods have learned, of which large networks have many.
+    """
+    runs = []
+    order = {name: number for number, name in enumerate([*comparison.networks, *comparison.initializations])}
+    ordered = sorted(
+        comparison.runs, key=lambda run: (order.get(run.network, 0), order.get(run.initialization, 0), run.seed)
+    )
+    for run in [*comparison.selection, *ordered]:
+        values = {option.name: getattr(run, option.name) for option in fields(run) if option.name != "versions"}
+        values["curve"] = [[_rounded(getattr(point, name)) for name in _COLUMNS] for point in run.curve]
+        runs.append({name: value for name, value in values.items() if scales or name != "scales"})
+    form = f"{_PUBLISHED}: curve rows are {', '.join(_COLUMNS)}"
+    content = plain({"format": form, "recipe": comparison.recipe, "versions": comparison.versions, "runs": runs})
+    return json.dumps(content, separators=(",", ":")).replace('{"network"', '\n{"network"') + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits after the point, which is enough for a share or a loss."""
+    return round(value, 5) if isinstance(value, float) else value
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """What a comparison was begun with.
 
@@ -105,7 +219,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{folder} holds no comparison, for want of {RECORD}; give a folder that initopt compare wrote")
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if not isinstance(record, dict) or record.get("format") not in _FORMATS:
         raise ValueError(f"{path} is no {FORMAT!r} file; was it written by another version?")
     try:
         of_form(_Begun, record)
@@ -180,12 +294,13 @@ def load_run(place: Path) -> RunRecord:
     """
     try:
         values = read_json(place / _RUN)
-        if not isinstance(values, dict) or values.pop("format", None) != _RUN_FORMAT:
-            raise ValueError(f"{_RUN} is no {_RUN_FORMAT!r} file")
-        if "curve" in values:
-            raise ValueError(f"{_RUN} has a curve, which is in {_CURVE}")
-        run = of_form(RunRecord, values | {"curve": []})
-        return replace(run, curve=read_curve(place / _CURVE))
+        form = values.pop("format", None) if isinstance(values, dict) else None
+        if form not in _RUN_FORMATS:
+            raise ValueError(f"{_RUN} is no {_RUN_FORMATS[-1]!r} file")
+        if form == _RUN_FORMATS[0]:
+            values |= {"curve": []}
+        run = _record(values)
+        return replace(run, curve=read_curve(place / "curve.parquet")) if form == _RUN_FORMATS[0] else run
     except PermissionError as error:
         raise ValueError(f"{place} cannot be read: {error.strerror}") from None
     except (OSError, ValueError) as error:
@@ -193,8 +308,41 @@ def load_run(place: Path) -> RunRecord:
 
 
 def write_run(record: RunRecord, into: Path) -> None:
-    """Write one run into a folder that is there: its curve as Parquet, the rest as JSON."""
-    values = asdict(record)
-    del values["curve"]
-    write_curve(record.curve, into / _CURVE)
-    write_json(into / _RUN, {"format": _RUN_FORMAT} | values)
+    """Write one run into a folder that is there: JSON, the curve with a row a point."""
+    values = plain({option.name: getattr(record, option.name) for option in fields(record) if option.name != "curve"})
+    rows = [json.dumps(plain([getattr(point, name) for name in _COLUMNS]), allow_nan=False) for point in record.curve]
+    head = json.dumps({"format": _RUN_FORMATS[-1]} | values, indent=1, allow_nan=False).removesuffix("\n}")
+    curve = ",\n  ".join(rows)
+    (into / _RUN).write_text(f'{head},\n "curve": [\n  {curve}\n ]\n}}\n', encoding="utf-8")
+
+
+def _record(values: dict[str, Any]) -> RunRecord:
+    """A run from JSON, whose curve has a row a point.
+
+    Raises:
+        ValueError: if it is something else; the message says what.
+    """
+    rows = values.get("curve")
+    if type(rows) is not list:
+        raise ValueError(f"the curve must be a list; got {rows!r:.60}")
+    if len(rows) > MOST_POINTS:
+        raise ValueError(f"the curve has {len(rows):,} points; a curve has {MOST_POINTS:,} or fewer")
+    return replace(of_form(RunRecord, values | {"curve": []}), curve=tuple(map(_point, rows)))
+
+
+def _point(row: Any) -> CurvePoint:
+    """A point of a curve; checked by hand, since there may be a million."""
+    try:
+        step, epoch, subset, loss, accuracy = row
+        if type(row) is list and type(step) is int and abs(step) < 2**63 and subset in get_args(Subset):
+            known = None if accuracy is None else _number(accuracy)
+            return CurvePoint(step, _number(epoch), subset, _number(loss), known)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"a point of the curve must be {', '.join(_COLUMNS)}; got {row!r:.60}")
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) and value not in ("inf", "-inf", "nan"):
+        raise TypeError
+    return float(value)

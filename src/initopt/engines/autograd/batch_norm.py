@@ -25,9 +25,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["batch_norm"]
+from initopt._support._torch_private import batch_norm_backward, batch_norm_forward
 
-aten = torch.ops.aten
+__all__ = ["batch_norm"]
 
 _APART = 1 << 14
 """Numbers in a group of samples from which on it is faster to normalize the groups one after the other, in the cache, than
@@ -70,31 +70,21 @@ def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
     return y
 
 
-def _gradients(
-    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = aten.native_batch_norm_backward(
-        dy, x, weight, None, None, mean, invstd, True, eps, (True, True, True)
-    )
-    return found
-
-
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, phase: Phase) -> Tensor:
         ctx.eps, ctx.phase = eps, phase
         ctx.has_weight, ctx.has_bias = weight is not None, bias is not None
         scale = x.new_ones(x.shape[1]) if weight is None else weight
-        y, mean, invstd = aten.native_batch_norm(x, scale, bias, None, None, True, 0.0, eps)
+        y, mean, invstd = batch_norm_forward(x, scale, bias, eps)
         ctx.save_for_backward(x, scale, mean, invstd)
-        result: Tensor = y
-        return result
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, invstd = ctx.saved_tensors
         if ctx.phase.second:
-            dx, dw, db = _gradients(dy, x, scale, mean, invstd, ctx.eps)
+            dx, dw, db = batch_norm_backward(dy, x, scale, mean, invstd, ctx.eps)
         else:
             arguments = (dy, x, scale, mean, invstd, ctx.eps, ctx.phase)
             dx, dw, db = _BatchNormGradients.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -107,7 +97,7 @@ class _BatchNormGradients(torch.autograd.Function):
         ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, eps: float, phase: Phase
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.eps, ctx.phase = eps, phase
-        dx, dw, db = _gradients(dy, x, weight, mean, invstd, eps)
+        dx, dw, db = batch_norm_backward(dy, x, weight, mean, invstd, eps)
         ctx.save_for_backward(dy, x, weight, mean, invstd, dw.detach().clone(), db.detach().clone())
         return dx, dw, db
 
@@ -118,14 +108,14 @@ class _BatchNormGradients(torch.autograd.Function):
             return (*_differentiable(dy, x, weight, ctx.eps, (u, vw, vb)), None, None, None, None)
         count = x.numel() // x.shape[1]
         shape = [1, -1, *([1] * (x.ndim - 2))]
-        p, sum_ux, sum_u = _gradients(u, x, weight, mean, invstd, ctx.eps)
+        p, sum_ux, sum_u = batch_norm_backward(u, x, weight, mean, invstd, ctx.eps)
         others = [0, *range(2, x.ndim)]
         bracket = (u * dy).sum(others) - (sum_u * sum_dy + sum_ux * sum_dyx) / count
         gain = weight * invstd
         slope = vw * invstd
         ddy = torch.addcmul(p, x, slope.view(shape)).add_((vb - slope * mean).view(shape))
         h = (u * (-gain * sum_dyx / count).view(shape)).addcmul_(dy, (vw - gain * sum_ux / count).view(shape))
-        ddx = _gradients(h, x, torch.ones_like(weight), mean, invstd, ctx.eps)[0]
+        ddx = batch_norm_backward(h, x, torch.ones_like(weight), mean, invstd, ctx.eps)[0]
         pull = gain * bracket * invstd**2 / count
         ddx = ddx.addcmul_(x, (-pull).view(shape)).add_((pull * mean).view(shape))
         return ddy, ddx, invstd * bracket, None, None, None, None

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["CALLS", "Call", "Matrix", "Operation"]
+from initopt._support._torch_private import convolution, convolution_backward
 
-aten = torch.ops.aten
+__all__ = ["CALLS", "Call", "Matrix", "Operation"]
 
 
 class Operation(ABC):
@@ -140,8 +140,12 @@ class _Convolution(Operation):
         self._place = (each(stride), each(padding), each(dilation))
         self._channel_groups = groups
 
-    def _arguments(self, groups: int | None) -> tuple[Any, ...]:
-        return (*self._place, self._transposed, self._extra, self._channel_groups * (groups or 1))
+    def _arguments(self, groups: int | None) -> dict[str, Any]:
+        stride, padding, dilation = self._place
+        return {
+            "stride": stride, "padding": padding, "dilation": dilation, "transposed": self._transposed,
+            "output_padding": self._extra, "groups": self._channel_groups * (groups or 1),
+        }  # fmt: skip
 
     def _runs_apart(self, x: Tensor, weight: Tensor, groups: int) -> bool:
         """Whether the groups are convolved one after the other; ``weight`` is that of one group."""
@@ -151,23 +155,20 @@ class _Convolution(Operation):
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int | None = None) -> Tensor:
         if groups is None:
-            y: Tensor = aten.convolution(x, weight, bias, *self._arguments(None))
-            return y
+            return convolution(x, weight, bias, **self._arguments(None))
         if self._runs_apart(x, weight[0], groups):
             biases = [None] * groups if bias is None else bias
             return torch.cat([self.apply(*each) for each in zip(x.chunk(groups), weight, biases, strict=True)])
         flat_bias = None if bias is None else bias.flatten()
-        return _to_samples(
-            aten.convolution(_to_channels(x, groups), weight.flatten(0, 1), flat_bias, *self._arguments(groups)), groups
-        )
+        y = convolution(_to_channels(x, groups), weight.flatten(0, 1), flat_bias, **self._arguments(groups))
+        return _to_samples(y, groups)
 
     def _backward(
         self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None, which: tuple[bool, bool, bool]
     ) -> tuple[Tensor, ...]:
         if groups is not None:
             x, dy, weight = _to_channels(x, groups), _to_channels(dy, groups), weight.flatten(0, 1)
-        gradients: tuple[Tensor, ...] = aten.convolution_backward(dy, x, weight, None, *self._arguments(groups), which)
-        return gradients
+        return convolution_backward(dy, x, weight, which, **self._arguments(groups))
 
     def input_gradient(self, x: Tensor, weight: Tensor, dy: Tensor, groups: int | None = None) -> Tensor:
         if groups is not None and self._runs_apart(x, weight[0], groups):

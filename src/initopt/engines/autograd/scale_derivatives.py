@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from initopt._support._torch_private import without_hooks
 from initopt._support.errors import NonFiniteError
 from initopt.engines.base import Gradients
 from initopt.model.centring import Means
@@ -15,7 +16,7 @@ from initopt.model.double_backward import plain_attention
 from initopt.model.parameters import NamedParameter
 from initopt.model.problem import as_real, inner_product
 
-__all__ = ["along_weights", "first_derivatives", "to_cpu", "without_hooks"]
+__all__ = ["along_weights", "first_derivatives", "to_cpu"]
 
 
 def along_weights(
@@ -115,16 +116,3 @@ def to_cpu(scalars: Sequence[Tensor]) -> Tensor:
     if len({scalar.device for scalar in scalars}) == 1:
         return torch.stack(list(scalars)).cpu()
     return torch.stack([scalar.cpu() for scalar in scalars])
-
-
-@contextmanager
-def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Gradient hooks act on gradients; these are derivatives of them, or along scales."""
-    kept = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
-    for hooks, _ in kept:
-        hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, content in kept:
-            hooks.update(content)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from initopt._support._torch_private import hooks_of, in_functorch, undisturbed
 from initopt.engines.autograd.batch_norm import batch_norm
 from initopt.engines.autograd.operations import CALLS, Call, Operation
 from initopt.engines.autograd.scale_derivatives import along_weights, first_derivatives
@@ -37,9 +38,6 @@ from initopt.model.parameters import NamedParameter
 from initopt.model.problem import inner_product
 
 __all__ = ["Replacing", "ScaledOps", "replacing", "scale_leaves"]
-
-undisturbed = torch._C.DisableTorchFunction
-"""A block whose operations no mode looks at, which would take longer than they do: those of these functions themselves."""
 
 
 class _Phase:
@@ -64,7 +62,7 @@ class _Forward(torch.autograd.Function):
         _, weight, bias, operation = call
         ctx.operation, ctx.phase, ctx.has_bias = operation, phase, bias is not None
         with undisturbed():
-            ctx.values_always_wanted = bool(weight._backward_hooks or (bias is not None and bias._backward_hooks))
+            ctx.values_always_wanted = bool(hooks_of(weight) or (bias is not None and hooks_of(bias)))
             ctx.save_for_backward(x, weight, scale)
             return operation.apply(x, weight, bias)
 
@@ -205,7 +203,7 @@ class Replacing(ModeOverGradients):
         """A batch norm whose second derivative is cheap, if this is a plain one on batch statistics."""
         affine = [t for t in (weight, bias) if t is not None]
         plain = training and running_mean is None and type(input) in (Tensor, nn.Parameter) and len(input) > 1
-        if not plain or not all(t.dtype == input.dtype for t in affine) or torch._C._functorch.maybe_current_level():
+        if not plain or not all(t.dtype == input.dtype for t in affine) or in_functorch():
             return None
         return batch_norm(input, weight, bias, eps, self.phase)
 
@@ -231,7 +229,7 @@ class Replacing(ModeOverGradients):
             and x.layout is torch.strided
             and x.dtype == weight.dtype
             and not torch.is_autocast_enabled(x.device.type)
-            and not torch._C._functorch.maybe_current_level()
+            and not in_functorch()
             and (bias is None or bias.dtype == weight.dtype)
         )
 

@@ -14,11 +14,20 @@ from initopt.batches.nested import take
 from initopt.batches.subbatches import Windows
 from initopt.engines.autograd.scale_derivatives import to_cpu
 from initopt.engines.autograd.scaled import ScaledOps, replacing
-from initopt.engines.base import WHOLE, Engine, Evaluation, Gradients, check_entries, check_gram, gram_matrix
+from initopt.engines.base import (
+    WHOLE,
+    Engine,
+    Evaluation,
+    Gradients,
+    check_entries,
+    check_gram,
+    fold_gradients,
+    gram_matrix,
+)
 from initopt.engines.stacked.gram_only import GramMode
 from initopt.engines.stacked.operations import Grouping, NotCoveredError
 from initopt.model.double_backward import plain_attention
-from initopt.model.problem import Batch, Problem, as_real
+from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import seeded
 
 __all__ = ["GroupsEngine"]
@@ -44,6 +53,7 @@ class GroupsEngine(Engine):
     """
 
     name = "groups"
+    keeps_graphs = True
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -91,23 +101,9 @@ class GroupsEngine(Engine):
 
 
 def _gradient_sqnorm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    """Squared norm of a gradient of which only the part of one parameter is in memory at a time.
-
-    Not by ``loss.backward()``, which runs what others have hung on it: an optimizer's step, a reduction over processes.
-    """
+    """Squared norm of a gradient of which only the part of one parameter is in memory at a time."""
     found: list[Tensor] = []
-
-    def fold(gradient: Tensor) -> Tensor | None:
-        found.append(torch.linalg.vector_norm(as_real(gradient), dtype=torch.float64).square())
-        nothing = gradient.new_zeros(()).expand(gradient.shape)
-        return nothing if gradient.layout is torch.strided else None
-
-    handles = [parameter.register_hook(fold) for parameter in parameters]  # type: ignore[no-untyped-call]
-    try:
-        torch.autograd.grad(loss, parameters, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+    fold_gradients(loss, parameters, lambda _, g: found.append(torch.linalg.vector_norm(g, dtype=torch.float64).square()))
     return float(to_cpu(found).sum()) if found else 0.0
 
 
@@ -119,9 +115,6 @@ class _GramOnly(Evaluation):
             losses = _losses(problem, joined)
             self.gram = mode.gram(torch.stack(losses).sum())
         check_entries(self.gram, [loss.detach() for loss in losses], mode.broken)
-
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        raise RuntimeError("the batch was evaluated with differentiate=False")
 
 
 class _Groups(Evaluation):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from initopt._support._torch_private import in_functorch, layer_norm_backward, layer_norm_forward, undisturbed
 from initopt.engines.autograd.operations import Call, Operation
 from initopt.engines.base import Gradients, GramSum
 from initopt.engines.stacked.contributions import EmbeddingUse, LinearUse, Use, add_uses
@@ -19,8 +20,6 @@ from initopt.model.parameters import NamedParameter
 from initopt.model.problem import as_real
 
 __all__ = ["GramMode"]
-
-aten = torch.ops.aten
 
 
 class GramMode(Grouping):
@@ -99,7 +98,7 @@ class GramMode(Grouping):
         if not uses and gradient is None:
             return
         share = GramSum(self.groups)
-        with torch.no_grad(), torch._C.DisableTorchFunction():  # of this mode itself
+        with torch.no_grad(), undisturbed():  # by this mode itself
             if uses:
                 add_uses(share, parameter, uses, gradient)
             else:
@@ -156,7 +155,7 @@ class GramMode(Grouping):
         plain = type(input) in (Tensor, nn.Parameter) and all(p in self.leaves and p.dtype == input.dtype for p in affine)
         if not affine or not plain or len(input) % self.batch or input.ndim == len(normalized_shape):
             return None
-        if torch.is_autocast_enabled(input.device.type) or torch._C._functorch.maybe_current_level():
+        if torch.is_autocast_enabled(input.device.type) or in_functorch():
             return None
         leaves = [None if p is None else self.leaves[p] for p in (weight, bias)]
         y: Tensor = _LayerNorm.apply(input, *leaves, weight, bias, normalized_shape, eps, self)  # type: ignore[no-untyped-call]
@@ -171,11 +170,10 @@ class _LayerNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, leaf: Tensor | None, bias_leaf: Tensor | None, weight: Tensor | None, bias: Tensor | None,
         shape: Any, eps: float, mode: GramMode,
     ) -> Tensor:  # fmt: skip
-        y, mean, invstd = aten.native_layer_norm(x, shape, weight, bias, eps)
+        y, mean, invstd = layer_norm_forward(x, shape, weight, bias, eps)
         ctx.parameters, ctx.shape, ctx.mode = (weight, bias), shape, mode
         ctx.save_for_backward(x, mean, invstd)
-        result: Tensor = y
-        return result
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -187,7 +185,7 @@ class _LayerNorm(torch.autograd.Function):
         mode.meet_gradient(bias, dy.reshape(by_group).sum(1))
         if weight is not None:
             mode.meet_gradient(weight, ((x - mean) * invstd * dy).reshape(by_group).sum(1))
-        dx = aten.native_layer_norm_backward(dy, x, ctx.shape, mean, invstd, weight, bias, (True, False, False))[0]
+        dx = layer_norm_backward(dy, x, ctx.shape, mean, invstd, weight, bias)
         return dx, None, None, None, None, None, None, None
 
 

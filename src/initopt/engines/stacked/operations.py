@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from initopt._support._torch_private import ATTRIBUTES
 from initopt.engines.autograd.batch_norm import batch_norm
 from initopt.engines.autograd.operations import Call
 from initopt.engines.autograd.scaled import Replacing, scale_leaves
@@ -16,12 +17,6 @@ from initopt.engines.stacked.attention import self_attention
 from initopt.model.parameters import NamedParameter
 
 __all__ = ["Grouping", "NotCoveredError", "are_positions"]
-
-_ATTRIBUTES = frozenset(
-    getattr(Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad_fn", "_backward_hooks")
-)
-"""What is asked of tensors most often, and is no operation."""
 
 
 class NotCoveredError(NotImplementedError):
@@ -65,7 +60,7 @@ class Grouping(Replacing):
         return [value for value in _tensors(args, kwargs) if value in self.leaves]
 
     def other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if func in _ATTRIBUTES:
+        if func in ATTRIBUTES:
             return func(*args, **kwargs)
         used = self.used(args, kwargs)
         if func in _GROUPED:

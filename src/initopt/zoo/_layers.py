@@ -1,17 +1,44 @@
-"""The block that the transformers are made of."""
+"""What several of the networks are made of, and the checks that they share."""
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["TransformerBlock", "check_heads"]
+from initopt._support.checks import check_choice, check_integer
+
+__all__ = ["Norm", "TransformerBlock", "check_heads", "check_norm", "check_sizes", "convolution", "norm_layer"]
+
+Norm = Literal["batch", "none"]
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raise a ValueError unless all sizes are positive integers."""
+    for name, value in sizes.items():
+        check_integer(name, value, 1)
+
+
+def check_norm(norm: str) -> None:
+    """Raise a ValueError, which lists the known ones, for an unknown norm."""
+    check_choice("norm", norm, ("batch", "none"))
 
 
 def check_heads(width: int, heads: int) -> None:
     """Raise a ValueError unless the heads share the width equally."""
     if width % heads:
         raise ValueError(f"width must be a multiple of heads; got width {width} and {heads} heads")
+
+
+def convolution(inputs: int, outputs: int, norm: Norm, *, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps height and width at stride 1, with a bias only where no norm would undo it."""
+    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=norm == "none")
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """A batch norm, or nothing."""
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
 
 
 class TransformerBlock(nn.Module):
