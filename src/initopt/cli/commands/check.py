@@ -26,7 +26,7 @@ def _add_options(parser: ArgumentParser) -> None:
     add_common_options(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--output-format",
+        "--output_format",
         type=Literal["text", "json", "github"],
         default="text",
         help="lines to read, JSON, or annotations of GitHub",

@@ -126,7 +126,7 @@ def exploding(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     "vanishing signal",
     "warning",
     needs="batch",
-    threshold="1e-3 of the signal of the first layers left in the last; an error from 1e-5, a note from 1e-2; 4 layers or more",
+    threshold="1e-3 of the first layers' signal left in the last; an error from 1e-5, a note from 1e-2; 4 layers or more",
     source="Glorot and Bengio 2010; Schoenholz et al., Deep Information Propagation, arXiv 1611.01232",
     explains=("A205", "A209", "A212", "G309", "G310", "G308", "G302", "G307"),
 )
