@@ -71,3 +71,9 @@ def test_what_cannot_be_is_refused(capsys, options, words):
     status, _, err = run(capsys, "diagnose", *DEEP, *options)
     assert status == 2
     assert words in err
+
+
+def test_a_start_is_compared_with_another(capsys):
+    status, out, _ = run(capsys, "check", "--model", "small_vit", "--against", "small_vit", "--against.width", "96")
+    assert status == 0
+    assert "W120 note" in out

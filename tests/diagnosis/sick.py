@@ -237,8 +237,8 @@ def two_zeros_in_a_row() -> Sick:
 
 @sick("W108")
 def weights_of_unit_variance() -> Sick:
-    model = mlp(width=64)
-    for layer in linears(model)[:-1]:
+    model = mlp(width=256)
+    for layer in linears(model)[1:-1]:
         nn.init.normal_(layer.weight)
     return Sick(model, labelled())
 

@@ -152,3 +152,19 @@ def test_replicas_that_differ_and_shards_that_do_not():
 def test_initopt_is_not_imported_slower():
     code = "import sys, initopt; assert not any(name.startswith('initopt.diagnosis') for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=with_the_tests())
+
+
+def test_two_starts_of_one_architecture_are_compared():
+    torch.manual_seed(0)
+    assert initopt.check(mlp(), against=mlp()) == []
+    other = mlp()
+    for layer in (other[2], other[4]):
+        nn.init.kaiming_normal_(layer.weight)
+    (found,) = [f for f in initopt.check(mlp(), against=other) if f.severity != "note"][:1]
+    assert found.rule == "W120"
+    assert set(found.where) <= {"2.weight", "4.weight"}
+    assert "in the other model" in found.text
+    (note,) = initopt.check(mlp(), against=mlp(width=16), select=["W120"])
+    assert note.severity == "note"
+    with pytest.raises(TypeError, match="against must be"):
+        initopt.check(mlp(), against="timm:resnet18")

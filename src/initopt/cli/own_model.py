@@ -74,19 +74,18 @@ def make_problem(request: Request) -> tuple[nn.Module, Iterable[Any], LossFuncti
     return model, request.make("data"), loss
 
 
-def make_model(request: Request) -> nn.Module:
-    """The model on its device.
+def make_model(request: Request, option: str = "model") -> nn.Module:
+    """The model of an option on its device.
 
     Raises:
         ValueError, TypeError: if it is missing or is not what it has to be.
     """
-    _refuse_missing(request, "model")
+    _refuse_missing(request, option)
     device = _prepare(**_surroundings(request))
-    model = request.make("model")
+    model = request.make(option)
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"--model {request.components['model'].path} gave {type(model).__name__}; it must give an nn.Module"
-        )
+        path = request.components[option].path
+        raise TypeError(f"--{option} {path} gave {type(model).__name__}; it must give an nn.Module")
     return model.to(device)
 
 

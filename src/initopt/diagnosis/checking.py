@@ -35,6 +35,7 @@ def check(
     batch: Any = None,
     loss_fn: LossFunction | None = None,
     *,
+    against: nn.Module | None = None,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
 ) -> list[Finding]:
@@ -45,6 +46,7 @@ def check(
         batch: a batch of 2 samples or more, for the rules that need a forward and a backward pass; without it, only the
             weights are looked at, which takes no data.
         loss_fn: as for :func:`initopt.measure`.
+        against: another start of the same architecture, of another library say, to compare the sizes of weights with.
         select: codes of the rules to ask, or their beginnings: ``["W", "A201"]``. All by default.
         ignore: codes of rules not to ask, likewise.
 
@@ -62,17 +64,18 @@ def check(
     >>> [(f.rule, f.place) for f in initopt.check(nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 3)))]
     [('W106', '0.weight')]
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    for name, given in {"model": model, "against": against}.items():
+        if not isinstance(given, nn.Module) and not (name == "against" and given is None):
+            raise TypeError(f"{name} must be a torch.nn.Module; got {type(given).__name__}")
     chosen_rules(select, ignore)
-    alone = Evidence(model)
+    alone = Evidence(model, against=against)
     found = found_in(alone, select, ignore)
     hopeless = {finding.rule for finding in found_in(alone, ["S603", "S604"])}
     if batch is None or hopeless:
         return found
     count = min(4, batch_size(batch))
     seen = trace(model, [batch], loss_fn, num_batches=1, num_subbatches=count, progress=False)
-    return found_in(Evidence(model, seen), select, ignore)
+    return found_in(Evidence(model, seen, against), select, ignore)
 
 
 @suggesting

@@ -45,7 +45,8 @@ def _run(request: Request) -> int:
     else:
         model = make_model(request)
     select, ignore = _codes(request.options["select"]), _codes(request.options["ignore"])
-    found = initopt.check(model, batch, loss, select=select, ignore=ignore)
+    against = make_model(request, "against") if "against" in request.components else None
+    found = initopt.check(model, batch, loss, against=against, select=select, ignore=ignore)
     print(shown(found, request.options["output_format"]))
     return int(any(finding.severity != "note" for finding in found))
 
@@ -74,7 +75,7 @@ def _annotation(finding: Finding) -> str:
 
 COMMAND = Command(
     usage="initopt check --model PATH [--model.ARG VALUE ...]\n"
-    "                     [--data PATH [--data.ARG VALUE ...]] [options]",
+    "                     [--data PATH [--data.ARG VALUE ...]] [--against PATH] [options]",
     description="""\
 Look for what is visibly wrong with a network's initial weights: memory that was
 never written, copies, constants, wrong scales and more. With data, a forward
@@ -85,8 +86,9 @@ The exit status is 1 if there is an error or a warning, and 0 if not.""",
 examples:
   initopt check --model my_net.Net --model.depth 20
   initopt check --model timm:resnet18 --select W --output-format github
-  initopt check --model plain_mlp --data digits --ignore A209""",
+  initopt check --model plain_mlp --data digits --ignore A209
+  initopt check --model my_vit.ViT --against timm:vit_tiny_patch16_224""",
     add_options=_add_options,
     run=_run,
-    components=OWN_MODEL,
+    components=OWN_MODEL | {"against": "another start of the same architecture, as --model, to compare weights with"},
 )

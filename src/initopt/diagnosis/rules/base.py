@@ -64,10 +64,12 @@ class Evidence:
     Attributes:
         model: the model.
         trace: of a pass over data; ``None`` without one.
+        against: another start of the same architecture; ``None`` without one.
     """
 
     model: nn.Module
     trace: Trace | None = None
+    against: nn.Module | None = None
 
     @cached_property
     def weights(self) -> list[Weight]:

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.recording import real
-from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule, share
-from initopt.diagnosis.weights import Weight
+from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, rule, share
+from initopt.diagnosis.weights import Weight, weights_of
 
 __all__: list[str] = []
 
@@ -221,7 +221,7 @@ def zero_pair(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
                 yield rule.finding([name, partner], text, "draw one of the two at random")
 
 
-_LOW, _HIGH, _FAR = 0.02, 5.0, 30.0
+_LOW, _HIGH, _FAR = 0.02, 10.0, 30.0
 
 
 @rule(
@@ -238,24 +238,33 @@ def wrong_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
     That is 0.58 for PyTorch's default, 1 for Xavier's, 1.41 for He's, and from 0.1 to 1 for the standard deviation of
     0.02 of transformers. Below 0.02, fifty times too small, no scheme in use goes but for the last layer, which is
-    left out (policies and zero-like heads); above 5 a signal grows tenfold in every other layer. Fans below 8, norms
+    left out (policies and zero-like heads); above 10, which is more than the 7 of squeeze-and-excitation layers that
+    start by their fan out, a signal gains a digit in every layer. Fans below 8, norms
     after the layer (where a run shows one: the scale then does not matter), and matrices of zeros are left out.
     """
     layers = [w for w in evidence.parameters if not math.isnan(w.gain) and not w.is_embedding and w.trains]
     before_norm = _scale_invariant(evidence)
     small: list[Weight] = []
+    large: list[Weight] = []
     for number, weight in enumerate(layers):
         if weight.fan_in < 8 or weight.is_zero or weight.is_constant or not math.isfinite(weight.gain):
             continue
-        if weight.gain < _LOW and number + 1 < len(layers) and weight.name not in before_norm:
+        if weight.name in before_norm:
+            continue
+        if weight.gain < _LOW and number + 1 < len(layers):
             small.append(weight)
-        elif weight.gain > _HIGH and weight.name not in before_norm:
-            wanted = 1.41 / math.sqrt(weight.fan_in)
-            text = (
-                f"it multiplies the size of signals by about {weight.gain:.3g}: its root mean square is {weight.rms:.3g}, "
-                f"where a fan in of {weight.fan_in} asks for some {wanted:.2g}"
-            )
-            yield rule.finding([weight.name], text, _SCHEME, "error" if weight.gain > _FAR else "warning")
+        elif weight.gain > _HIGH:
+            large.append(weight)
+    if large:
+        worst = max(large, key=lambda weight: weight.gain)
+        wanted = 1.41 / math.sqrt(worst.fan_in)
+        more = "" if len(large) == 1 else f" ({len(large)} layers do so by {_HIGH:g} or more)"
+        text = (
+            f"{worst.name} multiplies the size of signals by about {worst.gain:.3g}{more}: its root mean square is "
+            f"{worst.rms:.3g}, where a fan in of {worst.fan_in} asks for some {wanted:.2g}"
+        )
+        severity: Severity = "error" if worst.gain > _FAR else "warning"
+        yield rule.finding([weight.name for weight in large], text, _SCHEME, severity)
     if small:
         gains = sorted(weight.gain for weight in small)
         each = f"{gains[0]:.2g}" if len(gains) == 1 else f"{gains[0]:.2g} to {gains[-1]:.2g}"
@@ -388,3 +397,46 @@ def random_gains(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def _is_norm(module: nn.Module) -> bool:
     kinds = (_NormBase, nn.LayerNorm, nn.GroupNorm)
     return isinstance(module, kinds) or type(module).__name__.endswith(("LayerNorm", "RMSNorm", "BatchNorm"))
+
+
+@rule(
+    "W120",
+    "a start unlike that of another implementation",
+    "warning",
+    needs="weights",
+    threshold="root mean squares that differ by a factor of 1.5, of tensors of the same shape with 64 entries or more",
+    source="transformers #19341 (a ViT that trained worse than that of timm); mmsegmentation #1067",
+)
+def unlike_another(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
+    """Two libraries may start one architecture in different ways, and one of them trains worse.
+
+    Only with another model to compare with (``against``). Names differ between libraries, so the tensors of a shape are
+    paired in the order in which they stand in the two models. 64 random numbers tell their size to 9 per cent, and a factor
+    of 1.5 is what Kaiming's and Xavier's schemes differ by.
+    """
+    if evidence.against is None:
+        return
+    others: dict[torch.Size, list[Weight]] = {}
+    for weight in weights_of(evidence.against):
+        if not weight.is_buffer and weight.has_values:
+            others.setdefault(weight.value.shape, []).append(weight)
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    alone = []
+    for weight in evidence.parameters:
+        same = others.get(weight.value.shape, [])
+        if not same:
+            alone.append(weight.name)
+            continue
+        other = same.pop(0)
+        low, high = sorted((weight.rms, other.rms))
+        if weight.value.numel() >= 64 and high > 1.5 * low:
+            groups.setdefault((f"{weight.rms:.2g}", f"{other.rms:.2g}"), []).append((weight.name, other.name))
+    for (own, theirs), pairs in groups.items():
+        text = f"their root mean square is {own}, and {theirs} in the other model ({listed([name for _, name in pairs])})"
+        yield rule.finding(
+            [name for name, _ in pairs], text, "see which of the two the paper has, and train both: initopt.compare"
+        )
+    left = [weight.name for several in others.values() for weight in several]
+    if alone or left:
+        text = f"{len(alone)} tensors have no partner of their shape in the other model, and {len(left)} of that none here"
+        yield rule.finding(alone, text, "see whether the two are of one architecture and size", "note")
