@@ -168,3 +168,17 @@ def test_two_starts_of_one_architecture_are_compared():
     assert note.severity == "note"
     with pytest.raises(TypeError, match="against must be"):
         initopt.check(mlp(), against="timm:resnet18")
+
+
+def test_a_class_token_of_next_to_nothing_is_no_matrix():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(1e-6 * torch.randn(1, 16))
+            self.inner = mlp()
+
+        def forward(self, x):
+            return self.inner(x + self.token)
+
+    found = initopt.diagnose(Net(), labelled(), optimizer=lambda p: torch.optim.Adam(p, lr=1e-3), select=["O"])
+    assert found.findings == ()

@@ -28,6 +28,10 @@ def per_layer(values: Sequence[float]) -> float:
     return math.exp(sum((i - middle) * (y - height) for i, y in points) / sum((i - middle) ** 2 for i, _ in points))
 
 
+_SHARES: tuple[tuple[Severity, float, float], ...] = (("error", 0.9, 2.0), ("warning", 0.5, 0.9))
+"""From which share on to which dead or saturated units are what."""
+
+
 def _ends(layers: Sequence[Call]) -> tuple[list[Call], list[Call]]:
     """The first and the last quarter of layers, two or more each."""
     count = max(2, len(layers) // 4)
@@ -53,14 +57,14 @@ def dead(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         return
     pairs = pairwise([None, *evidence.seen.calls])
     relus = [c for before, c in pairs if c and c.function in ("relu", "relu6") and (before is None or before.rms > 0)]
-    for severity, low, high in (("error", 0.9, 2.0), ("warning", 0.5, 0.9)):
+    for severity, low, high in _SHARES:
         calls = [call for call in relus if low <= call.dead < high]
         if calls:
             worst = max(calls, key=lambda call: call.dead)
             more = f"up to {share(worst.dead)} of their" if len(calls) > 1 else f"{share(worst.dead)} of its {worst.units}"
             text = f"{more} units are zero for every sample"
             remedy = "look at the biases in front (too negative?) and their inputs; kaiming_normal or lsuv revives units"
-            yield rule.finding([c.name for c in calls], text, remedy, severity)  # type: ignore[arg-type]
+            yield rule.finding([c.name for c in calls], text, remedy, severity)
 
 
 @rule(
@@ -78,7 +82,7 @@ def saturated(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     Normal inputs of unit variance leave 3 % of a tanh's outputs beyond 0.975 and none of a sigmoid's beyond 0.987;
     half needs inputs three times as large as that, or more.
     """
-    for severity, low, high in (("error", 0.9, 2.0), ("warning", 0.5, 0.9)):
+    for severity, low, high in _SHARES:
         calls = [c for c in evidence.seen.calls if low <= c.saturated < high]
         if calls:
             worst = max(calls, key=lambda call: call.saturated)
@@ -87,7 +91,7 @@ def saturated(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
                 f"{worst.function}"
             )
             remedy = "make the weights in front smaller (xavier_normal, lsuv), or normalize the inputs"
-            yield rule.finding([c.name for c in calls], text, remedy, severity)  # type: ignore[arg-type]
+            yield rule.finding([c.name for c in calls], text, remedy, severity)
 
 
 @rule(

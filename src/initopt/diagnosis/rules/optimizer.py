@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule, share
+from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, rule, share
 from initopt.model.parameters import is_bias
 
 __all__: list[str] = []
@@ -28,18 +28,19 @@ def too_large(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     Adam moves every entry by its rate, whatever the gradient: 1e-3 is a twentieth of weights of 0.02. Steps of 0.3 and
     more are for weights that the network normalizes, if for any. Without warm-up the first step is as large as any.
     """
-    tensors = [
-        t for t in evidence.seen.tensors if len(t.shape) > 1 and t.rms > 0 and t.relative_update == t.relative_update
-    ]
-    for severity, low, high in (("error", 1.0, float("inf")), ("warning", 0.3, 1.0)):
-        few = [t for t in tensors if low <= t.relative_update < high or (t.relative_update == high == float("inf"))]
+    # A class token of shape (1, 1, C), which starts at next to nothing, is a vector, too.
+    matrices = [t for t in evidence.seen.tensors if sum(size > 1 for size in t.shape) > 1 and t.rms > 0]
+    tensors = [tensor for tensor in matrices if not math.isnan(tensor.relative_update)]
+    steps: tuple[tuple[Severity, float, float], ...] = (("error", 1.0, math.inf), ("warning", 0.3, 1.0))
+    for severity, low, high in steps:
+        few = [t for t in tensors if low <= t.relative_update and (t.relative_update < high or high == math.inf)]
         if few:
             worst = max(few, key=lambda tensor: tensor.relative_update)
             text = f"the first step changes {worst.name} by {worst.relative_update:.2g} times its size"
             if len(few) > 1:
                 text += f", and {len(few) - 1} others by {low:g} times or more"
             remedy = f"a learning rate {worst.relative_update / 0.01:.1g} times smaller gives 0.01; or warm it up"
-            yield rule.finding([tensor.name for tensor in few], text, remedy, severity)  # type: ignore[arg-type]
+            yield rule.finding([tensor.name for tensor in few], text, remedy, severity)
 
 
 @rule(
