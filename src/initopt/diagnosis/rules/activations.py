@@ -51,14 +51,14 @@ def dead(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A unit that is zero for all samples and positions gets no gradient, and stays so.
 
     In wide healthy networks a few per cent of the units are zero on a few hundred samples, and in deep plain ones,
-    whose samples look alike, up to a third. SageMaker's rule asks half, too. It takes 16 samples to tell.
+    whose samples look alike, up to a third. SageMaker's rule asks half, too. It takes 16 samples and 16 units to tell.
     """
     if evidence.seen.data.samples < 16:
         return
     pairs = pairwise([None, *evidence.seen.calls])
     relus = [c for before, c in pairs if c and c.function in ("relu", "relu6") and (before is None or before.rms > 0)]
     for severity, low, high in _SHARES:
-        calls = [call for call in relus if low <= call.dead < high]
+        calls = [call for call in relus if low <= call.dead < high and call.units >= 16]
         if calls:
             worst = max(calls, key=lambda call: call.dead)
             more = f"up to {share(worst.dead)} of their" if len(calls) > 1 else f"{share(worst.dead)} of its {worst.units}"
