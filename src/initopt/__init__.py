@@ -5,7 +5,7 @@ Measure how good a network's starting point is on its own data, and improve it b
 
 from importlib import import_module
 from sys import modules
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from initopt import methods, schemes
 from initopt._api import gradinit, lsuv, metainit, nio, optimize
@@ -27,7 +27,12 @@ from initopt.methods import LayerRecord, Measuring, StepRecord, presets
 from initopt.runs.measuring import measure
 from initopt.runs.result import Result
 
+if TYPE_CHECKING:
+    from initopt.diagnosis import Diagnosis, Finding, check, diagnose
+
 __all__ = [
+    "Diagnosis",
+    "Finding",
     "HarmError",
     "InitoptWarning",
     "LayerRecord",
@@ -42,7 +47,9 @@ __all__ = [
     "TrainedModelError",
     "ZeroGradientError",
     "__version__",
+    "check",
     "compare",
+    "diagnose",
     "functional",
     "gradinit",
     "lsuv",
@@ -62,12 +69,17 @@ for _name, _module in {"functional": functional, "objectives": objectives, "pres
 _LATER = ("data", "zoo")
 """Packages that are imported when they are asked for, so that ``import initopt`` does not take longer for them."""
 
+_OF_DIAGNOSIS = ("Diagnosis", "Finding", "check", "diagnose")
+"""Names of :mod:`initopt.diagnosis`, likewise."""
+
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return import_module(f"initopt.{name}")
+    if name in _OF_DIAGNOSIS:
+        return getattr(import_module("initopt.diagnosis"), name)
     raise AttributeError(f"module 'initopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *_OF_DIAGNOSIS})

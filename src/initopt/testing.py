@@ -1,4 +1,7 @@
-"""Tests for those who write an engine or a method: a gallery of odd little models, and what must hold on each of them.
+"""Tests for those who write a network, an engine or a method.
+
+:func:`assert_healthy` is for networks: it fails if :func:`initopt.check` finds anything. The rest is for engines and
+methods: a gallery of odd little models, and what must hold on each of them.
 
 ``import initopt`` does not import this module; ``import initopt.testing`` does. With :data:`ENTRIES` come an independent
 :func:`truth` by plain double backward in float64, :func:`check_engine`, which holds an engine against it, and
@@ -17,6 +20,7 @@ from initopt._gallery.entries import ENTRIES
 from initopt._gallery.entry import SEED, Entry
 from initopt._gallery.method_checks import check_method
 from initopt._gallery.truth import INDEX, PHI, Figures, truth
+from initopt.diagnosis import assert_healthy
 
 __all__ = [
     "CHECKED",
@@ -27,6 +31,7 @@ __all__ = [
     "EngineChoice",
     "Entry",
     "Figures",
+    "assert_healthy",
     "check_engine",
     "check_method",
     "evaluate",

@@ -121,7 +121,9 @@ def test_unknown_method_option_and_preset() -> None:
 
 @pytest.mark.parametrize(("run", "name"), [(nio, "grad_params"), (nio, "scale_params"), (initopt.measure, "grad_params")])
 def test_a_filter_that_is_no_function(run: Run, name: str) -> None:
-    with pytest.raises(TypeError, match=f"{name} must be a function of .name, parameter, module.; got str"):
+    with pytest.raises(TypeError, match=f"{name} must be a function of .name, parameter, module., or names .*; got int"):
+        run(make_model(), make_batches(), **{name: 3})
+    with pytest.raises(ValueError, match=f"unknown {name} 'weight'; known are 'biases', "):
         run(make_model(), make_batches(), **{name: "weight"})
 
 

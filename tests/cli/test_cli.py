@@ -168,7 +168,7 @@ class TestHelp:
     def test_unknown_command(self, cli):
         status, _, err = cli("nope")
         assert status == 2
-        assert "'demo', 'measure', 'run', 'compare', 'report'" in err
+        assert "'demo', 'check', 'diagnose', 'measure', 'run', 'compare', 'report'" in err
 
 
 class TestMeasure:
@@ -631,7 +631,7 @@ class TestErrors:
             (f"measure {MEASURED} --model.width x", "--model.width: expected int; got x"),
             (f"measure {MEASURED} --model.nope 1", "unrecognized arguments: --model.nope"),
             (f"measure {MEASURED} --num_subbatches 1", "num_subbatches must be an integer of 2 or more"),
-            (f"measure {MEASURED} --grad_params USER.nope", "expected the import path of a function"),
+            (f"measure {MEASURED} --grad_params USER.nope", "or give a function of (name, parameter, module)"),
             (f"measure {MEASURED} --seed -1", "--seed must be in [0, 2**32)"),
             (f"measure {MEASURED} --threads 0", "--threads must be an integer of 1 or more"),
             (f"measure {MEASURED} --quiet --progress", "not allowed with"),

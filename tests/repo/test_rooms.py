@@ -30,6 +30,7 @@ ROOMS = (
     "methods",
     "runs",
     "_api",
+    "diagnosis",
     "_gallery",
     "testing",
     "recipes",

@@ -12,7 +12,12 @@ from initopt._support._torch_messages import is_of_other_dtype
 from initopt._support.errors import LossError, warn
 from initopt.batches.nested import named_tensors
 
-__all__ = ["look_at_classes", "refuse_dtype"]
+__all__ = ["LabelError", "look_at_classes", "refuse_dtype"]
+
+
+class LabelError(LossError):
+    """The labels are of classes that the model has no outputs for."""
+
 
 _FEW = 16
 """Targets that may be in order by chance."""
@@ -28,7 +33,7 @@ def look_at_classes(output: Tensor, targets: Tensor, classes: int, criterion: nn
         criterion: of the user, which may ignore a label or take logarithms of probabilities; ``None`` for the default.
 
     Raises:
-        LossError: for labels that there are no classes for. On a GPU, PyTorch would end the whole process for it.
+        LabelError: for labels that there are no classes for. On a GPU, PyTorch would end the whole process for it.
 
     Warns:
         InitoptWarning: for an output that has been through a softmax, and for a batch that is sorted by class.
@@ -41,7 +46,7 @@ def look_at_classes(output: Tensor, targets: Tensor, classes: int, criterion: nn
         hint = (
             "they seem to count from 1: subtract 1" if low == 1 and high == classes else "does the last layer fit the data?"
         )
-        raise LossError(
+        raise LabelError(
             f"the model has {classes} outputs, for the classes 0 to {classes - 1}, and the labels of the first batch go "
             f"from {low} to {high}; {hint}"
         )

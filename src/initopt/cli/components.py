@@ -20,8 +20,9 @@ from initopt.zoo.library_models import LIBRARIES, check_library_model, library_m
 
 __all__ = ["Component", "find_component", "import_path"]
 
-_HOMES = {"model": "initopt.zoo", "models": "initopt.zoo", "loss": "torch.nn.modules"}
-_EXAMPLES = {"model": "Net", "models": "Net", "data": "batches", "loss": "loss"}
+_MODELS = ("model", "models", "against")
+_HOMES = {**dict.fromkeys(_MODELS, "initopt.zoo"), "loss": "torch.nn.modules"}
+_EXAMPLES = {**dict.fromkeys(_MODELS, "Net"), "data": "batches", "loss": "loss"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Component:
     """A class or function that the user chose for an option, and from which the object itself is made.
 
     Attributes:
-        option: ``"model"``, ``"models"``, ``"data"`` or ``"loss"``.
+        option: ``"model"``, ``"models"``, ``"against"``, ``"data"`` or ``"loss"``.
         path: its import path, or short name, as the user gave it.
         target: what was found there.
         as_batches: whether data in three parts are to be made into the batches of one of them.
@@ -106,7 +107,7 @@ def find_component(option: str, path: str, *, as_batches: bool = True) -> Compon
     Raises:
         ValueError, ImportError: if there is none; the message says what was looked for, and where.
     """
-    if ":" in path and option in ("model", "models"):
+    if ":" in path and option in _MODELS:
         check_library_model(path)
         return Component(option, path, partial(library_model, path))
     if "." not in path:
@@ -118,7 +119,7 @@ def find_component(option: str, path: str, *, as_batches: bool = True) -> Compon
         if path in known:
             return Component(option, path, known[path], as_batches)
         few = f"a short name ({', '.join(known)}) or " if 0 < len(known) <= 20 else ""
-        few += f"{', '.join(f'{library}:NAME' for library in LIBRARIES)} or " if option in ("model", "models") else ""
+        few += f"{', '.join(f'{library}:NAME' for library in LIBRARIES)} or " if option in _MODELS else ""
         raise ValueError(f"--{option} takes {few}an import path such as my_net.{_EXAMPLES[option]}; got {path!r}")
     target = import_path(option, path)
     if not (inspect.isclass(target) or inspect.isroutine(target)):

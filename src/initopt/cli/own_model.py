@@ -16,7 +16,7 @@ from initopt.cli.commands.base import Request
 from initopt.data import SOURCES
 from initopt.model.losses import LossFunction
 
-__all__ = ["OWN_MODEL", "add_common_options", "make_problem"]
+__all__ = ["OWN_MODEL", "add_common_options", "make_model", "make_problem"]
 
 OWN_MODEL = {
     "model": "class of your network, or a function that returns it, by import path, as in my_net.Net; the current folder "
@@ -65,22 +65,38 @@ def make_problem(request: Request) -> tuple[nn.Module, Iterable[Any], LossFuncti
     Raises:
         ValueError, TypeError: if something is missing or is not what it has to be.
     """
-    for option in ("model", "data"):
-        if option not in request.components:
-            raise ValueError(f"--{option} is missing: {OWN_MODEL[option]}")
-    surroundings = {name: request.options[name] for name in ("device", "threads", "seed")}
-    device = _prepare(**surroundings)
-    model = request.make("model")
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"--model {request.components['model'].path} gave {type(model).__name__}; it must give an nn.Module"
-        )
-    model.to(device)
-    _prepare(**surroundings)  # again, so that the order of the data does not depend on how much the model drew
+    _refuse_missing(request, "model", "data")
+    model = make_model(request)
+    device = _prepare(**_surroundings(request))  # again: the order of the data does not depend on how much the model drew
     loss: LossFunction | None = request.make("loss")
     if isinstance(loss, nn.Module):
         loss.to(device)
     return model, request.make("data"), loss
+
+
+def make_model(request: Request, option: str = "model") -> nn.Module:
+    """The model of an option on its device.
+
+    Raises:
+        ValueError, TypeError: if it is missing or is not what it has to be.
+    """
+    _refuse_missing(request, option)
+    device = _prepare(**_surroundings(request))
+    model = request.make(option)
+    if not isinstance(model, nn.Module):
+        path = request.components[option].path
+        raise TypeError(f"--{option} {path} gave {type(model).__name__}; it must give an nn.Module")
+    return model.to(device)
+
+
+def _refuse_missing(request: Request, *options: str) -> None:
+    for option in options:
+        if option not in request.components:
+            raise ValueError(f"--{option} is missing: {OWN_MODEL[option]}")
+
+
+def _surroundings(request: Request) -> dict[str, Any]:
+    return {name: request.options[name] for name in ("device", "threads", "seed")}
 
 
 def _find_device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from initopt._support.checks import check_choice
+from initopt._support.words import unknown
 
 __all__ = [
     "KINDS",
@@ -154,7 +154,8 @@ def as_predicate(keep: ParameterFilter, argument: str) -> Predicate:
             f"{type(keep).__name__}"
         )
     for name in names:
-        check_choice(argument, name, tuple(KINDS))
+        if name not in KINDS:
+            raise ValueError(f"{unknown(argument, name, KINDS)}; or give a function of (name, parameter, module)")
     chosen = [KINDS[name] for name in names]
     return lambda name, parameter, module: any(kind(name, parameter, module) for kind in chosen)
 

@@ -10,9 +10,11 @@ __all__ = ["COMMANDS", "find_command"]
 
 COMMANDS = {
     "demo": "see it work: a deep network on handwritten digits, from three starts",
-    "measure": "measure how well the gradients agree, changing nothing",
+    "check": "look for what is wrong with initial weights; exit status 1 if so",
+    "diagnose": "say what is wrong with a start, in which layer, and what cures it",
+    "measure": "see how well the gradients agree, changing nothing",
     "run": "improve a network's initial weights, and write them into a folder",
-    "compare": "train networks from several initializations, and report which is best",
+    "compare": "train networks from several initializations, report which is best",
     "report": "write the report of a comparison again, from its stored runs",
 }
 """What each command does, in a line. ``find-it`` is in the file ``find_it.py``, which is imported when it is asked for."""

@@ -116,7 +116,7 @@ def _write(found: Comparison, summary: Summary, into: Path) -> None:
     (into / _CONTENTS.marker).write_text("`initopt demo` wrote this folder and replaces it when it is run again.\n")
     (into / "results.json").write_text(published(found, scales=True), encoding="utf-8")
     from initopt.comparison.report.axes import FigureContext, styles
-    from initopt.comparison.report.curve_figures import CurveFigures
+    from initopt.comparison.report.figures import CurveFigures
 
     (network,) = summary.networks
     drawn = FigureContext(network, network.entries, styles(found.initializations, summary.reference), "demo")

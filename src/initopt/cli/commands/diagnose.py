@@ -1,0 +1,110 @@
+"""``initopt diagnose``."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+import initopt
+from initopt._support.checks import check_choice, check_number
+from initopt._support.files import check_file, check_replaceable, write_file, write_json
+from initopt.cli.commands.base import Command, Request
+from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
+from initopt.diagnosis.diagnosis import CONTENTS
+
+__all__ = ["COMMAND"]
+
+_GIVEN = ("num_batches", "num_subbatches", "budget")
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("what to look at")
+    group.add_function_arguments(
+        initopt.diagnose,
+        as_group=False,
+        skip={"model", "loader", "loss_fn", "optimizer", "tries", "select", "ignore", "seed", "progress"},
+        fail_untyped=False,
+    )
+    group.add_argument("--optimizer", type=str | None, help="name of an optimizer in torch.optim, such as AdamW")
+    group.add_argument("--lr", type=float | None, help="its learning rate")
+    group.add_argument("--tries", type=str | None, metavar="NAMES", help="remedies to try: orthogonal,lsuv,nio; or none")
+    group.add_argument("--select", type=str | None, metavar="CODES", help="rules to ask, or their beginnings: W,A201")
+    group.add_argument("--ignore", type=str | None, metavar="CODES", help="rules not to ask, likewise")
+    add_common_options(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output", type=Path | None, metavar="FOLDER", help="write a page, JSON and CSV into this folder, too"
+    )
+    group.add_argument("--json", type=Path | None, metavar="FILE", help="write all of it into a JSON file, too")
+
+
+def _listed(given: str | None) -> list[str] | None:
+    return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _optimizer(options: Any) -> Any:
+    name, lr = options["optimizer"], options["lr"]
+    if name is None:
+        if lr is not None:
+            raise ValueError("--lr is that of an optimizer: give --optimizer, too, such as AdamW")
+        return None
+    known = [
+        n for n, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    ]
+    check_choice("--optimizer", name, known)
+    if lr is None:
+        return getattr(torch.optim, name)
+    check_number("--lr", lr, above=0, finite=True)
+    return functools.partial(getattr(torch.optim, name), lr=lr)
+
+
+def _run(request: Request) -> None:
+    options = request.options
+    folder, path = (None if options[n] is None else options[n].expanduser() for n in ("output", "json"))
+    if folder is not None:
+        check_replaceable(folder, CONTENTS)
+    if path is not None:
+        check_file(path, f"--json {path}")
+    optimizer = _optimizer(options)
+    tries = () if options["tries"] == "none" else _listed(options["tries"])
+    model, batches, loss = make_problem(request)
+    found = initopt.diagnose(
+        model,
+        batches,
+        loss,
+        optimizer=optimizer,
+        tries=tries,
+        select=_listed(options["select"]),
+        ignore=_listed(options["ignore"]),
+        seed=options["seed"],
+        progress=request.progress,
+        **{name: options[name] for name in _GIVEN},
+    )
+    print(found)
+    if folder is not None:
+        print(f"\nPage in {found.save(folder)}")
+    if path is not None:
+        record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
+        write_file(path, lambda temporary: write_json(temporary, record))
+        print(f"\nAll of it in {path}")
+
+
+COMMAND = Command(
+    usage="initopt diagnose --model PATH [--model.ARG VALUE ...]\n"
+    "                        --data PATH [--data.ARG VALUE ...] [options]",
+    description="""\
+Say what is wrong with the start of a network, in which layer, and what would
+cure it, from one pass over a few batches. Remedies are tried on a copy; with
+--optimizer and --lr, it is trained for a few steps, too.""",
+    examples="""\
+examples:
+  initopt diagnose --model plain_mlp --model.depth 30 --data digits
+  initopt diagnose --model my_net.Net --data my_net.batches --optimizer AdamW --lr 3e-4 --output diagnosis""",
+    add_options=_add_options,
+    run=_run,
+    components=OWN_MODEL,
+)

@@ -1,0 +1,412 @@
+"""What a diagnosis has found, and the forms that it is shown in."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from initopt._support.checks import check_choice
+from initopt._support.files import Contents, write_folder
+from initopt.diagnosis.folding import fold
+from initopt.diagnosis.remedies import Trial
+from initopt.diagnosis.rules import RULES, SEVERITIES, Finding
+from initopt.diagnosis.seen import Block, Call, TensorTrace, Trace
+from initopt.model.parameters import is_bias
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FORMAT", "Diagnosis", "Row"]
+
+Order = Literal["severity", "network"]
+
+FORMAT = "initopt diagnosis 1"
+"""The form of the JSON, with its version."""
+
+CONTENTS = Contents("diagnosis.json", ("diagnosis.html", "rows.csv"))
+"""What the folder of a diagnosis holds."""
+
+_LINES = 12
+"""Rows of the table on a terminal."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A call of a module or an activation, with the parameters of the module; or parameters of no such module.
+
+    Attributes:
+        name: path of the module, with the function or the number of the call; the tensor's name for parameters alone.
+        kind: class of the module, name of the function, or ``"parameter"``.
+        output: shape of the output without its first dimension; that of the tensor for parameters alone.
+        parameters: how many numbers the module itself holds.
+        weight_rms: root mean square of its largest parameter; nan without one.
+        rms: root mean square of the output.
+        mean: its mean.
+        spread: the part of it that depends on the input, in [0, 1].
+        dead: share of units that are zero for all samples.
+        saturated: share of entries at the flat ends of a sigmoid or tanh.
+        broken: share of entries that are infinite or not a number.
+        rank: effective rank of the output on the first batch.
+        slope: norm of the gradient of a sample's loss with respect to the output.
+        gradient_rms: root mean square of the mean gradient with respect to the largest parameter.
+        gradient_share: of the squared norm of the whole gradient, of all its parameters.
+        grad_cosine: GradCosine of its parameters.
+        signal_to_noise: of the gradient of a batch, of its parameters.
+        sign_agreement: of the gradients of sub-batches, of its largest parameter.
+        scale_invariant: whether the loss does not change with the scale of that.
+        update: size of the first update relative to it; nan without an optimizer.
+        fate: of that; see :class:`initopt.diagnosis.seen.TensorTrace`.
+        rules: codes of the rules that found something here, the worst first.
+        severity: the worst of theirs; ``""`` if there is none.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    weight_rms: float
+    rms: float
+    mean: float
+    spread: float
+    dead: float
+    saturated: float
+    broken: float
+    rank: float
+    slope: float
+    gradient_rms: float
+    gradient_share: float
+    grad_cosine: float
+    signal_to_noise: float
+    sign_agreement: float
+    scale_invariant: bool
+    update: float
+    fate: str
+    rules: tuple[str, ...]
+    severity: str
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The state of health of a network at its start: :func:`initopt.diagnose` returns one.
+
+    Attributes:
+        model: class of the model.
+        trace: all that was seen.
+        findings: what the rules say, the worst first.
+        tried: remedies that were tried on a copy, the best first.
+        untried: why none was; ``""`` if one was.
+    """
+
+    model: str
+    trace: Trace = field(repr=False)
+    findings: tuple[Finding, ...]
+    tried: tuple[Trial, ...] = ()
+    untried: str = ""
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Calls and parameters in the order in which they ran; see :class:`Row`."""
+        marks: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            for name in finding.where:
+                marks.setdefault(name, []).append(finding)
+        tensors = {tensor.name: tensor for tensor in self.trace.tensors}
+        taken: set[str] = set()
+        rows = []
+        for call in self.trace.calls:
+            own = [tensors[name] for name in call.parameters if name in tensors and name not in taken]
+            taken.update(tensor.name for tensor in own)
+            rows.append(_row(call, own, marks))
+        rows += [_row(None, [tensor], marks) for tensor in self.trace.tensors if tensor.name not in taken]
+        return tuple(rows)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing worse than a note was found."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """The state of health in a sentence."""
+        counts = [(s, sum(f.severity == s for f in self.findings)) for s in SEVERITIES[:2]]
+        if self.healthy:
+            return f"healthy: {'; '.join(self._vital_signs())}"
+        words = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in counts if count]
+        worst = self.findings[0]
+        place = f" at {worst.place}" if worst.where else ""
+        return f"{' and '.join(words)}; the worst{_short(place)}: {worst.text}"
+
+    def _vital_signs(self) -> list[str]:
+        """Three numbers that show that a network is well, as clauses."""
+        trace = self.trace
+        layers = [call for call in trace.calls if call.matrix and call.deviation > 0]
+        signs = []
+        if len(layers) > 1:
+            kept = layers[-1].deviation / layers[0].deviation
+            signs.append(f"{kept:.2g} of the signal of the first of {len(layers)} layers is left in the last")
+        sloped = [call for call in layers if call.slope > 0]
+        if len(sloped) > 1:
+            signs.append(f"{sloped[0].slope / sloped[-1].slope:.2g} times the gradient of the last comes to the first")
+        known = {"classes": trace.output.channels, "binary": 2}.get(trace.data.task or "", 0)
+        if known > 1:
+            signs.append(f"the loss is {trace.loss:.3g}, and ln {known} = {math.log(known):.3g}")
+        elif trace.data.task == "regression" and trace.data.targets.deviation > 0:
+            signs.append(
+                f"the loss is {trace.loss:.3g}, and the variance of the targets {trace.data.targets.deviation**2:.3g}"
+            )
+        else:
+            signs.append(f"the loss is {trace.loss:.3g}")
+        if len(signs) < 3:
+            signs.append(f"GradCosine is {trace.whole.cosine:.2f}")
+        if len(signs) < 3 and trace.calls:
+            signs.append(f"{trace.calls[-1].spread:.2g} of the output depends on the input")
+        return signs
+
+    @property
+    def advice(self) -> str:
+        """One sentence that says what to do next."""
+        if self.tried and self.tried[0].better:
+            best = self.tried[0]
+            return f"Use {best.call}: on a copy, {best.changes}."
+        if not self.healthy:
+            worst = self.findings[0]
+            return f"First of all, for {worst.rule}{_short(' at ' + worst.place) if worst.where else ''}: {worst.remedy}."
+        return "Nothing is to be done before training; initopt.nio(model, batches) may still improve the start."
+
+    def table(self, order: Order = "severity", rows: int | None = None) -> str:
+        """The rows as text.
+
+        Args:
+            order: ``"severity"``: rows with findings, the worst first; ``"network"``: all rows in the order of the network.
+            rows: the most to show; the middle ones are left out. All by default.
+
+        Raises:
+            ValueError: for another order.
+        """
+        check_choice("order", order, ("severity", "network"))
+        chosen = list(self.rows)
+        if order == "severity":
+            marked = [row for row in chosen if row.severity in SEVERITIES[:2]]
+            chosen = sorted(marked, key=lambda row: SEVERITIES.index(row.severity))
+        return _table(chosen, rows)
+
+    def __str__(self) -> str:
+        trace = self.trace
+        count = sum(math.prod(tensor.shape) for tensor in trace.tensors)
+        seen = f"{trace.num_batches} batch{'es' if trace.num_batches > 1 else ''}, {trace.data.samples} samples"
+        lines = [f"{self.model}: {len(trace.calls)} layers, {_count(count)} parameters, seen on {seen}", ""]
+        if self.healthy:
+            lines += textwrap.wrap(f"{self.verdict[:1].upper()}{self.verdict[1:]}.", 100)
+        else:
+            lines += [self.table(rows=_LINES), ""] if any(row.severity in SEVERITIES[:2] for row in self.rows) else []
+            shown = [finding for finding in self.findings if finding.severity != "note"]
+            for finding in shown[:6]:
+                lines += textwrap.wrap(_line(finding), 100, subsequent_indent="      ", break_on_hyphens=False)
+            lines += [f"and {len(shown) - 6} more: .findings has all"] if len(shown) > 6 else []
+            for trial in self.tried:
+                lines += textwrap.wrap(f"tried {trial}", 100, subsequent_indent="      ")
+        notes = sorted({finding.rule for finding in self.findings if finding.severity == "note"})
+        if notes:
+            named = ", ".join(f"{code} {RULES[code].name}" for code in notes[:4])
+            more = f" and {len(notes) - 4} more" if len(notes) > 4 else ""
+            lines += textwrap.wrap(f"Notes, which may be meant so: {named}{more}.", 100)
+        return "\n".join([*lines, "", *textwrap.wrap(self.advice, 100)])
+
+    def _repr_html_(self) -> str:
+        from initopt.diagnosis.page import fragment
+
+        return fragment(self)
+
+    def to_dataframe(self) -> Any:
+        """The rows as a :class:`pandas.DataFrame`, a column for each attribute of :class:`Row`.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_dataframe() needs pandas: pip install initopt[pandas]") from error
+        return pd.DataFrame([{f.name: getattr(row, f.name) for f in fields(row)} for row in self.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, in the form that docs/diagnosis.md describes."""
+        trace = self.trace
+        blocks = [_of_block(block) for block in trace.blocks]
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "verdict": self.verdict,
+            "advice": self.advice,
+            "healthy": self.healthy,
+            "batches": trace.num_batches,
+            "samples": trace.data.samples,
+            "loss": trace.loss,
+            "task": trace.data.task,
+            "findings": [as_plain(finding) for finding in self.findings],
+            "tried": [trial.to_dict() for trial in self.tried],
+            "untried": self.untried,
+            "blocks": blocks,
+            "whole": _of_block(trace.whole),
+            "attention_entropy": trace.attention,
+            "rows": [{f.name: _listed(getattr(row, f.name)) for f in fields(row)} for row in self.rows],
+        }
+
+    def plot(self) -> Figure:
+        """Draw the size of signals and of gradients through the network, with the findings marked.
+
+        Returns:
+            A figure that belongs to no window.
+        """
+        from initopt.diagnosis.plotting import plot_diagnosis
+
+        return plot_diagnosis(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``diagnosis.html``, a page that needs nothing else, ``diagnosis.json`` and ``rows.csv`` into a folder.
+
+        Args:
+            folder: is made; one that holds an earlier diagnosis, and nothing else, is replaced.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            FileExistsError: if something else is there.
+        """
+        from initopt.diagnosis.page import write_all
+
+        path = Path(folder).expanduser()
+        write_folder(path, lambda temporary: write_all(self, temporary), CONTENTS)
+        return path / "diagnosis.html"
+
+
+def as_plain(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON has it."""
+    return {
+        "rule": finding.rule,
+        "name": RULES[finding.rule].name,
+        "severity": finding.severity,
+        "where": list(finding.where),
+        "place": finding.place,
+        "text": finding.text,
+        "remedy": finding.remedy,
+    }
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _of_block(block: Block) -> dict[str, Any]:
+    figures = {"grad_cosine": block.cosine, "signal_to_noise": block.signal_to_noise, "grad_norm": block.norm}
+    return {"name": block.name, "share": block.share} | figures
+
+
+def _row(call: Call | None, own: Sequence[TensorTrace], marks: dict[str, list[Finding]]) -> Row:
+    largest = max(own, key=lambda tensor: (not is_bias(tensor.name), math.prod(tensor.shape)), default=None)
+    name = call.name if call is not None else own[0].name
+    found = {f for place in (name, *(tensor.name for tensor in own)) for f in marks.get(place, [])}
+    ordered = sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.rule))
+    block = None
+    if own:
+        gram = torch.stack([tensor.gram for tensor in own]).sum(0)
+        held = [tensor.share for tensor in own if not math.isnan(tensor.share)]
+        block = Block(name, gram, sum(held) if held else math.nan, own[0].small_batch, own[0].big_batch)
+    nan = math.nan
+    return Row(
+        name=name or "model",
+        kind="parameter" if call is None else call.kind,
+        output=own[0].shape if call is None else call.shape,
+        parameters=sum(math.prod(tensor.shape) for tensor in own),
+        weight_rms=nan if largest is None else largest.rms,
+        rms=nan if call is None else call.rms,
+        mean=nan if call is None else call.mean,
+        spread=nan if call is None else call.spread,
+        dead=nan if call is None else call.dead,
+        saturated=nan if call is None else call.saturated,
+        broken=nan if call is None else call.broken,
+        rank=nan if call is None else call.rank,
+        slope=nan if call is None else call.slope,
+        gradient_rms=nan if largest is None else largest.slope,
+        gradient_share=nan if block is None else block.share,
+        grad_cosine=nan if block is None else block.cosine,
+        signal_to_noise=nan if block is None else block.signal_to_noise,
+        sign_agreement=nan if largest is None else largest.agreement,
+        scale_invariant=largest is not None and largest.scale_invariant,
+        update=nan if largest is None else largest.relative_update,
+        fate="" if largest is None else largest.fate,
+        rules=tuple(dict.fromkeys(f.rule for f in ordered)),
+        severity=ordered[0].severity if ordered else "",
+    )
+
+
+_HEAD = ("layer", "kind", "output", "params", "rms", "spread", "dead", "slope", "share", "cosine", "rules")
+
+
+def _table(rows: Sequence[Row], most: int | None) -> str:
+    shown: list[Row | None] = list(rows)
+    if most is not None and len(rows) > most:
+        shown = [*rows[: most // 2], None, *rows[len(rows) - (most - most // 2 - 1) :]]
+    cells = [
+        _cells(row) if row else ["", f"... {len(rows) - len(shown) + 1} more", *[""] * (len(_HEAD) - 2)] for row in shown
+    ]
+    widths = [max(len(line[column]) for line in [list(_HEAD), *cells]) for column in range(len(_HEAD))]
+    left = {0, 1, len(_HEAD) - 1}
+    lines = []
+    for line in [list(_HEAD), *cells]:
+        padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        lines.append("  ".join(padded).rstrip())
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cells(row: Row) -> list[str]:
+    dead = row.dead if row.kind != "parameter" else math.nan
+    figures = [_number(value) for value in (row.rms, row.spread)]
+    shares = [
+        _percent(dead if dead else math.nan),
+        _number(row.slope),
+        _percent(row.gradient_share),
+        _number(row.grad_cosine),
+    ]
+    shape = "x".join(map(str, row.output)) or "1"
+    size = _count(row.parameters) if row.parameters else ""
+    return [_shortened(row.name, 34), _shortened(row.kind, 18), shape, size, *figures, *shares, " ".join(row.rules[:4])]
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2g}"
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.0f} %" if value >= 0.005 or value == 0 else "<1 %"
+
+
+def _count(number: int) -> str:
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return str(number)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2 - 2]}...{text[len(text) - (most - most // 2 - 1) :]}"
+
+
+def _short(text: str) -> str:
+    return _shortened(text, 60)
+
+
+def _line(finding: Finding) -> str:
+    places = fold(finding.where)
+    place = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+    return f"{finding.rule} {finding.severity}{': ' + _short(place) if place else ''}: {finding.text}"

@@ -1,0 +1,191 @@
+"""What one pass has seen: calls of modules, tensors, and sums over them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from initopt.diagnosis.data import DataFacts, OutputFacts
+from initopt.gram import functional
+
+__all__ = ["Block", "Call", "TensorTrace", "Trace", "block_of"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The output of a call of a module, or of an activation function, over all batches.
+
+    Attributes:
+        name: path of the module, with the function (``"block.relu()"``) or the number of the call (``"cell#2"``).
+        path: of the module.
+        kind: class of the module, or name of the function.
+        function: the activation that it is; ``None`` for others.
+        matrix: whether it is a linear map.
+        parameters: names of the parameters of the module itself.
+        shape: of the output, without its first dimension.
+        units: channels or features.
+        rms: root mean square.
+        mean: mean.
+        deviation: root mean square deviation of each unit from its mean over samples and positions: the part that depends
+            on the input.
+        zeros: share of entries that are zero.
+        saturated: share at the flat ends of a sigmoid or tanh.
+        broken: share that is infinite or not a number.
+        largest: largest absolute value.
+        dead: share of units that are zero for all samples and positions.
+        still: share of units that are the same for all samples and positions of a pass.
+        rank: effective rank of a sample of the outputs on the first batch, centred: the exponential of the entropy of the
+            shares of the singular values; nan if there are too few samples.
+        slope: norm of the gradient of a sample's loss with respect to its output; nan where none comes back.
+        tiny_slopes: share of the entries of this gradient that half precision has no number for.
+    """
+
+    name: str
+    path: str
+    kind: str
+    function: str | None
+    matrix: bool
+    parameters: tuple[str, ...]
+    shape: tuple[int, ...]
+    units: int
+    rms: float
+    mean: float
+    deviation: float
+    zeros: float
+    saturated: float
+    broken: float
+    largest: float
+    dead: float
+    still: float
+    rank: float
+    slope: float
+    tiny_slopes: float
+
+    @property
+    def spread(self) -> float:
+        """The part of the output that depends on the input, in [0, 1]; nan of an output that is zero."""
+        return self.deviation / self.rms if self.rms > 0 else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Statistics of the gradients with respect to some tensors, which follow from their Gram matrices.
+
+    Attributes:
+        name: of the tensor or block.
+        gram: Gram matrices of the sub-batch gradients, float64, shape ``(batches, D, D)``.
+        share: of the squared norm of the whole gradient; nan if there is none.
+        small_batch: samples of a sub-batch.
+        big_batch: samples of a batch.
+    """
+
+    name: str
+    gram: Tensor = field(repr=False)
+    share: float
+    small_batch: float
+    big_batch: float
+
+    @property
+    def norm(self) -> float:
+        """Mean norm of a sub-batch gradient."""
+        return float(functional.grad_norm(self.gram).mean())
+
+    @property
+    def cosine(self) -> float:
+        """GradCosine."""
+        return float(functional.grad_cosine(self.gram).mean())
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Squared norm of the expected gradient over the variance of that of a batch; none below zero."""
+        if not self.small_batch < self.big_batch:
+            return math.nan
+        noise = float(functional.noise_trace(self.gram, self.small_batch, self.big_batch).mean()) / self.big_batch
+        signal = float(functional.signal_sqnorm(self.gram, self.small_batch, self.big_batch).mean())
+        return math.nan if not noise > 0 else max(signal, 0.0) / noise
+
+
+@dataclass(frozen=True, eq=False)
+class TensorTrace(Block):
+    """What is known of a parameter tensor.
+
+    Attributes:
+        shape: of the tensor.
+        rms: root mean square of its values.
+        fate: ``"trains"``; ``"frozen"``; ``"unused"``: nothing uses it; ``"detached"``: it is used, and no gradient comes
+            back; ``"zero"``: its gradient is exactly zero, but not after a step; ``"stuck"``: after a step, too;
+            ``"unseen"``: the first batch could not be differentiated.
+        slope: root mean square of the mean gradient of the sub-batches.
+        agreement: mean over the entries of the absolute value of the mean sign of the gradient over sub-batches.
+        tiny: share of entries of the gradient that half precision has no number for, but for zeros.
+        broken: whether an entry of the gradient is infinite or not a number.
+        scale_invariant: whether the loss does not change with its scale, as in front of a norm.
+        update: root mean square of the first update by the optimizer; nan without one.
+    """
+
+    shape: tuple[int, ...]
+    rms: float
+    fate: str
+    slope: float
+    agreement: float
+    tiny: float
+    broken: bool
+    scale_invariant: bool
+    update: float = math.nan
+
+    @property
+    def relative_update(self) -> float:
+        """Size of the first update relative to the tensor; nan without one, and of a tensor that is zero."""
+        return self.update / self.rms if self.rms > 0 else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """All that one pass has seen.
+
+    Attributes:
+        calls: the outputs of modules and activations, in the order in which they first ran.
+        tensors: all parameters, in the order of the model.
+        blocks: sums over the tensors of a block of the network.
+        whole: the sum over all.
+        losses: of every sub-batch.
+        data: of inputs and targets.
+        output: of the model.
+        attention: mean entropy of attention weights relative to that of uniform ones, by the path of the module.
+        warnings: what was seen of the first batch in words, by the code of the rule.
+        refusal: why the pass ended at the first batch; ``None`` if it did not.
+        half: whether the model runs in half precision, float16, or autocast to it.
+        num_batches: that were seen.
+        dtypes: of the parameters.
+    """
+
+    calls: tuple[Call, ...]
+    tensors: tuple[TensorTrace, ...]
+    blocks: tuple[Block, ...]
+    whole: Block
+    losses: tuple[float, ...]
+    data: DataFacts
+    output: OutputFacts
+    attention: dict[str, float]
+    warnings: tuple[str, ...]
+    refusal: str | None
+    half: bool
+    num_batches: int
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+
+def block_of(name: str) -> str:
+    """The block of the network that a tensor or call belongs to: its path up to the first number, or the first name.
+
+    >>> block_of("encoder.layer.3.attention.weight"), block_of("head.weight"), block_of("weight")
+    ('encoder.layer.3', 'head', 'weight')
+    """
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else parts[0]

@@ -1,0 +1,123 @@
+"""What a first step would do, seen on copies of the parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initopt.diagnosis.recording import root_mean_square
+from initopt.model.double_backward import plain_attention
+from initopt.model.problem import Batch, Part, Problem
+from initopt.model.randomness import seeded
+
+__all__ = ["OptimizerFactory", "check_optimizer", "first_updates", "make_optimizer", "woken"]
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer] | torch.optim.Optimizer
+"""A function of parameters, such as ``functools.partial(torch.optim.AdamW, lr=3e-4)``; or an optimizer of the model."""
+
+
+def check_optimizer(optimizer: OptimizerFactory | None) -> None:
+    """Refuse what makes no optimizer of parameters alone.
+
+    Raises:
+        TypeError: the message says what does.
+    """
+    if optimizer is None or isinstance(optimizer, torch.optim.Optimizer):
+        return
+    hint = "pass functools.partial(torch.optim.AdamW, lr=3e-4), say, or the optimizer of the model"
+    if not callable(optimizer):
+        raise TypeError(
+            f"optimizer must be a function that makes one of parameters; got {type(optimizer).__name__}; {hint}"
+        )
+    try:
+        inspect.signature(optimizer).bind(())
+    except TypeError as error:
+        raise TypeError(f"optimizer cannot be called with the parameters alone ({error}); {hint}") from None
+    except ValueError:  # has no signature
+        pass
+
+
+def make_optimizer(
+    optimizer: OptimizerFactory, parameters: Sequence[Tensor], places: dict[int, int]
+) -> torch.optim.Optimizer:
+    """An optimizer of other parameters.
+
+    Args:
+        optimizer: what makes it, or one whose class and settings it has.
+        parameters: for which it is made.
+        places: which of them stands for a parameter of the given optimizer, by its id.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer(parameters)
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        inner = [parameters[places[id(p)]] for p in group["params"] if id(p) in places]
+        if inner:
+            groups.append({name: value for name, value in group.items() if name != "params"} | {"params": inner})
+    if not groups:
+        raise ValueError("the optimizer has none of the model's trainable parameters; was it made for another model?")
+    return type(optimizer)(groups, **_accepted(type(optimizer), optimizer.defaults))
+
+
+def _accepted(kind: type, defaults: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(kind).parameters
+    return {name: value for name, value in defaults.items() if name in known}
+
+
+def first_updates(problem: Problem, optimizer: OptimizerFactory, gradients: Sequence[Tensor | None]) -> dict[str, float]:
+    """Root mean square of the first update of every parameter that has a gradient, by name."""
+    copies = [nn.Parameter(p.value.detach().clone()) for p in problem.grad_params]
+    places = {id(p.value): i for i, p in enumerate(problem.grad_params)}
+    made = make_optimizer(optimizer, copies, places)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"optimizer made {type(made).__name__}, which is not a torch.optim.Optimizer")
+    for copy, gradient in zip(copies, gradients, strict=True):
+        copy.grad = None if gradient is None else gradient.to_dense().to(copy.dtype)
+    made.step()
+    pairs = zip(problem.grad_params, copies, strict=True)
+    with torch.no_grad():
+        return {p.name: root_mean_square(copy - p.value) for p, copy in pairs if copy.grad is not None}
+
+
+_MOVE = 1e-3
+"""Size of a step, as that of Adam: zeros have no scale that it could be relative to."""
+
+_STEPS, _FEW = 3, 8
+
+
+def woken(problem: Problem, batch: Batch, gradients: Sequence[Tensor | None]) -> set[str]:
+    """The parameters that get a gradient once those have moved that get one now.
+
+    A branch that ends in a zero passes no gradient on, but trains: its end moves in the first step, and the rest in the
+    next. What gets none after three steps has nothing that would move, as behind two zeros in a row.
+    """
+    window = batch.windows.indices[0][:_FEW]
+    part = Part(window, 1.0, (*batch.seed, 0))
+    found: set[str] = set()
+    slopes: Sequence[Tensor | None] = gradients
+    with problem.state.stand_ins(torch.float32) as leaves:
+        values = [leaves.get(p.value, p.value) for p in problem.grad_params]
+        if any(value is p.value for value, p in zip(values, problem.grad_params, strict=True)):
+            return {p.name for p in problem.grad_params}  # a parameter of a class of its own has no copy to move
+        for _ in range(_STEPS):
+            before = len(found)
+            with torch.no_grad():
+                for value, slope in zip(values, slopes, strict=True):
+                    if slope is not None:
+                        value.sub_(_MOVE * slope.to_dense().sign().to(value.dtype))
+            with seeded(*part.seed), plain_attention():
+                loss = problem.part_loss(batch, part)
+                slopes = torch.autograd.grad(loss, values, allow_unused=True)
+            found |= _moving(problem, slopes)
+            if len(found) == before:
+                break
+    return found
+
+
+def _moving(problem: Problem, slopes: Iterable[Tensor | None]) -> set[str]:
+    pairs = zip(problem.grad_params, slopes, strict=True)
+    return {p.name for p, slope in pairs if slope is not None and bool(slope.to_dense().any())}
