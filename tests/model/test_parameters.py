@@ -102,5 +102,5 @@ class TestKinds:
             select(trainable_parameters(self.model()), wrong, "params")
 
     def test_a_run_takes_them(self) -> None:
-        result = initopt.nio(make_model(), make_batches(), steps=1, measure_steps=0, scale_params="linear")
+        result = initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0, scale_params="linear")
         assert {name.partition(".")[0] for name in result.scales} == {"0", "4", "6"}
