@@ -107,9 +107,8 @@ def diagnose(
             optimizer itself: for the size of the first step, and to train copies for a few steps.
         num_batches: the most batches to look at; 4 cost less than 3 training steps.
         num_subbatches: D, the number of sub-batches that each batch is split into, 2 to the batch size.
-        tries: the remedies to try if something is wrong: names in :data:`initopt.schemes.NAMES`, ``"lsuv"``, ``"nio"``.
-        Those
-            that address the worst finding, by default; none with ``()``.
+        tries: the remedies to try if something is wrong: names in :data:`initopt.schemes.NAMES`, ``"lsuv"``, ``"nio"``;
+            those that address the worst finding, by default, and none with ``()``.
         budget: training steps that the remedies may cost, all of them together.
         select: codes of the rules to ask, or their beginnings; all by default.
         ignore: codes of rules not to ask, likewise.
