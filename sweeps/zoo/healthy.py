@@ -34,9 +34,9 @@ TEXT = """\
 {batches} batches of 8 samples of noise with labels at random. `python -m sweeps.zoo.healthy`,
 [raw](../sweeps/results/healthy.json).
 
-{seen} models were seen, {refused} were refused or failed; {clean} have no finding above a note. What the others have is
-below. Some of the small variants have layers of a handful of units, and batches of 8 say little of dead units: what is said of
-such a one need not hold of the network at its real size.
+{seen} models were seen, {refused} were refused or failed; {clean} have no finding above a note. What the others have
+is below. Some of the small variants have layers of a handful of units, and batches of 8 say little of dead units:
+what is said of such a one need not hold of the network at its real size.
 
 | network | finding | |
 | --- | --- | --- |
