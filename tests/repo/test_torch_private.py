@@ -12,7 +12,10 @@ import initopt
 
 SRC = Path(initopt.__file__).parent
 WRAPPED = SRC / "_support" / "_torch_private.py"
-FILES = [path for path in sorted(SRC.rglob("*.py")) if path != WRAPPED]
+GALLERY = SRC / "_gallery"
+"""Its models use what odd models do use, and its truth shares nothing with the engines."""
+
+FILES = [path for path in sorted(SRC.rglob("*.py")) if path != WRAPPED and GALLERY not in path.parents]
 
 TORCH = {"torch", "nn", "F", "overrides", "Tensor"}
 """What modules and classes of PyTorch are called in our files."""

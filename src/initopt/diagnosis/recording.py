@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from initopt._support._torch_private import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, parameters_of, undisturbed
 from initopt.batches.nested import named_tensors
 
 __all__ = ["ACTIVATIONS", "TINY", "Node", "Recorder", "is_tiny", "real", "root_mean_square"]
@@ -62,6 +61,13 @@ def root_mean_square(tensor: Tensor) -> float:
     return largest * float((values / largest).square().mean().sqrt())
 
 
+_NORMS = (*BATCH_NORMS, *INSTANCE_NORMS)
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
 class Node:
     """What is summed up of the outputs of one call, over all passes.
 
@@ -79,8 +85,8 @@ class Node:
         self, name: str, path: str, kind: str, function: str | None, module: nn.Module | None, order: int, channel: int
     ) -> None:
         self.name, self.path, self.kind, self.function, self.order = name, path, kind, function, order
-        self.weights = [] if module is None else list(module._parameters.values())
-        self.matrix = isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd))
+        self.weights = [] if module is None else list(parameters_of(module).values())
+        self.matrix = isinstance(module, (nn.Linear, nn.Bilinear, *CONVOLUTIONS))
         self.channel = channel
         self.shape: tuple[int, ...] = ()
         self._figures: list[Tensor] = []
@@ -266,8 +272,8 @@ class Recorder(TorchFunctionMode):
                 pass  # what was left by an exception
             if module is own():
                 self.output = output
-            parameters = [p for p in module._parameters.values() if p is not None]
-            leaf = not module._modules
+            parameters = [p for p in parameters_of(module).values() if p is not None]
+            leaf = _is_leaf(module)
             if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
                 self.used.update(id(p) for p in module.parameters())
             if leaf or parameters:
@@ -275,7 +281,7 @@ class Recorder(TorchFunctionMode):
                 if tensor is not None:
                     inner, self._inner = self._inner, None
                     function = inner[1] if inner is not None and inner[0] is tensor else None
-                    with torch._C.DisableTorchFunction():  # what is computed here is not the model's
+                    with undisturbed():  # what is computed here is not the model's
                         self._record(tensor, name, type(module).__name__, function, module)
 
         return hook
@@ -299,9 +305,9 @@ class Recorder(TorchFunctionMode):
 
     def _channel(self, output: Tensor, module: nn.Module | None) -> int:
         """The dimension of units: known of layers, and that of the last output with as many dimensions after these."""
-        if isinstance(module, (_ConvNd, nn.GroupNorm)) or (isinstance(module, _NormBase) and output.ndim > 2):
+        if isinstance(module, (*CONVOLUTIONS, nn.GroupNorm)) or (isinstance(module, _NORMS) and output.ndim > 2):
             channel = 1
-        elif module is not None and module._parameters and not isinstance(module, (_NormBase, nn.PReLU)):
+        elif module is not None and parameters_of(module) and not isinstance(module, (*_NORMS, nn.PReLU)):
             channel = output.ndim - 1
         else:
             channel = self._channels.get(output.ndim, 1 if output.ndim > 3 else output.ndim - 1)
@@ -325,7 +331,7 @@ class Recorder(TorchFunctionMode):
         plain = name.removesuffix("_")
         path, module = self._stack[-1] if self._stack else ("", None)
         if plain in ACTIVATIONS:
-            if (module is not None and not module._modules and not module._parameters) or (
+            if (module is not None and _is_leaf(module) and not parameters_of(module)) or (
                 module is not None and isinstance(module, nn.PReLU)
             ):
                 self._inner = (result, plain)

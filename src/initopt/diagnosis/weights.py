@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from initopt._support._torch_private import buffers_of, parameters_of
 from initopt.diagnosis.recording import real, root_mean_square
 from initopt.model.parameters import is_bias
 from initopt.schemes.matrices import is_embedding, matrices_of
@@ -156,5 +157,5 @@ def weights_of(model: nn.Module) -> list[Weight]:
 
 
 def _held(module: nn.Module) -> Iterator[tuple[str, Tensor | None, bool]]:
-    yield from ((name, parameter, False) for name, parameter in module._parameters.items())
-    yield from ((name, buffer, True) for name, buffer in module._buffers.items())
+    yield from ((name, parameter, False) for name, parameter in parameters_of(module).items())
+    yield from ((name, buffer, True) for name, buffer in buffers_of(module).items())

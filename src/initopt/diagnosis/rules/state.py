@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from initopt._support._torch_private import BATCH_NORMS
 from initopt.diagnosis.recording import real
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule
 from initopt.diagnosis.weights import Weight
@@ -145,7 +145,7 @@ def untouched_norm(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """
     names = []
     for name, module in evidence.model.named_modules():
-        frozen = isinstance(module, _BatchNorm) and not module.training and evidence.model.training
+        frozen = isinstance(module, BATCH_NORMS) and not module.training and evidence.model.training
         frozen = frozen or type(module).__name__ == "FrozenBatchNorm2d"
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
         if not (frozen and isinstance(mean, Tensor) and isinstance(variance, Tensor)) or mean.is_meta:

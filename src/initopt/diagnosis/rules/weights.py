@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from initopt._support._torch_private import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.recording import real
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, rule, share
@@ -85,12 +85,13 @@ def copies(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Layers made by ``copy.deepcopy`` start with the same weights, and so compute much the same.
 
     Two tensors of random numbers are never equal bit for bit. Those of fewer than 9 entries, constant ones, vectors,
-    and a frozen copy beside one that trains (a target network, a moving average) are left out.
+    patterns such as the identity, and a frozen copy beside one that trains (a target network, a moving average) are left
+    out.
     """
     groups: dict[tuple[object, ...], list[list[Weight]]] = {}
     for weight in evidence.parameters:
         value = weight.local
-        if value.ndim < 2 or value.numel() < 9 or not weight.trains or weight.is_constant:
+        if value.ndim < 2 or value.numel() < 9 or not weight.trains or weight.is_constant or _is_pattern(value):
             continue
         key = (value.shape, value.dtype, value.device, float(real(value).sum()))
         for group in groups.setdefault(key, []):
@@ -114,8 +115,14 @@ def copies(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         )
 
 
+def _is_pattern(value: Tensor) -> bool:
+    """Whether a tensor repeats a few numbers, as an identity does, and draws hardly do."""
+    distinct: Tensor = torch.unique(value)
+    return distinct.numel() <= min(16, value.numel() // 2)
+
+
 def _is_kernel(weight: Weight) -> bool:
-    return any(isinstance(module, nn.modules.conv._ConvNd) for _, module in weight.holders)
+    return any(isinstance(module, CONVOLUTIONS) for _, module in weight.holders)
 
 
 @rule(
@@ -395,7 +402,7 @@ def random_gains(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    kinds = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+    kinds = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)
     return isinstance(module, kinds) or type(module).__name__.endswith(("LayerNorm", "RMSNorm", "BatchNorm"))
 
 
