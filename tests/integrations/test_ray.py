@@ -16,7 +16,7 @@ from torch import nn
 from initopt.integrations.ray import RayExecutor
 from tests.comparing import RECIPE, compare, raising, small, table
 from tests.helpers import with_the_tests
-from tests.system.test_survival import assert_none_left
+from tests.system._sessions import assert_none_left
 
 GRID = RECIPE | {"lr": [0.01, 0.1]}
 

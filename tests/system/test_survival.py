@@ -1,6 +1,5 @@
 """Whatever happens to a comparison: nothing that is done is lost, nothing is done twice, and the rest is done."""
 
-import contextlib
 import dataclasses
 import errno
 import functools
@@ -29,6 +28,7 @@ from initopt.comparison.storage.folder import opened
 from initopt.comparison.storage.store import RECORD
 from tests.comparing import NIO, RECIPE, DeadOnArrival, blobs, compare, noisy_blobs, raising, small, table
 from tests.helpers import with_the_tests
+from tests.system._sessions import assert_none_left, session
 
 pytestmark = pytest.mark.processes
 
@@ -540,25 +540,6 @@ class TestLoaders:
         compare(tmp_path / "out", data=noisy_blobs, loaders=2)
         assert len(counted) == 1
         assert table(tmp_path / "out") == expected
-
-
-def session(leader):
-    """The processes of the session of one that may have ended, by number, with their command lines."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state, _, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(number) == leader and state != "Z":
-                found[int(folder.name)] = (folder / "cmdline").read_text()
-    return found
-
-
-def assert_none_left(leader):
-    """None of the processes that one has started outlives it by more than the time that a worker takes to start."""
-    deadline = time.monotonic() + 120
-    while session(leader) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert session(leader) == {}
 
 
 KILLED = """
