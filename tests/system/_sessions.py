@@ -1,5 +1,6 @@
 """Processes that a process has left behind."""
 
+import contextlib
 import time
 from pathlib import Path
 
