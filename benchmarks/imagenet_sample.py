@@ -189,11 +189,11 @@ def _as_far_as_time_allows(
     kept = {**options, "checkpoint": checkpoint, "checkpoint_every": 1, "progress": False}
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return initopt.nio(model, batches, steps=steps, callbacks=watch, **kept)
+        return initopt.nio(model, batches, callbacks=watch, **kept | {"steps": steps})
     except _OutOfTime as stop:
         (done,) = stop.args
         print(f"out of time after {done} steps", flush=True)
-        return initopt.nio(model, batches, steps=done, **kept)
+        return initopt.nio(model, batches, **kept | {"steps": done})
 
 
 def _told(sample: Sample, result: Result) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="defaults")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=100, help="the most steps")
-    parser.add_argument("--measure-steps", type=int, default=6, help="batches that are held back to measure on")
+    parser.add_argument("--measure-batches", type=int, default=6, help="batches that are held back to measure on")
     parser.add_argument("--minutes", type=float, default=12.0, help="no step of this call begins later")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--out", type=Path, default=RESULTS / "imagenet-sample.json")

@@ -74,7 +74,9 @@ def _stepping(method: Method, case: Case, model: nn.Module, data: Any) -> Iterat
     batches = _halves(data) if isinstance(method, GradInit) else [data]
     problem = make_problem(model, case)
     with preserved(model) as kept, measuring(model):
-        at_work = method.start(problem, create_engine(method.engine, problem), kept.originals)
+        at_work = method.start(
+            problem, create_engine(method.engine if isinstance(method, NIO) else "auto", problem), kept.originals
+        )
         try:
             if isinstance(method, NIO):
                 at_work.step(0, iter(batches))  # which decides what is scaled, once

@@ -84,8 +84,8 @@ def run_nio(
         ends.append(time.perf_counter())
         tell(len(ends) / steps)
 
-    options = SETTINGS[setting] | {"measure_batches": measured, "seed": 0, "progress": False}
-    result = initopt.nio(model, batches, steps=steps, callbacks=watch, **options)
+    options = SETTINGS[setting] | {"steps": steps, "measure_batches": measured, "seed": 0, "progress": False}
+    result = initopt.nio(model, batches, callbacks=watch, **options)
     assert result.before is not None
     assert result.after is not None
     return {

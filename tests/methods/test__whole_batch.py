@@ -52,8 +52,6 @@ def test_each_lowers_what_it_minimizes() -> None:
         ({"lr": 0}, "lr must be a number above 0; got 0"),
         ({"betas": 0.9}, r"betas must be a pair of numbers in \[0, 1\); got 0.9"),
         ({"min_scale": 2}, "min_scale must be a number 0 or more and 1 or less; got 2"),
-        ({"num_subbatches": 1}, "num_subbatches must be an integer of 2 or more"),
-        ({"engine": "warp"}, "unknown engine 'warp'"),
         ({"scheme": "he"}, "unknown scheme 'he'; known are 'default'"),
         ({"scale_params": lambda *_: False}, "scale_params matches none"),
     ],

@@ -30,7 +30,7 @@ from tests.methods._helpers import (
     ("options", "message"),
     [
         ({"inputs": "noise"}, "unknown inputs 'noise'; known are 'data', 'random'"),
-        ({"norms": "fast"}, "unknown norms 'fast'; known are 'exact', 'fused'"),
+        ({"norms": "fast"}, "unknown norms 'fast'; known are 'exact', 'running', 'fused'"),
         ({"quotient_eps": 0}, "quotient_eps must be a number above 0; got 0"),
     ],
 )

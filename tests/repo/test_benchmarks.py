@@ -230,7 +230,7 @@ def test_a_measurement_and_a_profile_are_written_and_told(tmp_path: Path) -> Non
 def sample(tmp_path: Path) -> list[str]:
     """Arguments for a tiny network and a folder of images."""
     write_split(tmp_path / "images", "train", 60, columns=("image", "label"))
-    tiny = ["--network", "tiny-resnet-bn", "--batch-size", "8", "--image-size", "16", "--measure-steps", "2"]
+    tiny = ["--network", "tiny-resnet-bn", "--batch-size", "8", "--image-size", "16", "--measure-batches", "2"]
     return ["--data", str(tmp_path / "images"), *tiny, "--threads", "1", "--about", "60 pictures"]
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def versions(lines: list[str]) -> dict[str, str]:
     """Names with the version that they are pinned to, or are not to be below."""
-    found = (re.match(r"([\w-]+)(?:\[\w+\])?[=>]=([\d.]+)$", line) for line in lines)
+    found = (re.match(r"([\w-]+)(?:\[\w+\])?[=>]=([\d.]+)(?:,<[\d.]+)?$", line) for line in lines)
     return {match[1]: match[2] for match in found if match}
 
 

@@ -123,10 +123,10 @@ class TestAnotherRecipe:
             ({"seeds": 3}, ["seeds was [0, 1] and is [0, 1, 2]"]),
             ({"initializations": ["default"]}, ["initializations.nio is gone"]),
             ({"initializations": [NIO, "default"]}, ["initializations are in another order: they were default, nio"]),
-            ({"initializations": ["default", "nio"]}, ["initializations.nio.options.steps was 3 and is 100"]),
+            ({"initializations": ["default", "nio"]}, ["initializations.nio.steps[0].options.steps was 3 and is 100"]),
             (
                 {"models": {"small": functools.partial(small, width=4)}},
-                ["networks.small.model was 'comparing.small' and is {'class_path': 'comparing.small', 'init_args': {"],
+                ["networks.small.model was 'tests.comparing.small' and is {'class_path': 'tests.comparing.small', "],
             ),
             ({"models": {"other": small}}, ["networks.small is gone", "networks.other is new"]),
             ({"threads": 2}, ["hardware.threads was 1 and is 2"]),
@@ -180,7 +180,7 @@ class TestFolder:
 
     def test_another_version(self, tmp_path):
         (tmp_path / RECORD).write_text('{"format": "initopt comparison 99"}')
-        with pytest.raises(ValueError, match="is no 'initopt comparison 1' file; was it written by another version"):
+        with pytest.raises(ValueError, match="is no 'initopt comparison 2' file; was it written by another version"):
             compare(tmp_path)
 
     def test_one_that_cannot_be_written(self, tmp_path, monkeypatch):
@@ -349,7 +349,7 @@ class TestStorageThatFails:
         """One run cannot be stored; it is reported, the others are done, and the next call does it."""
         import initopt.comparison.storage.folder as folder_module
 
-        original = folder_module.write_events
+        original = folder_module.write_run
 
         def full(record, folder):
             if (record.initialization, record.seed) == ("default", 1):
@@ -357,7 +357,7 @@ class TestStorageThatFails:
                 raise OSError(errno.ENOSPC, "No space left on device")
             original(record, folder)
 
-        monkeypatch.setattr(folder_module, "write_events", full)
+        monkeypatch.setattr(folder_module, "write_run", full)
         with pytest.warns(
             UserWarning, match=r"not all of the comparison in .*\n.*: its result could not be stored: .*No space left"
         ):
@@ -443,6 +443,7 @@ class TestWorkers:
         compare(tmp_path / "two", recipe=GRID, workers=2)
         assert table(tmp_path / "one") == table(tmp_path / "two")
 
+    @pytest.mark.slow
     def test_a_run_that_kills_its_process(self, tmp_path):
         models = {"net": functools.partial(raising, 1, "kill")}
         found = compare(tmp_path / "out", models=models, initializations=["default"], seeds=3, workers=2)
@@ -451,6 +452,7 @@ class TestWorkers:
         failed = next(run for run in found.runs if run.status == "failed")
         assert failed.error == "the process of the run ended twice (killed by SIGKILL); it may be that memory ran out"
 
+    @pytest.mark.slow
     def test_those_that_die_while_they_start_are_replaced(self, tmp_path):
         (tmp_path / "dead").mkdir()
         models = {"net": DeadOnArrival(tmp_path / "dead", 2)}
@@ -458,6 +460,7 @@ class TestWorkers:
         assert [run.status for run in found.runs] == ["done", "done"]
         assert len(list((tmp_path / "dead").iterdir())) == 2
 
+    @pytest.mark.slow
     def test_not_for_ever(self, tmp_path):
         (tmp_path / "dead").mkdir()
         models = {"net": DeadOnArrival(tmp_path / "dead", 99)}
@@ -512,7 +515,8 @@ class TestWorkers:
     def test_a_script_without_the_line_that_it_needs(self, tmp_path):
         script = tmp_path / "script.py"
         script.write_text(
-            "from comparing import compare\nfrom pathlib import Path\ncompare(Path(__file__).parent / 'out', workers=2)\n"
+            "from pathlib import Path\nfrom tests.comparing import compare\n"
+            "compare(Path(__file__).parent / 'out', workers=2)\n"
         )
         ended = subprocess.run(
             [sys.executable, str(script)], env=with_the_tests(), capture_output=True, text=True, timeout=120

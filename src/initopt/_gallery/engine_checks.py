@@ -80,6 +80,7 @@ def evaluate(
     Raises:
         ValueError: if the engine refuses the problem.
 
+    >>> from initopt.testing import ENTRIES
     >>> figures = evaluate("graph", ENTRIES["mlp"], functions=["cosine"])
     >>> figures.gram.shape, list(figures.derivatives["cosine"])[:2]
     (torch.Size([3, 3]), ['0.weight', '0.bias'])

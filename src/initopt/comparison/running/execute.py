@@ -57,10 +57,11 @@ def execute(
         FileExistsError, MismatchError, BlockingIOError, PermissionError: as
             :func:`initopt.comparison.storage.folder.opened` does.
     """
+    by_fabric = plan.hardware.needs_fabric(plan.recipe.precision)
     with ExitStack() as resources:
 
         def open_folder() -> None:
-            resources.enter_context(opened(folder, specification(), versions()))
+            resources.enter_context(opened(folder, specification(), versions(by_fabric)))
             if retry_failed:
                 remove_failed(folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["failed", "run_group", "versions"]
 
 
-def versions() -> dict[str, str]:
-    """The versions of everything that results depend on; Lightning Fabric only where it is in use."""
-    fabric = {"lightning-fabric": version("lightning-fabric")} if "lightning_fabric" in sys.modules else {}
+def versions(by_fabric: bool = False) -> dict[str, str]:
+    """The versions of everything that results depend on; that of Lightning Fabric where it does the runs."""
+    fabric = {"lightning-fabric": version("lightning-fabric")} if by_fabric else {}
     return {
         "initopt": __version__,
         "torch": torch.__version__,

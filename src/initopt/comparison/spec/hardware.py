@@ -77,8 +77,8 @@ class Hardware:
             ValueError: if there is no such hardware; the message says what Fabric says.
             ImportError: if Fabric is needed and not installed.
         """
-        device = self._device() if precision == "32-true" and self.is_single else None
-        if device is not None:
+        device = self._device()
+        if device is not None and not self.needs_fabric(precision):
             return cast("Fabric", OneDevice(device))
         arguments: dict[str, Any] = {
             "accelerator": self.accelerator,
@@ -98,6 +98,10 @@ class Hardware:
             return Fabric(**arguments)
         except Exception as error:  # of several kinds, the library's own among them
             raise ValueError(f"Lightning Fabric does not run with {given}: {error}") from error
+
+    def needs_fabric(self, precision: str) -> bool:
+        """Whether Lightning Fabric does the runs, and not :class:`OneDevice`."""
+        return precision != "32-true" or not self.is_single or self._device() is None
 
     def _device(self) -> torch.device | None:
         """The one device; ``None`` where it is for Fabric to say which, or that there is none."""

@@ -114,8 +114,17 @@ def _differences(was: Any, now: Any, path: str) -> Iterator[str]:
                 yield from _differences(was[name], now[name], where)
         if [name for name in was if name in now] != [name for name in now if name in was]:
             yield f"{path} are in another order: they were {', '.join(was)}, and are {', '.join(now)}"
+    elif _are_alike(was, now):
+        for number, (old, new) in enumerate(zip(was, now, strict=True)):
+            yield from _differences(old, new, f"{path}[{number}]")
     elif was != now:
         yield f"{path} was {_short(was)} and is {_short(now)}"
+
+
+def _are_alike(was: Any, now: Any) -> bool:
+    """Whether both are lists of as many mappings, such as the steps of an initialization."""
+    lists = isinstance(was, list) and isinstance(now, list) and len(was) == len(now)
+    return lists and all(isinstance(value, dict) for value in (*was, *now))
 
 
 def _short(value: Any) -> str:
