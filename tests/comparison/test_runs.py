@@ -416,7 +416,7 @@ def test_same_results_whatever_was_drawn_before(tmp_path):
     assert table(tmp_path / "a") == table(tmp_path / "b")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 @pytest.mark.processes
 def test_two_processes_share_each_run(tmp_path, strategy):
     """By gloo; without batch norm, whose statistics each would have of its own half."""

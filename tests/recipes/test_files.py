@@ -229,6 +229,7 @@ def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
     assert all(run.before is not None for run in found.runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar10-evidence")])
 def test_a_recipe_of_the_evidence_trains(name, pictures, tmp_path, capsys):
     values = read_experiment(RECIPES[name])

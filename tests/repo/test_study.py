@@ -81,6 +81,7 @@ for name in ("mlp-tanh", "gpt"):
     python("-c", script)
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_and_makes_pages(tmp_path: Path) -> None:
     call = ["study.py", "--networks", "mlp-tanh", "--seeds", "0", "--starts", "default;nio", "--out", str(tmp_path)]
     assert "mlp-tanh" in python(*call)
