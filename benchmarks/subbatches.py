@@ -38,9 +38,7 @@ WITH_NORM = [(count, 0.0) for count in (2, 4, 8, 16)] + [(4, overlap) for overla
 
 def of_windows(samples: Tensor, windows: Windows) -> float:
     """GradCosine of sub-batches, out of the Gram matrix of the samples' gradients."""
-    means = torch.zeros(len(windows), len(samples), dtype=samples.dtype)
-    for row, window in zip(means, windows.indices, strict=True):
-        row[window] = 1 / len(window)
+    means = windows.weights()
     return float(functional.grad_cosine(means @ samples @ means.T))
 
 
@@ -75,7 +73,7 @@ def without_norm(seed: int, batches: list[Any], depth: int) -> list[dict[str, An
                     "grad_cosine": float(values.mean()),
                     "sd": float(values.std()),
                     "expected": windows.expected_cosine(max(noise, 0.0)),
-                    "floor": windows.noise_cosine,
+                    "floor": windows.expected_cosine(),
                 }
             )
     return rows
@@ -101,7 +99,7 @@ def with_norm(seed: int, batches: list[Any], depth: int) -> list[dict[str, Any]]
                 "split": "cyclic",
                 "grad_cosine": found.grad_cosine,
                 "sd": found.sem["grad_cosine"] * math.sqrt(found.num_batches),
-                "floor": windows.noise_cosine,
+                "floor": windows.expected_cosine(),
             }
         )
     return rows

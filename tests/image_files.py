@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
+import pytest
 from PIL import Image
 
 CLASSES = ("cat", "dog")
@@ -54,3 +56,11 @@ def write_folders(folder: Path, count: int) -> None:
         (folder / name).mkdir(parents=True)
         for number in range(count):
             picture(label, number, (40, 30)).save(folder / name / f"{number}.png")
+
+
+def work_offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Have the libraries of the Hugging Face hub use no network, and a cache of this test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

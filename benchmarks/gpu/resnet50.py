@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from networks import build
 from tables import markdown
 from tasks import Plan, Result, Task, Tell
 from timing import time_once
-from torch import Tensor
 
 import initopt
 from initopt.batches.subbatches import SubBatches
@@ -27,7 +26,7 @@ from initopt.data.augmentation import View
 from initopt.data.loader import seeded_batches
 from initopt.data.pictures import Pictures
 
-__all__ = ["noise_floor", "resnet50_plan", "resnet50_table", "run_nio"]
+__all__ = ["resnet50_plan", "resnet50_table", "run_nio"]
 
 _STEPS, _MEASURED, _TRAINING_STEPS = 100, 10, 10
 
@@ -97,7 +96,9 @@ def run_nio(
         "steps": steps,
         "seconds": result.seconds,
         "options": {name: result.options[name] for name in ("num_subbatches", "overlap", "split", "batch_norm", "lr")},
-        "floor": noise_floor(batch_size, *(result.options[name] for name in ("num_subbatches", "overlap", "split"))),
+        "floor": SubBatches(
+            count=result.options["num_subbatches"], overlap=result.options["overlap"], split=result.options["split"]
+        ).noise_cosine(batch_size),
         "figures": {
             name: [[getattr(when, name), when.sem[name]] for when in (result.before, result.after)]
             for name in ("grad_cosine", "grad_norm")
@@ -124,19 +125,6 @@ def _orders(images: int, batch_size: int, count: int) -> Iterator[list[int]]:
         for begin in range(0, images - batch_size + 1, batch_size)[:count]:
             yield order[begin : begin + batch_size]
             count -= 1
-
-
-def noise_floor(batch_size: int, num_subbatches: int, overlap: float, split: str) -> float:
-    """GradCosine of gradients that have nothing in common but the samples that their sub-batches share.
-
-    The mean over pairs of sub-batches A and B of ``|A and B| / sqrt(|A| |B|)``.
-
-    >>> round(noise_floor(64, 4, 0.2, "published"), 4), noise_floor(64, 4, 0.0, "cyclic")
-    (0.2374, 0.0)
-    """
-    windows: tuple[Tensor, ...] = SubBatches(count=num_subbatches, overlap=overlap, split=split).windows(batch_size).indices
-    sets = [set(window.tolist()) for window in windows]
-    return statistics.fmean(len(a & b) / math.sqrt(len(a) * len(b)) for a, b in combinations(sets, 2))
 
 
 def resnet50_table(results: Mapping[str, Result]) -> str:

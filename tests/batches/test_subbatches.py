@@ -144,10 +144,10 @@ class TestExpectedCosine:
 
     @pytest.mark.parametrize(("batch_size", "count", "expected"), [(64, 4, 0.105), (16, 4, 0.133), (64, 8, 0.057)])
     def test_the_floor_of_cyclic_windows(self, batch_size: int, count: int, expected: float) -> None:
-        assert split_windows(batch_size, count, 0.2).noise_cosine == pytest.approx(expected, abs=5e-4)
+        assert SubBatches(count=count, overlap=0.2).noise_cosine(batch_size) == pytest.approx(expected, abs=5e-4)
 
     def test_there_is_no_floor_without_overlap(self) -> None:
-        assert split_windows(64, 8).noise_cosine == 0.0
+        assert SubBatches(count=8).noise_cosine(64) == 0.0
 
     @pytest.mark.parametrize("split", SPLITS)
     @pytest.mark.parametrize("noise_scale", [0.5, 20.0, float("inf")])

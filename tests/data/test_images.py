@@ -20,17 +20,14 @@ from initopt.comparison.running.batches import EpochOrder, training_batches
 from initopt.data import cifar10, cifar100, image_folder, imagenet
 from initopt.data.augmentation import View, augmentation
 from initopt.data.splits import Sizes, select, stratified_order
-from tests.image_files import CLASSES, picture, write_folders, write_split
+from tests.image_files import CLASSES, picture, work_offline, write_folders, write_split
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 @pytest.fixture(autouse=True)
 def no_network_and_a_cache_of_its_own(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    work_offline(monkeypatch, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ import sys
 import types
 from pathlib import Path
 
-import datasets
-import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -21,7 +19,7 @@ from initopt.comparison import load_comparison
 from initopt.comparison.spec.hardware import Hardware
 from initopt.comparison.spec.plan import Plan
 from initopt.recipes import RECIPES
-from tests.image_files import write_split
+from tests.image_files import work_offline, write_split
 
 CIFAR = re.compile(r"(cifar100?)-(vgg|resnet|densenet|wrn)([0-9-]+)-(bn|nobn)")
 FUNCTIONS = {"vgg": "vgg", "resnet": "cifar_resnet", "densenet": "densenet", "wrn": "wide_resnet"}
@@ -52,10 +50,7 @@ def timm(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_network_and_a_cache_of_its_own(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    work_offline(monkeypatch, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

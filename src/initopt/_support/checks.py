@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from numbers import Real
@@ -21,10 +21,10 @@ __all__ = [
     "check_flag",
     "check_integer",
     "check_number",
+    "data_frame",
     "plain_numbers",
     "renaming",
     "require",
-    "suggesting",
     "with_plain_numbers",
 ]
 
@@ -106,6 +106,14 @@ def require(what: str, extra: str, *modules: str) -> None:
         raise ImportError(f"{what} needs {', '.join(missing)}: pip install 'initopt[{extra}]'")
 
 
+def data_frame(rows: Sequence[Any], columns: Sequence[str] | None = None) -> Any:
+    """A :class:`pandas.DataFrame` of rows, for a method ``to_dataframe``; an ImportError where pandas is not installed."""
+    require("to_dataframe()", "pandas", "pandas")
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=columns)
+
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -141,11 +149,6 @@ def accepting(*options: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
         return checked
 
     return decorate
-
-
-def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """:func:`accepting` for a function that has all its keyword arguments in its signature."""
-    return accepting()(function)
 
 
 def renaming(**renamed: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -52,12 +53,14 @@ class Windows:
         Where windows overlap, some samples weigh more than others: with weight c_i on sample i, the variance of the
         mean is that of 1 / sum(c_i^2) samples.
         """
-        weight = torch.zeros(self.batch_size, dtype=torch.float64, device="cpu")
-        for window in self.indices:
-            weight.index_add_(
-                0, window, torch.full((len(window),), 1 / (len(window) * len(self)), dtype=torch.float64, device="cpu")
-            )
-        return float(1 / weight.square().sum())
+        return float(1 / self.weights().mean(0).square().sum())
+
+    def weights(self) -> Tensor:
+        """The share of every sample in the mean over each sub-batch, float64, shape ``(D, B)``."""
+        rows = torch.zeros(len(self), self.batch_size, dtype=torch.float64, device="cpu")
+        for row, window in zip(rows, self.indices, strict=True):
+            row[window] = 1 / len(window)
+        return rows
 
     def expected_cosine(self, noise_scale: float = math.inf) -> float:
         r"""The GradCosine that these sub-batches have of samples whose gradients are a common one and independent noise.
@@ -81,17 +84,10 @@ class Windows:
         """
         if not noise_scale >= 0:
             raise ValueError(f"noise_scale must be a number of samples, 0 or more, or infinite; got {noise_scale}")
-        members = torch.zeros(len(self), self.batch_size, dtype=torch.float64, device="cpu")
-        for row, window in zip(members, self.indices, strict=True):
-            row[window] = 1 / len(window)
-        noise = members @ members.T  # s_de / (n_d n_e), and 1 / n_d on the diagonal
+        weights = self.weights()
+        noise = weights @ weights.T  # s_de / (n_d n_e), and 1 / n_d on the diagonal
         gram = noise if math.isinf(noise_scale) else 1 + noise_scale * noise
         return float(functional.grad_cosine(gram))
-
-    @property
-    def noise_cosine(self) -> float:
-        """The noise floor of GradCosine: what shared samples alone give, without any common gradient; 0 without overlap."""
-        return self.expected_cosine()
 
 
 def _cyclic(batch_size: int, count: int, overlap: float) -> list[Tensor]:
@@ -190,4 +186,9 @@ class SubBatches:
         >>> round(SubBatches(count=4, overlap=0.2, split="published").noise_cosine(64), 4)
         0.2374
         """
-        return self.windows(batch_size).noise_cosine
+        return _noise_cosine(self, batch_size)
+
+
+@cache  # asked for in every step of a run, of a few batch sizes
+def _noise_cosine(subbatches: SubBatches, batch_size: int) -> float:
+    return subbatches.windows(batch_size).expected_cosine()

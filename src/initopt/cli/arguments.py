@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from initopt._support.current_folder import search_for_own_code
 from initopt._support.errors import warn
+from initopt._support.words import unknown
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import Component, find_component
 from initopt.cli.files import as_yaml, bounded_yaml, describe_experiment, path_and_arguments, read_experiment, read_options
@@ -73,7 +74,7 @@ def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
         search_for_own_code([*values.values(), *(flag.partition("=") for flag in flags)])
     method = [str(values.get("method") or "nio"), *_given(flags, "method")][-1] if command.method else None
     if method and method not in method_names():
-        raise ValueError(f"unknown --method {method!r}; known are {', '.join(map(repr, method_names()))}")
+        raise ValueError(unknown("--method", method, method_names()))
     components = {option: find_component(option, path, as_batches=command.as_batches) for option, path in paths.items()}
 
     parser = _parser(command, name, components, method, [*values, *_names(flags)])

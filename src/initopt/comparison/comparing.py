@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from torch import nn
 
-from initopt._support.checks import check_integer, suggesting
+from initopt._support.checks import accepting, check_integer
 from initopt._support.errors import warn
 from initopt._support.processes import processor_threads
 from initopt._support.progress import Progress, counter
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 
-@suggesting
+@accepting()
 def compare(
     models: Mapping[str, Callable[[], nn.Module] | Network],
     data: Any,

@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from initopt._support.checks import check_integer, suggesting
+from initopt._support.checks import accepting, check_integer
 from initopt._support.errors import LoaderError
 from initopt._support.progress import Progress, reporter
+from initopt._support.words import unknown
 from initopt.batches.nested import batch_size
 from initopt.batches.stream import check_batches
 from initopt.diagnosis.diagnosis import Diagnosis
 from initopt.diagnosis.remedies import Remedies, remedies_for
-from initopt.diagnosis.rules.base import NEEDS, Evidence, Finding, chosen_rules, found_in
+from initopt.diagnosis.rules.base import RULES, Evidence, Finding, chosen_rules, found_in, notable
 from initopt.diagnosis.trace import trace
 from initopt.diagnosis.updates import OptimizerFactory, check_optimizer
 from initopt.model.losses import LossFunction
@@ -28,8 +29,11 @@ __all__ = ["assert_healthy", "check", "diagnose"]
 REMEDIES = (*(name for name in NAMES if name != "default"), "default", "lsuv", "nio")
 """What :func:`diagnose` can try."""
 
+_HOPELESS = ("S603", "S604")
+"""Rules that find something where a model cannot be run, or has nothing to differentiate."""
 
-@suggesting
+
+@accepting()
 def check(
     model: nn.Module,
     batch: Any = None,
@@ -69,16 +73,14 @@ def check(
             raise TypeError(f"{name} must be a torch.nn.Module; got {type(given).__name__}")
     chosen_rules(select, ignore)
     alone = Evidence(model, against=against)
-    found = found_in(alone, select, ignore)
-    hopeless = {finding.rule for finding in found_in(alone, ["S603", "S604"])}
-    if batch is None or hopeless:
-        return found
+    if batch is None or any(True for code in _HOPELESS for _ in RULES[code].find(alone)):
+        return found_in(alone, select, ignore)
     count = min(4, batch_size(batch))
     seen = trace(model, [batch], loss_fn, num_batches=1, num_subbatches=count, progress=False)
     return found_in(Evidence(model, seen, against), select, ignore)
 
 
-@suggesting
+@accepting()
 def diagnose(
     model: nn.Module,
     loader: Iterable[Any],
@@ -143,9 +145,9 @@ def diagnose(
         raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
     options: dict[str, Any] = {"num_batches": num_batches, "num_subbatches": num_subbatches, "optimizer": optimizer}
     seen = trace(model, batches, loss_fn, seed=seed, progress=progress, **options)
-    findings = found_in(Evidence(model, seen), select, ignore, NEEDS)
+    findings = found_in(Evidence(model, seen), select, ignore)
     names = remedies_for(findings) if wanted is None else wanted
-    if all(finding.severity == "note" for finding in findings):
+    if not any(notable(findings)):
         names, untried = (), "nothing is wrong"
     else:
         untried = "" if names else "other weights are not what helps"
@@ -165,7 +167,7 @@ def _checked(tries: Sequence[str]) -> tuple[str, ...]:
     names = (tries,) if isinstance(tries, str) else tuple(tries)
     for name in names:
         if name not in REMEDIES:
-            raise ValueError(f"tries: unknown remedy {name!r}; known are {', '.join(map(repr, REMEDIES))}")
+            raise ValueError(f"tries: {unknown('remedy', name, REMEDIES)}")
     return names
 
 
@@ -191,8 +193,6 @@ def assert_healthy(
 
     >>> assert_healthy(nn.Linear(8, 3))
     """
-    findings = [
-        finding for finding in check(model, batch, loss_fn, select=select, ignore=ignore) if finding.severity != "note"
-    ]
+    findings = list(notable(check(model, batch, loss_fn, select=select, ignore=ignore)))
     if findings:
         raise AssertionError("the model is not healthy:\n" + "\n".join(f"  {finding}" for finding in findings))

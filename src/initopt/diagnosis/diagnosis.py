@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from initopt._support.checks import check_choice
+from initopt._support.checks import check_choice, data_frame
 from initopt._support.files import Contents, write_folder
-from initopt.diagnosis.folding import fold
+from initopt._support.words import first_few
+from initopt.diagnosis.folding import listed
 from initopt.diagnosis.remedies import Trial
 from initopt.diagnosis.rules import RULES, SEVERITIES, Finding
+from initopt.diagnosis.rules.base import notable
 from initopt.diagnosis.seen import Block, Call, TensorTrace, Trace
 from initopt.model.parameters import is_bias
 
@@ -131,7 +133,7 @@ class Diagnosis:
     @property
     def healthy(self) -> bool:
         """Whether nothing worse than a note was found."""
-        return all(finding.severity == "note" for finding in self.findings)
+        return not any(notable(self.findings))
 
     @property
     def verdict(self) -> str:
@@ -201,13 +203,12 @@ class Diagnosis:
     def __str__(self) -> str:
         trace = self.trace
         count = sum(math.prod(tensor.shape) for tensor in trace.tensors)
-        seen = f"{trace.num_batches} batch{'es' if trace.num_batches > 1 else ''}, {trace.data.samples} samples"
-        lines = [f"{self.model}: {len(trace.calls)} layers, {_count(count)} parameters, seen on {seen}", ""]
+        lines = [f"{self.model}: {len(trace.calls)} layers, {_count(count)} parameters, seen on {trace.extent}", ""]
         if self.healthy:
             lines += textwrap.wrap(f"{self.verdict[:1].upper()}{self.verdict[1:]}.", 100)
         else:
             lines += [self.table(rows=_LINES), ""] if any(row.severity in SEVERITIES[:2] for row in self.rows) else []
-            shown = [finding for finding in self.findings if finding.severity != "note"]
+            shown = list(notable(self.findings))
             for finding in shown[:6]:
                 lines += textwrap.wrap(_line(finding), 100, subsequent_indent="      ", break_on_hyphens=False)
             lines += [f"and {len(shown) - 6} more: .findings has all"] if len(shown) > 6 else []
@@ -215,9 +216,8 @@ class Diagnosis:
                 lines += textwrap.wrap(f"tried {trial}", 100, subsequent_indent="      ")
         notes = sorted({finding.rule for finding in self.findings if finding.severity == "note"})
         if notes:
-            named = ", ".join(f"{code} {RULES[code].name}" for code in notes[:4])
-            more = f" and {len(notes) - 4} more" if len(notes) > 4 else ""
-            lines += textwrap.wrap(f"Notes, which may be meant so: {named}{more}.", 100)
+            named = first_few([f"{code} {RULES[code].name}" for code in notes], 4)
+            lines += textwrap.wrap(f"Notes, which may be meant so: {named}.", 100)
         return "\n".join([*lines, "", *textwrap.wrap(self.advice, 100)])
 
     def _repr_html_(self) -> str:
@@ -231,11 +231,7 @@ class Diagnosis:
         Raises:
             ImportError: without pandas.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("to_dataframe() needs pandas: pip install initopt[pandas]") from error
-        return pd.DataFrame([{f.name: getattr(row, f.name) for f in fields(row)} for row in self.rows])
+        return data_frame([{f.name: getattr(row, f.name) for f in fields(row)} for row in self.rows])
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, in the form that docs/diagnosis.md describes."""
@@ -407,6 +403,5 @@ def _short(text: str) -> str:
 
 
 def _line(finding: Finding) -> str:
-    places = fold(finding.where)
-    place = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+    place = listed(finding.where)
     return f"{finding.rule} {finding.severity}{': ' + _short(place) if place else ''}: {finding.text}"

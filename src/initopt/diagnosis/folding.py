@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from initopt._support.words import first_few
+
 __all__ = ["fold", "listed"]
 
 
@@ -55,6 +57,4 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     >>> listed(["a.0", "a.1", "b", "c", "d"])
     'a.0-1, b, c and 1 more'
     """
-    folded = fold(names)
-    more = f" and {len(folded) - most} more" if len(folded) > most else ""
-    return ", ".join(folded[:most]) + more
+    return first_few(fold(names), most)

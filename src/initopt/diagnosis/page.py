@@ -82,13 +82,12 @@ def page(diagnosis: Diagnosis) -> str:
 def fragment(diagnosis: Diagnosis) -> str:
     """What a notebook shows."""
     trace = diagnosis.trace
-    batches = f"{trace.num_batches} batch{'es' if trace.num_batches > 1 else ''}, {trace.data.samples} samples"
     parts = [
         f"<style>{_STYLE}</style><div class='initopt-diagnosis'>",
         f"<h1>{escape(diagnosis.model)}</h1>",
         f"<p class='verdict'>{escape(diagnosis.verdict)}</p>",
         f"<p>{escape(diagnosis.advice)}</p>",
-        f"<p class='faint'>{len(trace.calls)} layers, seen on {batches}; loss {trace.loss:.4g}</p>",
+        f"<p class='faint'>{len(trace.calls)} layers, seen on {trace.extent}; loss {trace.loss:.4g}</p>",
         _chart(diagnosis.rows),
     ]
     if diagnosis.findings:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from initopt._support._torch_private import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, parameters_of, undisturbed
 from initopt.batches.nested import named_tensors
+from initopt.model.problem import as_real
 
 __all__ = ["ACTIVATIONS", "TINY", "Node", "Recorder", "is_tiny", "real", "root_mean_square"]
 
@@ -38,8 +39,7 @@ _ENDS = {"tanh": (-0.975, 0.975), "sigmoid": (0.0128, 0.9872), "hardsigmoid": (0
 
 def real(tensor: Tensor) -> Tensor:
     """A tensor as single precision, a complex one as its parts."""
-    dense = tensor.detach().to_dense()
-    dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+    dense = as_real(tensor.detach())
     return dense.to(torch.float64 if dense.dtype == torch.float64 else torch.float32)
 
 

@@ -18,6 +18,7 @@ from initopt._api import optimize
 from initopt._support.errors import InitoptWarning
 from initopt.batches.nested import batch_size, map_tensors, to_device
 from initopt.diagnosis.rules import Evidence, Finding, found_in
+from initopt.diagnosis.rules.base import notable
 from initopt.diagnosis.seen import Trace
 from initopt.diagnosis.trace import trace
 from initopt.diagnosis.updates import OptimizerFactory, make_optimizer
@@ -63,7 +64,7 @@ def remedies_for(findings: Sequence[Finding]) -> tuple[str, ...]:
     >>> remedies_for([Finding("D405", "warning", (), "", "")])
     ()
     """
-    worst = next((finding for finding in findings if finding.severity != "note"), None)
+    worst = next(notable(findings), None)
     if worst is None or worst.rule not in _CURABLE:
         return ()
     if worst.rule in ("A203", "A204", "A205", "A212", "G301", "G302", "G309"):
@@ -215,7 +216,7 @@ class Remedies:
 
     def _try(self, name: str, steps: int, baseline: float) -> Trial:
         before = vital_signs(self.seen)
-        found = sum(finding.severity != "note" for finding in self.findings)
+        found = len(list(notable(self.findings)))
         try:
             with warnings.catch_warnings(), seeded(self.seed):
                 warnings.simplefilter("ignore", InitoptWarning)
@@ -226,7 +227,7 @@ class Remedies:
             return Trial(
                 name, before, failure=f"could not be tried: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             )
-        left = tuple(f for f in found_in(Evidence(other, seen)) if f.severity != "note")
+        left = tuple(notable(found_in(Evidence(other, seen))))
         return Trial(name, before, vital_signs(seen), left, steps, baseline, self._trained(other, steps), found=found)
 
     def _apply(self, model: nn.Module, name: str) -> None:

@@ -154,11 +154,10 @@ class Trace:
         data: of inputs and targets.
         output: of the model.
         attention: mean entropy of attention weights relative to that of uniform ones, by the path of the module.
-        warnings: what was seen of the first batch in words, by the code of the rule.
+        warnings: what initopt said of the first batch.
         refusal: why the pass ended at the first batch; ``None`` if it did not.
         half: whether the model runs in half precision, float16, or autocast to it.
         num_batches: that were seen.
-        dtypes: of the parameters.
     """
 
     calls: tuple[Call, ...]
@@ -173,6 +172,11 @@ class Trace:
     refusal: str | None
     half: bool
     num_batches: int
+
+    @property
+    def extent(self) -> str:
+        """How much was seen, in words."""
+        return f"{self.num_batches} batch{'es' if self.num_batches > 1 else ''}, {self.data.samples} samples"
 
     @property
     def loss(self) -> float:

@@ -61,8 +61,6 @@ class Unreached:
     @property
     def cause(self) -> str:
         """Why, where tensors that are zero are the reason."""
-        if not self.zeros:
-            return "their gradient is exactly zero"
         are = "is" if len(self.zeros) == 1 else "are"
         return (
             f"{first_few(self.zeros)} {are} zero, so nothing before it gets a gradient. The model's own option may change "

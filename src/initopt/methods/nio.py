@@ -122,7 +122,7 @@ class _NIORun(ScalesRun):
             constrained=constrained,
             seconds=time.perf_counter() - start,
             centred_grad_norm=float(functional.grad_norm(gram)) if centred else None,
-            noise_cosine=batch.windows.noise_cosine,
+            noise_cosine=self._problem.subbatches.noise_cosine(batch.windows.batch_size),
         )
         return [record]
 

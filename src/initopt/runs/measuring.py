@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initopt._support.checks import check_integer, renaming, suggesting
+from initopt._support.checks import accepting, check_integer, renaming
 from initopt._support.errors import LoaderError, ZeroGradientError, located, warn
 from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import BatchStream, check_batches, length_of
@@ -33,7 +33,7 @@ __all__ = ["measure", "measure_batches"]
 
 
 @renaming(steps="num_batches")
-@suggesting
+@accepting()
 def measure(
     model: nn.Module,
     batches: Iterable[Any],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from initopt._support._torch_private import ORIGINAL
+from initopt._support.checks import data_frame
 from initopt._support.errors import MismatchError
 from initopt._support.files import Contents, plain, unplain, write_folder, write_json
 from initopt._support.reading import of_form, read_json
@@ -155,13 +156,10 @@ class Result:
         Raises:
             ImportError: if pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("to_dataframe() needs pandas: pip install 'initopt[pandas]'") from error
         kind = type(self.history[0]) if self.history else StepRecord
         columns = [record_field.name for record_field in fields(kind)]
-        return pd.DataFrame([asdict(record) for record in self.history], columns=columns)
+        found: pd.DataFrame = data_frame([asdict(record) for record in self.history], columns)
+        return found
 
     def plot(self) -> Figure:
         """Draw the run: GradCosine, gradient norm with its bound, scales per layer, and before against after.

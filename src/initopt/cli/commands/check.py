@@ -15,6 +15,7 @@ from initopt.cli.commands.base import Command, Request
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_model, make_problem
 from initopt.diagnosis import Finding
 from initopt.diagnosis.diagnosis import as_plain
+from initopt.diagnosis.rules.base import notable
 
 __all__ = ["COMMAND", "shown"]
 
@@ -48,7 +49,7 @@ def _run(request: Request) -> int:
     against = make_model(request, "against") if "against" in request.components else None
     found = initopt.check(model, batch, loss, against=against, select=select, ignore=ignore)
     print(shown(found, request.options["output_format"]))
-    return int(any(finding.severity != "note" for finding in found))
+    return int(any(notable(found)))
 
 
 def shown(findings: Sequence[Finding], form: str) -> str:

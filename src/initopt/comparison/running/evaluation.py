@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +10,10 @@ from torch.utils.data import Dataset
 
 from initopt.batches.nested import batch_size, to_device
 from initopt.comparison.running.batches import all_batches
+from initopt.model.centring import watching
 from initopt.model.losses import Loss
 
-__all__ = ["Judge", "hits", "outputs_of", "share"]
+__all__ = ["Judge", "hits", "share"]
 
 
 class Judge:
@@ -44,7 +43,7 @@ class Judge:
         """
         losses, counts, found = [], [], []
         model.eval()
-        with outputs_of(model) as outputs:
+        with watching(model) as outputs:
             for data in self._batches:
                 batch = to_device(data, self._device)
                 counts.append(batch_size(batch))
@@ -53,17 +52,6 @@ class Judge:
                 outputs.clear()
         model.train()
         return float(torch.stack(losses).sum()) / sum(counts), share(found)
-
-
-@contextmanager
-def outputs_of(model: nn.Module) -> Iterator[list[Any]]:
-    """What a model returns while the block lasts, call by call: a loss function does not hand it on."""
-    outputs: list[Any] = []
-    handle = model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
 
 
 def hits(output: Any, batch: Any) -> Tensor | None:

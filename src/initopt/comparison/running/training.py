@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 
 from initopt.batches.nested import batch_size, to_device
 from initopt.comparison.running.batches import EpochOrder, training_batches
-from initopt.comparison.running.evaluation import Judge, hits, outputs_of, share
+from initopt.comparison.running.evaluation import Judge, hits, share
 from initopt.comparison.running.mixup import mixed
 from initopt.comparison.spec.recipe import Recipe, lr_factor
 from initopt.comparison.storage.record import CurvePoint, Subset
+from initopt.model.centring import watching
 from initopt.model.losses import Loss
 from initopt.model.randomness import Stream, seeded
 
@@ -101,7 +102,7 @@ class _Training:
     _first_loss: float = math.nan
 
     def run(self) -> Trained:
-        with seeded(self._seed, Stream.MODEL, self._fabric.global_rank), outputs_of(self._model) as outputs:
+        with seeded(self._seed, Stream.MODEL, self._fabric.global_rank), watching(self._model) as outputs:
             self._look()
             self._train(outputs)
         return self._found

@@ -121,7 +121,7 @@ class Recipe:
         object.__setattr__(self, "lr", floats if several else floats[0])
 
     def _check_optimizer(self) -> None:
-        kind = OPTIMIZERS[self.optimizer]
+        kind: Any = OPTIMIZERS[self.optimizer]
         known = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr")]
         if not isinstance(self.optimizer_options, Mapping):
             raise ValueError(
@@ -134,8 +134,7 @@ class Recipe:
                     f"optimizer_options: {self.optimizer!r} has no option {name!r}; it has {', '.join(known)}{hint}"
                 )
         try:
-            made: Any = kind
-            made([nn.Parameter(torch.zeros(1, device="cpu"))], lr=self.lrs[0], **_with_pairs(self.optimizer_options))
+            kind([nn.Parameter(torch.zeros(1, device="cpu"))], lr=self.lrs[0], **_with_pairs(self.optimizer_options))
         except (TypeError, ValueError) as error:
             given = dict(self.optimizer_options)
             raise ValueError(f"optimizer_options: {self.optimizer!r} refuses {given}: {error}") from None

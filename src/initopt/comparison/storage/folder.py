@@ -67,7 +67,6 @@ def opened(folder: Path, specification: Mapping[str, Any], versions: Mapping[str
             write_file(folder / RECORD, lambda temporary: write_json(temporary, record))
         _remove_leftovers(folder)
         yield
-        _remove_leftovers(folder)  # also of what a worker of a killed comparison was still at when this one began
     finally:
         lock.release()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
+from initopt._support.checks import data_frame
 from initopt._support.files import plain, unplain
 from initopt._support.reading import of_form, read_json
 from initopt.comparison.storage.curve_file import read_curve
@@ -85,17 +86,13 @@ class Comparison:
         Raises:
             ImportError: if pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("to_dataframe() needs pandas: pip install 'initopt[pandas]'") from error
         runs = [*self.selection, *self.runs]
         if curves:
             known = ("network", "initialization", "seed", "lr", "purpose")
             keys = [{name: getattr(run, name) for name in known} for run in runs]
             rows = [key | vars(point) for key, run in zip(keys, runs, strict=True) for point in run.curve]
-            return pd.DataFrame(rows, columns=[*known, *_COLUMNS])
-        return pd.DataFrame([_row(run) for run in runs], columns=None if runs else list(_WHOLE))
+            return data_frame(rows, [*known, *_COLUMNS])
+        return data_frame([_row(run) for run in runs], None if runs else list(_WHOLE))
 
 
 _WHOLE = tuple(o.name for o in fields(RunRecord) if o.name not in ("before", "after", "scales", "curve", "versions"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from initopt.diagnosis.folding import listed
@@ -32,6 +32,15 @@ _SHARES: tuple[tuple[Severity, float, float], ...] = (("error", 0.9, 2.0), ("war
 """From which share on to which dead or saturated units are what."""
 
 
+def _graded(calls: Iterable[Call], of: Callable[[Call], float]) -> Iterator[tuple[Severity, list[Call], Call]]:
+    """The calls whose share makes them an error, then those that it makes a warning, each with the worst."""
+    every = list(calls)
+    for severity, low, high in _SHARES:
+        some = [call for call in every if low <= of(call) < high]
+        if some:
+            yield severity, some, max(some, key=of)
+
+
 def _ends(layers: Sequence[Call]) -> tuple[list[Call], list[Call]]:
     """The first and the last quarter of layers, two or more each."""
     count = max(2, len(layers) // 4)
@@ -57,14 +66,11 @@ def dead(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         return
     pairs = pairwise([None, *evidence.seen.calls])
     relus = [c for before, c in pairs if c and c.function in ("relu", "relu6") and (before is None or before.rms > 0)]
-    for severity, low, high in _SHARES:
-        calls = [call for call in relus if low <= call.dead < high and call.units >= 16]
-        if calls:
-            worst = max(calls, key=lambda call: call.dead)
-            more = f"up to {share(worst.dead)} of their" if len(calls) > 1 else f"{share(worst.dead)} of its {worst.units}"
-            text = f"{more} units are zero for every sample"
-            remedy = "look at the biases in front (too negative?) and their inputs; kaiming_normal or lsuv revives units"
-            yield rule.finding([c.name for c in calls], text, remedy, severity)
+    for severity, calls, worst in _graded((c for c in relus if c.units >= 16), lambda call: call.dead):
+        more = f"up to {share(worst.dead)} of their" if len(calls) > 1 else f"{share(worst.dead)} of its {worst.units}"
+        text = f"{more} units are zero for every sample"
+        remedy = "look at the biases in front (too negative?) and their inputs; kaiming_normal or lsuv revives units"
+        yield rule.finding([c.name for c in calls], text, remedy, severity)
 
 
 @rule(
@@ -82,16 +88,13 @@ def saturated(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     Normal inputs of unit variance leave 3 % of a tanh's outputs beyond 0.975 and none of a sigmoid's beyond 0.987;
     half needs inputs three times as large as that, or more.
     """
-    for severity, low, high in _SHARES:
-        calls = [c for c in evidence.seen.calls if low <= c.saturated < high]
-        if calls:
-            worst = max(calls, key=lambda call: call.saturated)
-            text = (
-                f"{'up to ' if len(calls) > 1 else ''}{share(worst.saturated)} of the outputs are at the flat ends of "
-                f"{worst.function}"
-            )
-            remedy = "make the weights in front smaller (xavier_normal, lsuv), or normalize the inputs"
-            yield rule.finding([c.name for c in calls], text, remedy, severity)
+    for severity, calls, worst in _graded(evidence.seen.calls, lambda call: call.saturated):
+        text = (
+            f"{'up to ' if len(calls) > 1 else ''}{share(worst.saturated)} of the outputs are at the flat ends of "
+            f"{worst.function}"
+        )
+        remedy = "make the weights in front smaller (xavier_normal, lsuv), or normalize the inputs"
+        yield rule.finding([c.name for c in calls], text, remedy, severity)
 
 
 @rule(
