@@ -27,6 +27,7 @@ from initopt.runs.result import Result
 from initopt.runs.run import run
 from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.schemes import Scheme
 
 __all__ = ["gradinit", "lsuv", "metainit", "nio", "optimize"]
 
@@ -197,7 +198,7 @@ def nio(
     scale_biases: bool = False,
     scale_invariant: bool = False,
     grad_params: ParameterFilter | None = None,
-    scheme: str | None = None,
+    scheme: str | Scheme | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     microbatch: int | None = None,
@@ -250,8 +251,9 @@ def nio(
             training step.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
+            drawn with ``seed``, are the start to which the scales refer; the model's own weights by default.
+            ``Result.before`` is of the model's own in either case.
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
