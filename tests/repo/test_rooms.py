@@ -20,6 +20,7 @@ ROOMS = (
     "gram",
     "batches",
     "model",
+    "training",
     "zoo",
     "data",
     "engines.base",

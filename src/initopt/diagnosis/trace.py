@@ -21,7 +21,7 @@ from initopt.batches.subbatches import SubBatches
 from initopt.diagnosis.data import DataFacts, OutputFacts
 from initopt.diagnosis.recording import Recorder, is_tiny, root_mean_square
 from initopt.diagnosis.seen import Block, Call, TensorTrace, Trace, block_of
-from initopt.diagnosis.updates import OptimizerFactory, check_optimizer, first_updates, woken
+from initopt.diagnosis.updates import first_updates, woken
 from initopt.engines.base import BLOCK, Gradients, GramSum
 from initopt.engines.invariance import ALIGNED
 from initopt.model.double_backward import plain_attention, uses_autocast
@@ -31,6 +31,7 @@ from initopt.model.parameters import NamedParameter, Parameters
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import derive_seed, seeded
+from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
 __all__ = ["trace"]
 
