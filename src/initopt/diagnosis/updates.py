@@ -14,7 +14,7 @@ from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
 
-__all__ = ["OptimizerFactory", "check_optimizer", "first_updates", "make_optimizer", "woken"]
+__all__ = ["OptimizerFactory", "check_optimizer", "few_samples", "first_updates", "make_optimizer", "woken"]
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer] | torch.optim.Optimizer
 """A function of parameters, such as ``functools.partial(torch.optim.AdamW, lr=3e-4)``; or an optimizer of the model."""
@@ -86,7 +86,7 @@ def first_updates(problem: Problem, optimizer: OptimizerFactory, gradients: Sequ
 _MOVE = 1e-3
 """Size of a step, as that of Adam: zeros have no scale that it could be relative to."""
 
-_STEPS, _FEW = 3, 8
+_STEPS, _FEW, _MANY = 3, 4, 8
 
 
 def woken(problem: Problem, batch: Batch, gradients: Sequence[Tensor | None]) -> set[str]:
@@ -95,8 +95,7 @@ def woken(problem: Problem, batch: Batch, gradients: Sequence[Tensor | None]) ->
     A branch that ends in a zero passes no gradient on, but trains: its end moves in the first step, and the rest in the
     next. What gets none after three steps has nothing that would move, as behind two zeros in a row.
     """
-    window = batch.windows.indices[0][:_FEW]
-    part = Part(window, 1.0, (*batch.seed, 0))
+    part = few_samples(batch)
     found: set[str] = set()
     slopes: Sequence[Tensor | None] = gradients
     with problem.state.stand_ins(torch.float32) as leaves:
@@ -116,6 +115,12 @@ def woken(problem: Problem, batch: Batch, gradients: Sequence[Tensor | None]) ->
             if len(found) == before:
                 break
     return found
+
+
+def few_samples(batch: Batch) -> Part:
+    """The first samples of a batch, a sixteenth of it: enough to tell whether a gradient comes at all."""
+    count = min(max(batch.windows.batch_size // 16, _FEW), _MANY)
+    return Part(batch.windows.indices[0][:count], 1.0, (*batch.seed, 0))
 
 
 def _moving(problem: Problem, slopes: Iterable[Tensor | None]) -> set[str]:
