@@ -10,7 +10,7 @@ from torch import Tensor
 from initopt.diagnosis.data import DataFacts, OutputFacts
 from initopt.gram import functional
 
-__all__ = ["Block", "Call", "TensorTrace", "Trace", "block_of"]
+__all__ = ["Block", "Call", "Opened", "TensorTrace", "Trace", "block_of"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,23 @@ class TensorTrace(Block):
 
 
 @dataclass(frozen=True, eq=False)
+class Opened:
+    """A pass over a few samples in which the factors of branches that start small, as those of LayerScale, are 1.
+
+    Attributes:
+        gains: names of these factors.
+        size: the largest of them.
+        calls: what was seen, as in a :class:`Trace`, by name.
+        slopes: root mean square of the gradient with respect to each parameter that has one.
+    """
+
+    gains: tuple[str, ...]
+    size: float
+    calls: dict[str, Call]
+    slopes: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
 class Trace:
     """All that one pass has seen.
 
@@ -158,6 +175,7 @@ class Trace:
         refusal: why the pass ended at the first batch; ``None`` if it did not.
         half: whether the model runs in half precision, float16, or autocast to it.
         num_batches: that were seen.
+        opened: a pass in which branches that start next to closed are open; ``None`` if there are none.
     """
 
     calls: tuple[Call, ...]
@@ -172,6 +190,7 @@ class Trace:
     refusal: str | None
     half: bool
     num_batches: int
+    opened: Opened | None = None
 
     @property
     def extent(self) -> str:
