@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from ideas import Idea, nio_with
 from subjects import Network
 from torch import nn
@@ -63,6 +64,26 @@ def bounded_nio(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, times
     initopt.nio(
         model, batches, loss_fn, max_grad_norm=bound, measure_batches=0, progress=False, allow_trained=True, **options
     )
+
+
+def multiplied(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, factor: float) -> None:
+    """Multiply every matrix by the same number."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+
+
+def rescaled(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, draw: int, spread: float = 0.5) -> None:
+    """Multiply every matrix by a number of its own, log-normal with that spread: a random place where NIO could end.
+
+    The numbers follow from torch's random state, which follows from the seed of the run, and from ``draw``.
+    """
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    logarithms = spread * torch.randn(draw + 1, len(matrices))[draw]
+    with torch.no_grad():
+        for matrix, logarithm in zip(matrices, logarithms, strict=True):
+            matrix.mul_(float(logarithm.exp()))
 
 
 def matrices_only(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
@@ -161,6 +182,11 @@ STARTS: dict[str, Start] = {
     "nio, norm weight 1": Start("nio", {"norm_weight": 1.0}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
     "nio after lsuv": Start(["lsuv", "nio"]),
+    "own weights x 0.7": Start(partial(multiplied, factor=0.7)),
+    "own weights x 1.4": Start(partial(multiplied, factor=1.4)),
+    "random scales, 1st": Start(partial(rescaled, draw=0)),
+    "random scales, 2nd": Start(partial(rescaled, draw=1)),
+    "random scales, 3rd": Start(partial(rescaled, draw=2)),
     "idea: logarithms of scales": _idea(logarithms=True),
     "idea: scales averaged": _idea(averaged=True),
     "idea: a scale per channel": _idea(per_channel=True),
