@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from ideas import loss_of
 from records import RESULTS, Results, load
-from starts import STARTS
 from study import experiment
 from torch import Tensor, nn
 
@@ -84,8 +83,6 @@ def figures_of(model: nn.Module, held: Sequence[Any], seed: int) -> dict[str, fl
         seen = trace(model, held[:3], loss_of, num_subbatches=len(held[0][1]) // few, seed=seed, progress=False)
     except (initopt.NonFiniteError, initopt.ZeroGradientError):
         return None
-    trained = [tensor for tensor in seen.tensors if tensor.fate != "frozen"]
-    entries = sum(math.prod(tensor.shape) for tensor in trained)
     ranks = [call.rank for call in seen.calls if (call.matrix or call.function) and not math.isnan(call.rank)]
     names = ("grad_cosine", "centred_grad_cosine", "grad_norm", "centred_grad_norm", "loss", "output_spread")
     return {
@@ -95,7 +92,7 @@ def figures_of(model: nn.Module, held: Sequence[Any], seed: int) -> dict[str, fl
         "few_samples": few,
         "few_grad_cosine": _mean(functional.grad_cosine(seen.whole.gram)),
         "few_coherence": _mean(functional.coherence(seen.whole.gram)),
-        "sign_agreement": sum(tensor.agreement * math.prod(tensor.shape) for tensor in trained) / entries,
+        "sign_agreement": seen.sign_agreement,
         "rank": sum(ranks),
         "output_rank": seen.calls[-1].rank if not math.isnan(seen.calls[-1].rank) else 0.0,
     }
@@ -110,9 +107,7 @@ def run(plan: Plan, splits: Splits, network: str, start: str, seed: int) -> dict
     recipe = plan.recipe_of(network, start)
     loss = as_loss(plan.loss_fn)
     model = own_start(plan.networks[network], seed)
-    prepared = prepare_start(
-        model, plan.initializations[start], splits.train, recipe, plan.loss_fn, seed, measured=False
-    )
+    prepared = prepare_start(model, plan.initializations[start], splits.train, recipe, plan.loss_fn, seed, measured=False)
     held, _ = start_batches(splits.train, recipe.batch_size, HELD_BACK, seed)
     figures = figures_of(model, held, seed)
     assert splits.test is not None
@@ -125,7 +120,7 @@ def run(plan: Plan, splits: Splits, network: str, start: str, seed: int) -> dict
 
 def _outcome(trained: Trained) -> dict[str, Any]:
     looks = [point for point in trained.curve if point.subset == "test" and point.accuracy is not None]
-    ends = {name: look for name, look in zip(("early", "late"), looks, strict=False)}
+    ends = dict(zip(("early", "late"), looks, strict=False))
     found: dict[str, Any] = {"diverged": trained.diverged}
     for name in ("early", "late"):
         look = ends.get(name)

@@ -15,6 +15,7 @@ from torch import nn
 
 import initopt
 from initopt.comparison import Initialization
+from initopt.methods import presets
 from initopt.model.parameters import is_bias
 
 __all__ = ["STARTS", "Start", "in_folders"]
@@ -180,8 +181,19 @@ STARTS: dict[str, Start] = {
     "nio, bound 5": Start("nio", {"max_grad_norm": 5.0}),
     "nio, bound 10": Start("nio", {"max_grad_norm": 10.0}),
     "nio, norm weight 1": Start("nio", {"norm_weight": 1.0}),
+    "nio, bound 2": Start("nio", {"max_grad_norm": 2.0}),
+    "nio, D = 2": Start("nio", {"num_subbatches": 2}),
+    "nio, D = 8": Start("nio", {"num_subbatches": 8}),
+    "nio, no overlap": Start("nio", {"overlap": 0.0}),
+    "nio, cosine": Start("nio", {"objective": "cosine"}),
+    "nio, cosine+sqnorm": Start("nio", {"objective": "cosine+sqnorm"}),
+    "nio, variance": Start("nio", {"objective": "variance"}),
+    "nio, variance+lognorm": Start("nio", {"objective": "variance+lognorm"}),
+    "nio, variance+sqnorm": Start("nio", {"objective": "variance+sqnorm"}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
     "nio after lsuv": Start(["lsuv", "nio"]),
+    "published": Start("nio", presets.published),
+    "published_class_defaults": Start("nio", presets.published_class_defaults),
     "own weights x 0.7": Start(partial(multiplied, factor=0.7)),
     "own weights x 1.4": Start(partial(multiplied, factor=1.4)),
     "random scales, 1st": Start(partial(rescaled, draw=0)),
@@ -194,5 +206,6 @@ STARTS: dict[str, Start] = {
     "idea: cosine by tensor": _idea(preconditioned="tensor"),
     "idea: four batches a step": _idea(batches=4),
     "idea: centred by the mean of the batch": _idea(centred="batch"),
+    "idea: cosine less what shared samples give": _idea(centred="subbatch", excess=True),
 }
 """Starts by name; ``nio`` has the defaults of the installed version."""
