@@ -43,7 +43,7 @@ __all__ = ["BEGINNINGS", "PREDICTING", "SUBJECTS", "figures_of", "main"]
 
 PREDICTING = RESULTS.with_name("predicting.jsonl")
 
-SUBJECTS = ("relu-5", "gelu-5", "tanh-10", "mlp-tanh", "resnet8-bn-digits", "vgg7", "vgg7-bn", "vit-wide")
+SUBJECTS = ("relu-5", "gelu-5", "tanh-5", "tanh-10", "mlp-tanh", "resnet8-bn-digits", "vgg7", "vgg7-bn", "vit-wide")
 """Networks that learn something from their own start, the cheapest first."""
 
 BEGINNINGS = (

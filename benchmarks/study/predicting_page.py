@@ -128,14 +128,12 @@ class Tables:
                 found.setdefault((row["network"], row["seed"]), []).append(row)
         whole = {key: own for key, own in found.items() if len(own) == len(starts)}
         self.networks = [name for name in SUBJECTS if any(network == name for network, _ in whole)]
-        seeds = sorted({seed for _, seed in whole})
-        self.seeds = [seed for seed in seeds if all((name, seed) in whole for name in self.networks)]
+        self.seeds = sorted({seed for _, seed in whole})
         self.tables = {
-            (name, seed): Table(name, seed, tuple(row for row in whole[name, seed] if row["figures"] is not None))
-            for name in self.networks
-            for seed in self.seeds
+            (name, seed): Table(name, seed, tuple(row for row in own if row["figures"] is not None))
+            for (name, seed), own in whole.items()
         }
-        self.runs = len(self.networks) * len(self.seeds) * len(starts)
+        self.runs = len(self.tables) * len(starts)
 
     @cached_property
     def without_figures(self) -> int:
@@ -143,9 +141,20 @@ class Tables:
         return self.runs - sum(len(table.rows) for table in self.tables.values())
 
     def over_all(self, value: Callable[[Table], float]) -> Numbers:
-        """A value of each table, shape ``(networks, seeds)``."""
-        found = [[value(self.tables[name, seed]) for seed in self.seeds] for name in self.networks]
-        return np.array(found, dtype=np.float64)
+        """A value of each table, shape ``(networks, seeds)``; nan where there is none."""
+        found = np.full((len(self.networks), len(self.seeds)), math.nan)
+        for (name, seed), table in self.tables.items():
+            found[self.networks.index(name), self.seeds.index(seed)] = value(table)
+        return found
+
+    def extent(self) -> str:
+        """How many starts, networks, seeds and trainings there are, in words."""
+        counts = {name: sum(network == name for network, _ in self.tables) for name in self.networks}
+        most = max(counts.values())
+        fewer = [f"{NETWORKS[name].title} with {count}" for name, count in counts.items() if count < most]
+        but = f" ({', '.join(fewer)})" if fewer else ""
+        starts = f"{len(self.starts)} starts of {len(self.networks)} networks"
+        return f"{starts}, with {most} seeds each{but}: {self.runs} trainings"
 
 
 @dataclass(frozen=True)
@@ -254,10 +263,9 @@ def accuracies(tables: Tables) -> str:
         for name in tables.networks:
             found = [
                 float(table.accuracy("late")[index])
-                for seed in tables.seeds
-                for table in [tables.tables[name, seed]]
+                for (network, _), table in tables.tables.items()
                 for index, row in enumerate(table.rows)
-                if row["start"] == start
+                if network == name and row["start"] == start
             ]
             cells.append(spread(found) if found else "")
         rows.append([start, *cells])
@@ -303,8 +311,7 @@ def page(rows: Sequence[Row], text: str) -> str:
     tables = Tables(rows)
     drawn = Tables(rows, [start for start in BEGINNINGS if start not in BY_NIO])
     parts = {
-        "extent": f"{len(tables.starts)} starts of {len(tables.networks)} networks, with {len(tables.seeds)} seeds each: "
-        f"{tables.runs} trainings",
+        "extent": tables.extent(),
         "seeds": f"{tables.seeds[0]} to {tables.seeds[-1]}",
         "rates": rates(rows, tables.networks),
         "left out": f"{tables.without_figures} of the {tables.runs} starts",

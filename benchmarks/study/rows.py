@@ -4,8 +4,9 @@
         [--seeds 0,1,2] [--out FILE]
 
 The protocol is that of study.py, which trains final runs for the test split, too; these are left out, for a screening of
-variants costs half without. The rows are of the kind that benchmarks/results/defaults.jsonl has. Runs that the file has
-already are not done again; all seeds of a start come one after the other, so that what was ended leaves whole starts.
+variants costs half without. The rows are of the kind that benchmarks/results/defaults.jsonl has; but seeds give other runs
+now than they did then, so that rows of the two files cannot be paired. Runs that the file has already are not done again; all
+seeds of a start come one after the other, so that what was ended leaves whole starts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from records import RESULTS
+from records import VARIANTS
 from starts import STARTS
 from study import experiment
 from subjects import NETWORKS
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--starts", default=";".join(STARTS), help="names, with semicolons between them")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
+    parser.add_argument("--out", type=Path, default=VARIANTS, metavar="FILE")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
