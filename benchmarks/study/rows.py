@@ -5,8 +5,8 @@
 
 The protocol is that of study.py, which trains final runs for the test split, too; these are left out, for a screening of
 variants costs half without. The rows are of the kind that benchmarks/results/defaults.jsonl has; but seeds give other runs
-now than they did then, so that rows of the two files cannot be paired. Runs that the file has already are not done again; all
-seeds of a start come one after the other, so that what was ended leaves whole starts.
+now than they did then, so that rows of the two files cannot be paired. Runs that the file has are not done again; all seeds
+of a start come one after the other, so that what was ended leaves whole starts.
 """
 
 from __future__ import annotations
