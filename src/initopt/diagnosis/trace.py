@@ -24,6 +24,7 @@ from initopt.diagnosis.seen import Block, Call, Opened, TensorTrace, Trace, bloc
 from initopt.diagnosis.updates import few_samples, first_updates, woken
 from initopt.engines.base import BLOCK, Gradients, GramSum
 from initopt.engines.invariance import ALIGNED
+from initopt.gram import functional
 from initopt.model.double_backward import plain_attention, uses_autocast
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.modes import measuring
@@ -325,7 +326,7 @@ class _TensorSums:
             part = torch.stack([row[start : start + step] for row in rows])
             gram.add_rows(part)
             dots += (part.double() @ weight[start : start + step].double()).cpu()
-            signs = signs + part.sign().float().mean(0).abs().sum()
+            signs = signs + functional.sign_agreement(part) * part.shape[1]
             tiny = tiny + is_tiny(part).float().mean(0).sum()
             mean = mean + (part.float() / scale).mean(0).square().sum()
         matrix = gram.matrix()
