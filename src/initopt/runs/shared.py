@@ -25,7 +25,7 @@ _OF_ONE_RANK = ("progress", "callbacks", "memory_budget", "process_group")
 
 
 _AS_ONE = (
-    "all ranks have to begin with the same model: a DistributedDataParallel gives all of them that of rank 0 when it is made, "
+    "all ranks have to begin with the same model: a DistributedDataParallel gives all that of rank 0 when it is made, "
     "so change nothing on one rank alone after that"
 )
 
