@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import time
@@ -168,23 +169,30 @@ def _look_at(optimizer: OptimizerFactory, parameters: Sequence[Tensor]) -> tuple
     """The name of the class, and the user's rate, if there is one.
 
     Raises:
-        TypeError: if what is made has no rate, or not the one that it is given.
+        ValueError: if its rate is zero.
     """
     places = {id(p): i for i, p in enumerate(parameters)}
-    low, high = (make_optimizer(optimizer, parameters, places, lr=lr) for lr in (0.001, 0.002))
-    if low.param_groups[0]["lr"] == high.param_groups[0]["lr"]:
-        raise TypeError(
-            "optimizer gives the same learning rate whatever it is asked for; pass a function (parameters, lr) that uses "
-            "its lr"
+    with_own = isinstance(optimizer, torch.optim.Optimizer) or not takes_rate(optimizer)
+    made = make_optimizer(optimizer, parameters, places, lr=None if with_own else 0.001)
+    rate = float(made.param_groups[0]["lr"])
+    if rate <= 0:
+        raise ValueError(
+            f"optimizer has a learning rate of {rate:g}, which no factor changes (schedulers that warm up begin there); "
+            "pass functools.partial of its class, or make it without the scheduler"
         )
-    name = type(low).__name__
+    return type(made).__name__, rate if with_own else _given_rate(optimizer)
+
+
+def _given_rate(optimizer: Any) -> float | None:
+    """The rate that a function is bound to or has by default; the default of a class is not the user's."""
+    while isinstance(optimizer, functools.partial):
+        if "lr" in optimizer.keywords:
+            return float(optimizer.keywords["lr"])
+        optimizer = optimizer.func
     if isinstance(optimizer, type):
-        return name, None  # the default of a class is not the user's
-    if not isinstance(optimizer, torch.optim.Optimizer) and takes_rate(optimizer):
-        parameter = inspect.signature(optimizer).parameters.get("lr")
-        own = parameter.default if parameter is not None else None
-        return name, float(own) if isinstance(own, (int, float, Tensor)) else None
-    return name, float(make_optimizer(optimizer, parameters, places).param_groups[0]["lr"])
+        return None
+    parameter = inspect.signature(optimizer).parameters.get("lr")
+    return None if parameter is None or parameter.default in (parameter.empty, None) else float(parameter.default)
 
 
 def _range(min_lr: float | None, max_lr: float | None, own: float | None) -> tuple[float, float]:

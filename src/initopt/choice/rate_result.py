@@ -137,7 +137,7 @@ class LearningRates:
         if self.warmup is not None and self.warmup.better:
             advice += f", or with a warm-up of {counted(self.warmup.steps, 'step')} at {self._warm_rate()}"
         return (
-            f"{advice}; runs of {self.steps} steps do not see what comes later, so try half of it, too, in a long training."
+            f"{advice}; {self.steps} steps do not see what comes later, so try half of it, too, in a long training."
         )
 
     def _warm_rate(self) -> str:
@@ -151,6 +151,8 @@ class LearningRates:
             return "Ask again with more seeds or longer runs (seeds=6, steps=100), or larger batches."
         if self.why.startswith(("every rate", "the lowest rate")):
             return f"Ask again with a lower range (min_lr={_rate(self.trials[0].lr / 1000) if self.trials else '...'})."
+        if self.why.startswith("the highest rate"):
+            return f"Ask again with a higher range (max_lr={_rate(self.trials[-1].lr * 100)})."
         return (
             "Ask initopt.diagnose(model, loader) whether anything can be learned from this start; if the model is trained "
             "already, ask again with longer runs (steps=200)."

@@ -145,10 +145,14 @@ class Search:
             return True
         return all(gain >= _LOST * most for gain, most in zip(gains, best.gains, strict=False))
 
+    @property
+    def _noise_of_run(self) -> float:
+        """Standard error of the mean loss over the last steps of a run."""
+        return self.start.noise / math.sqrt(self._plan.window)
+
     def _clear(self, trial: Trial) -> bool:
         """Whether a descent is beyond the noise of seeds, that of the batches of a run, and a hundredth of the loss."""
-        of_batches = self.start.noise / math.sqrt(self._plan.window)
-        least = max(2 * _standard_error(trial.gains), of_batches, _LITTLE * abs(self.start.mean))
+        least = max(2 * _standard_error(trial.gains), self._noise_of_run, _LITTLE * abs(self.start.mean))
         return trial.gain > least or (trial.gain > 0 and least == 0)
 
     def _judged(self) -> list[Trial]:
@@ -249,18 +253,29 @@ class Search:
         steps = counted(plan.steps, "step")
         if best is None:
             return None, None, f"every rate from {plan.min_lr:.2g} on diverges within {steps}"
+        lrs, table = self._table()
+        interval = _interval(lrs, table)
+        if self._disagree(best, table):
+            each = sorted(lrs[table.argmax(0)])
+            between = f"between {each[0]:.2g} and {each[-1]:.2g}"
+            return None, interval, f"the seeds disagree: their best rates lie {between}, more than a decade apart"
         if not self._clear(best):
             fall = f"from {self.start.mean:.4g} by {max(best.gain, 0):.2g} within {steps} at best"
             return None, None, f"the loss hardly falls at any rate: {fall}, where batches differ by {self.start.noise:.2g}"
-        lrs, table = self._table()
-        interval = _interval(lrs, table)
-        why = ""
-        if interval is not None and interval[1] > 10 * interval[0]:
-            between = f"{interval[0]:.2g} and {interval[1]:.2g}"
-            why = f"the seeds disagree: the best rate lies between {between}, which is more than a decade"
-        elif best.lr <= plan.min_lr * _SAME:
-            why = f"the lowest rate of the range, {plan.min_lr:.2g}, is the best one, so that a better one may lie below"
-        return (None if why else _peak(lrs, table.mean(1))), interval, why
+        if best.lr == lrs[0]:
+            return None, interval, f"the lowest rate that was run, {best.lr:.2g}, is the best; a better one may lie below"
+        if best.lr == lrs[-1] and self.unstable_at is None:
+            return None, interval, f"the highest rate that was run, {best.lr:.2g}, is the best; a better one may lie above"
+        return _peak(lrs, table.mean(1)), interval, ""
+
+    def _disagree(self, best: Trial, table: np.ndarray) -> bool:
+        """Whether the best rates of the seeds are more than a decade apart, and it matters: a plateau has no best rate."""
+        lrs, _ = self._table()
+        each, most = lrs[table.argmax(0)], table.max(0)
+        if each.max() <= 10 * each.min():
+            return False
+        least = max(3 * self._noise_of_run, _LITTLE * abs(self.start.mean))
+        return bool(most.min() > least and most.mean() - best.gain > _LOST * most.mean())
 
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
         """The rates that every seed was run at, and the gains, shape (rates, seeds)."""

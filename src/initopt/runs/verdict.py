@@ -159,6 +159,6 @@ def _next(result: Result) -> str:
     if word == "not judged":
         return "have the new weights judged before you train, on batches held back (measure_batches=10)."
     return (
-        "train, but look for the learning rate again, as the one of before may no longer fit: try it and a third of it. "
-        "initopt.compare shows what the new start is worth."
+        "train, but ask for the learning rate again, as the one of before may no longer fit: initopt.find_lr(model, loader, "
+        "optimizer) says which one does. initopt.compare shows what the new start is worth."
     )
