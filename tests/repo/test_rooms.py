@@ -32,6 +32,7 @@ ROOMS = (
     "runs",
     "_api",
     "diagnosis",
+    "choice",
     "_gallery",
     "testing",
     "recipes",
