@@ -31,6 +31,7 @@ from initopt.runs.shared import refuse_ranks
 from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.trial import check_training
 from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.schemes import Scheme
 from initopt.training.optimizers import OptimizerFactory
 
 __all__ = ["gradinit", "lsuv", "metainit", "nio", "optimize"]
@@ -222,7 +223,7 @@ def nio(
     clip_grad_norm: float | None = None,
     trial_steps: int = 20,
     grad_params: ParameterFilter | None = None,
-    scheme: str | None = None,
+    scheme: str | Scheme | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     microbatch: int | None = None,
@@ -283,8 +284,9 @@ def nio(
         trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
+            drawn with ``seed``, are the start to which the scales refer; the model's own weights by default.
+            ``Result.before`` is of the model's own in either case.
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
