@@ -28,9 +28,11 @@ from initopt.runs.measuring import measure
 from initopt.runs.result import Result
 
 if TYPE_CHECKING:
+    from initopt.choice import Choice, choose
     from initopt.diagnosis import Diagnosis, Finding, check, diagnose
 
 __all__ = [
+    "Choice",
     "Diagnosis",
     "Finding",
     "HarmError",
@@ -48,6 +50,7 @@ __all__ = [
     "ZeroGradientError",
     "__version__",
     "check",
+    "choose",
     "compare",
     "diagnose",
     "functional",
@@ -69,17 +72,20 @@ for _name, _module in {"functional": functional, "objectives": objectives, "pres
 _LATER = ("data", "zoo")
 """Packages that are imported when they are asked for, so that ``import initopt`` does not take longer for them."""
 
-_OF_DIAGNOSIS = ("Diagnosis", "Finding", "check", "diagnose")
-"""Names of :mod:`initopt.diagnosis`, likewise."""
+_ELSEWHERE = {
+    **dict.fromkeys(("Diagnosis", "Finding", "check", "diagnose"), "initopt.diagnosis"),
+    **dict.fromkeys(("Choice", "choose"), "initopt.choice"),
+}
+"""Names of rooms that are entered when one is asked for, likewise."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return import_module(f"initopt.{name}")
-    if name in _OF_DIAGNOSIS:
-        return getattr(import_module("initopt.diagnosis"), name)
+    if name in _ELSEWHERE:
+        return getattr(import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module 'initopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER, *_OF_DIAGNOSIS})
+    return sorted({*globals(), *_LATER, *_ELSEWHERE})
