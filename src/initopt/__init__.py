@@ -16,6 +16,7 @@ from initopt._support.errors import (
     LossError,
     MismatchError,
     NonFiniteError,
+    RankError,
     TrainedModelError,
     ZeroGradientError,
 )
@@ -28,7 +29,7 @@ from initopt.runs.measuring import measure
 from initopt.runs.result import Result
 
 if TYPE_CHECKING:
-    from initopt.choice import Choice, choose
+    from initopt.choice import Choice, LearningRates, choose, find_lr
     from initopt.diagnosis import Diagnosis, Finding, check, diagnose
 
 __all__ = [
@@ -38,12 +39,14 @@ __all__ = [
     "HarmError",
     "InitoptWarning",
     "LayerRecord",
+    "LearningRates",
     "LoaderError",
     "LossError",
     "Measurement",
     "Measuring",
     "MismatchError",
     "NonFiniteError",
+    "RankError",
     "Result",
     "StepRecord",
     "TrainedModelError",
@@ -53,6 +56,7 @@ __all__ = [
     "choose",
     "compare",
     "diagnose",
+    "find_lr",
     "functional",
     "gradinit",
     "lsuv",
@@ -72,20 +76,20 @@ for _name, _module in {"functional": functional, "objectives": objectives, "pres
 _LATER = ("data", "zoo")
 """Packages that are imported when they are asked for, so that ``import initopt`` does not take longer for them."""
 
-_ELSEWHERE = {
+_OF_ROOMS = {
     **dict.fromkeys(("Diagnosis", "Finding", "check", "diagnose"), "initopt.diagnosis"),
-    **dict.fromkeys(("Choice", "choose"), "initopt.choice"),
+    **dict.fromkeys(("Choice", "LearningRates", "choose", "find_lr"), "initopt.choice"),
 }
-"""Names of rooms that are entered when one is asked for, likewise."""
+"""Names of rooms that are imported likewise."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return import_module(f"initopt.{name}")
-    if name in _ELSEWHERE:
-        return getattr(import_module(_ELSEWHERE[name]), name)
+    if name in _OF_ROOMS:
+        return getattr(import_module(_OF_ROOMS[name]), name)
     raise AttributeError(f"module 'initopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER, *_ELSEWHERE})
+    return sorted({*globals(), *_LATER, *_OF_ROOMS})

@@ -1,6 +1,8 @@
-"""Which start, and which learning rate, for a network: found out by a race of short trainings."""
+"""The start and the learning rate for the network at hand, found out by training it for a few steps."""
 
 from initopt.choice.choice import Choice, Cost, Curve, Row
 from initopt.choice.choosing import choose
+from initopt.choice.learning_rate import find_lr
+from initopt.choice.rate_result import LearningRates
 
-__all__ = ["Choice", "Cost", "Curve", "Row", "choose"]
+__all__ = ["Choice", "Cost", "Curve", "LearningRates", "Row", "choose", "find_lr"]

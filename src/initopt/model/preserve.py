@@ -27,7 +27,17 @@ from initopt.model.randomness import OwnGenerator, RandomState
 from initopt.model.reach import Reach
 from initopt.model.state import StateGuard
 
-__all__ = ["Kept", "Originals", "TorchState", "inner_work", "preserved", "preserving", "put_values", "unwritten"]
+__all__ = [
+    "Kept",
+    "Originals",
+    "TorchState",
+    "inner_work",
+    "preserved",
+    "preserving",
+    "put_values",
+    "unwritten",
+    "weights_as",
+]
 
 Originals = dict[nn.Parameter, Tensor]
 """Trainable parameters with a copy of their values."""
@@ -97,6 +107,17 @@ def put_values(values: Mapping[nn.Parameter, Tensor]) -> None:
     with torch.no_grad(), ExitStack() as stack:
         for parameter, value in values.items():
             stack.callback(parameter.copy_, value)
+
+
+@contextmanager
+def weights_as(values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Other values in parameters, which may be trained meanwhile, until the block ends."""
+    present = {parameter: parameter.detach().clone() for parameter in values}
+    try:
+        put_values(values)
+        yield
+    finally:
+        put_values(present)
 
 
 def _restore(parameter: nn.Parameter, value: Tensor) -> None:
