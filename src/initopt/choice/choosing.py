@@ -19,9 +19,10 @@ from initopt._support.checks import accepting, check_integer, check_number
 from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import check_batches
 from initopt.choice.batches import read_batches
-from initopt.choice.choice import Choice, Cost, Curve, Outcome, Row
+from initopt.choice.choice import Choice
 from initopt.choice.judging import Difference, compared
 from initopt.choice.race import Entrant, Race, Run, plan_race
+from initopt.choice.rows import Cost, Curve, Outcome, Row
 from initopt.choice.starts import as_starts, default_starts
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from initopt._support.files import write_json
-from initopt.choice.choice import HEAD, cells, plain_row
+from initopt.choice.rows import HEAD, Row, cells, plain_row
 
 if TYPE_CHECKING:
-    from initopt.choice.choice import Choice, Row
+    from initopt.choice.choice import Choice
 
 __all__ = ["fragment", "write_all"]
 

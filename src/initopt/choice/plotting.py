@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from initopt.comparison.report.axes import REFERENCE, create, log_if_wide, short, styles, tidy
 
 if TYPE_CHECKING:
-    from initopt.choice.choice import Choice, Row
+    from initopt.choice.choice import Choice
+    from initopt.choice.rows import Row
 
 __all__ = ["label_of", "plot_choice"]
 
