@@ -29,10 +29,11 @@ from initopt.runs.measuring import measure
 from initopt.runs.result import Result
 
 if TYPE_CHECKING:
-    from initopt.choice import LearningRates, find_lr
+    from initopt.choice import Choice, LearningRates, choose, find_lr
     from initopt.diagnosis import Diagnosis, Finding, check, diagnose
 
 __all__ = [
+    "Choice",
     "Diagnosis",
     "Finding",
     "HarmError",
@@ -52,6 +53,7 @@ __all__ = [
     "ZeroGradientError",
     "__version__",
     "check",
+    "choose",
     "compare",
     "diagnose",
     "find_lr",
@@ -76,7 +78,7 @@ _LATER = ("data", "zoo")
 
 _OF_ROOMS = {
     **dict.fromkeys(("Diagnosis", "Finding", "check", "diagnose"), "initopt.diagnosis"),
-    **dict.fromkeys(("LearningRates", "find_lr"), "initopt.choice"),
+    **dict.fromkeys(("Choice", "LearningRates", "choose", "find_lr"), "initopt.choice"),
 }
 """Names of rooms that are imported likewise."""
 

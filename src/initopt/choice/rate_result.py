@@ -136,9 +136,7 @@ class LearningRates:
                 advice += f" (your {_rate(self.own)} is {times} for this start)"
         if self.warmup is not None and self.warmup.better:
             advice += f", or with a warm-up of {counted(self.warmup.steps, 'step')} at {self._warm_rate()}"
-        return (
-            f"{advice}; {self.steps} steps do not see what comes later, so try half of it, too, in a long training."
-        )
+        return f"{advice}; {self.steps} steps do not see what comes later, so try half of it, too, in a long training."
 
     def _warm_rate(self) -> str:
         assert self.warmup is not None
