@@ -127,6 +127,6 @@ def _refuse_parts(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
             raise TypeError(
-                f"parameter {name!r} is sharded over devices (DTensor), and not by fully_shard, so that it cannot be gathered. "
+                f"parameter {name!r} is sharded over devices (DTensor), and not by fully_shard, so it cannot be gathered. "
                 "Run initopt before the model is sharded; initopt.schemes.apply_ works on it as it is"
             )
