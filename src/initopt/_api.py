@@ -24,6 +24,7 @@ from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
 from initopt.model.ranks import ProcessGroup, Share, check_share, ranks_of
+from initopt.model.sharded import unsharded
 from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
@@ -151,11 +152,18 @@ def optimize(
     with ranks.together():
         check_batches(batches)
         loss = as_loss(loss_fn)
-        parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
-        if chosen.training is not None:
-            check_training(chosen.training, parameters)
-        task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
-        return preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+        with unsharded(model) as shards:
+            parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
+            if chosen.training is not None:
+                check_training(chosen.training, parameters)
+            task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
+            result = preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+        if shards is not None and result.tried_scales is None:
+            if chosen.scheme is None:
+                shards.scale(result.scales)
+            else:
+                shards.put(result.weights)
+        return result
 
 
 def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
