@@ -4,9 +4,9 @@
     python benchmarks/find_lr.py --table
 
 A row for each network, start and seed goes into results/find-lr.jsonl; the same call again goes on where it was ended. The
-seed is that of the weights, of NIO and of the orders of batches. --table writes the table of docs/learning-rate.md from these
-rows and from the trainings in results/learning-rates.jsonl and results/defaults.jsonl, which are judged on the validation
-split: one pass over 6,400 images or texts, three over the digits, with a cosine schedule.
+seed is that of the weights, of NIO and of the orders of batches. --table prints the table of docs/learning-rate.md from these
+rows and the trainings in results/learning-rates.jsonl and results/defaults.jsonl, which are judged on the validation split:
+one pass over 6,400 images or texts, or three over the digits, each with the rate that it began with, lowered by a cosine.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def table() -> Iterator[str]:
     for row in _rows():
         groups[row["network"], row["start"]].append(row)
     yield (
-        "| network | start | suggested, by seed | largest stable | best stored rate (accuracy) | accuracy at the suggestion "
+        "| network | start | suggested, by seed | largest stable | best stored rate | accuracy at the suggestion "
         "| at half of it | steepest of the range tests | accuracy there |"
     )
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
