@@ -19,8 +19,9 @@ from initopt.model.parameters import ParameterFilter
 from initopt.model.preserve import Originals
 from initopt.model.problem import Problem
 from initopt.schemes import Scheme, check_scheme
+from initopt.training.optimizers import OptimizerFactory
 
-__all__ = ["Measuring", "Method", "MethodRun"]
+__all__ = ["Measuring", "Method", "MethodRun", "Training"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,21 @@ class Measuring:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is going to be trained, for methods that are told.
+
+    Attributes:
+        optimizer: makes the optimizer, at the learning rate of the training's first steps; or is it.
+        clip_grad_norm: the norm that gradients are clipped to; none, by default.
+        trial_steps: training steps of a trial of the new weights; 0 for none.
+    """
+
+    optimizer: OptimizerFactory
+    clip_grad_norm: float | None = None
+    trial_steps: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """An initialization method with its options, checked when it is made.
 
@@ -102,6 +118,8 @@ class Method(ABC):
     """Name of the method."""
     differentiates: ClassVar[bool] = True
     """Whether it takes second derivatives."""
+    unites: ClassVar[bool] = True
+    """Whether its steps are right where each rank has a share of every batch, and derivatives are those of all ranks."""
     record: ClassVar[type[Record]] = StepRecord
     """What its steps leave in the history; a plug-in may have a class of its own."""
 
@@ -134,6 +152,11 @@ class Method(ABC):
                 "them to the method"
             )
         return replace(asked, **own)
+
+    @property
+    def training(self) -> Training | None:
+        """How the network is going to be trained, if the method is told; the new weights are then tried by it."""
+        return None
 
     @property
     def batches_per_step(self) -> int:

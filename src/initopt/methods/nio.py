@@ -12,20 +12,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from initopt._support.checks import check_number
+from initopt._support.checks import check_integer, check_number
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines import Engine, Evaluation
 from initopt.engines.gradients import gradient_norm
 from initopt.engines.invariance import scale_invariant
 from initopt.gram import functional, objectives
 from initopt.gram.measurement import Measurement
-from initopt.methods.base import Measuring, MethodRun
+from initopt.methods.base import Measuring, MethodRun, Training
 from initopt.methods.records import StepRecord
 from initopt.methods.scale_optimizer import Kind
 from initopt.methods.scales import ScalesMethod, ScalesRun
 from initopt.model.centring import Centre, check_centre
 from initopt.model.preserve import Originals
 from initopt.model.problem import Batch, Problem
+from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
 __all__ = ["NIO"]
 
@@ -59,6 +60,12 @@ class NIO(Measuring, ScalesMethod):
         scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
             Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
             training step.
+        optimizer: how the network is going to be trained: a function of parameters that makes the optimizer, such as
+            ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the optimizer itself. The new weights are then tried: old
+            and new ones are trained on the same batches, at the optimizer's learning rate, and the old ones are put back if
+            they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
+        clip_grad_norm: the norm that the training clips gradients to; none, by default.
+        trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
 
     >>> NIO(steps=50, objective="cosine").steps
     50
@@ -74,6 +81,9 @@ class NIO(Measuring, ScalesMethod):
     max_grad_norm: float = 7.0
     scale_biases: bool = False
     scale_invariant: bool = False
+    optimizer: OptimizerFactory | None = None
+    clip_grad_norm: float | None = None
+    trial_steps: int = 20
 
     def __post_init__(self) -> None:
         ScalesMethod.__post_init__(self)
@@ -82,6 +92,24 @@ class NIO(Measuring, ScalesMethod):
         check_centre(self.centre)
         check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
+        check_optimizer(self.optimizer)
+        check_integer("trial_steps", self.trial_steps, 0)
+        if self.clip_grad_norm is not None:
+            check_number("clip_grad_norm", self.clip_grad_norm, above=0)
+            self._need_optimizer("clip_grad_norm")
+
+    def _need_optimizer(self, name: str) -> None:
+        if self.optimizer is None:
+            raise ValueError(
+                f"{name} is about the training, and needs its optimizer: "
+                "optimizer=functools.partial(torch.optim.SGD, lr=0.1), say"
+            )
+
+    @property
+    def training(self) -> Training | None:
+        if self.optimizer is None:
+            return None
+        return Training(optimizer=self.optimizer, clip_grad_norm=self.clip_grad_norm, trial_steps=self.trial_steps)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _NIORun(self, problem, engine, originals)
@@ -102,7 +130,7 @@ class _NIORun(ScalesRun):
             self._begin(batch)
         evaluation, norm, centred = self._evaluate(batch, number)
         gram = evaluation.gram.requires_grad_()
-        norm = functional.grad_norm(gram) if norm is None else norm
+        norm = self._mean_over_ranks(functional.grad_norm(gram) if norm is None else norm)
         constrained = bool(norm > self._method.max_grad_norm)
         kind: Kind = "constraint" if constrained else "objective"
         minimized = {"objective": self._objective_of(gram), "constraint": functional.grad_norm(gram)}
@@ -111,20 +139,36 @@ class _NIORun(ScalesRun):
         (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
         derivatives = evaluation.scale_derivatives(gram_derivative)
         self.descend(derivatives, kind)
-        gram = gram.detach()
+        figures = self._figures(gram.detach(), minimized["objective"].detach())
         shown = centred or not self._centred  # of a step on whole gradients among centred ones, only their norm compares
         record = StepRecord(
             step=number,
-            grad_cosine=float(functional.grad_cosine(gram)) if shown else None,
+            grad_cosine=figures["grad_cosine"] if shown else None,
             grad_norm=float(norm.detach()),
-            grad_variance=float(functional.grad_variance(gram)) if shown else None,
-            objective=float(minimized["objective"].detach()) if shown else None,
+            grad_variance=figures["grad_variance"] if shown else None,
+            objective=figures["objective"] if shown else None,
             constrained=constrained,
             seconds=time.perf_counter() - start,
-            centred_grad_norm=float(functional.grad_norm(gram)) if centred else None,
+            centred_grad_norm=figures["grad_norm"] if centred else None,
             noise_cosine=self._problem.subbatches.noise_cosine(batch.windows.batch_size),
         )
         return [record]
+
+    def _figures(self, gram: Tensor, objective: Tensor) -> dict[str, float]:
+        """What a record says of a Gram matrix; means over ranks that have one each."""
+        found = {
+            "grad_cosine": functional.grad_cosine(gram),
+            "grad_variance": functional.grad_variance(gram),
+            "grad_norm": functional.grad_norm(gram),
+            "objective": objective,
+        }
+        values = self._mean_over_ranks(torch.stack([value.double().cpu() for value in found.values()]))
+        return dict(zip(found, values.tolist(), strict=True))
+
+    def _mean_over_ranks(self, values: Tensor) -> Tensor:
+        """The mean over ranks that each have a Gram matrix of their own; the values, where all have the same."""
+        ranks = self._problem.ranks
+        return values if ranks.union else ranks.sum(values.detach() / ranks.size, "figures")
 
     @property
     def _centred(self) -> bool:
@@ -191,11 +235,12 @@ class _NIORun(ScalesRun):
         """The norm of the centred gradient with all scales at exp(exponent); infinite where it is not finite."""
         self._set_factor(exponent)
         try:
-            return float(functional.grad_norm(self._engine.evaluate(batch, differentiate=False).gram))
+            found = float(functional.grad_norm(self._engine.evaluate(batch, differentiate=False).gram))
         except ZeroGradientError:
-            return 0.0
+            found = 0.0
         except NonFiniteError:
-            return math.inf
+            found = math.inf
+        return float(self._mean_over_ranks(torch.tensor(found, dtype=torch.float64, device="cpu")))
 
     def _set_factor(self, exponent: float) -> None:
         self._scales.move(torch.full_like(self._scales.values, math.exp(exponent)))
@@ -209,6 +254,8 @@ class _NIORun(ScalesRun):
             if self._method.scale_invariant
             else scale_invariant(self._problem, batch, self._engine.microbatch, self._method.memory_budget)
         )
+        votes = self._problem.ranks.gather(invariant, "tensors whose scale does not matter")
+        invariant = [all(vote) for vote in zip(*votes, strict=True)]
         self._scales.held = torch.tensor(biases, device="cpu") | torch.tensor(invariant, device="cpu")
         if not self._scales.active.any():
             warn(

@@ -13,6 +13,7 @@ from initopt._support.words import counted, first_few
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, select, trainable_parameters
 from initopt.model.preserve import Kept, preserving, put_values
+from initopt.model.wrappers import bare
 from initopt.schemes.base import Drawn, Scheme, Subject
 from initopt.schemes.registry import create_scheme
 
@@ -141,6 +142,7 @@ def apply_(
     if chosen_scheme.needs_batch and batch is None:
         name = chosen_scheme.name
         raise ValueError(f"scheme {name!r} has to see the model run: give it a batch, apply_(model, {name!r}, batch)")
+    model = bare(model)
     parameters = trainable_parameters(model)
     chosen = select(parameters, params, "params")
     loss = as_loss(loss_fn)
