@@ -15,9 +15,10 @@ from torch import nn
 from initopt._support.checks import data_frame
 from initopt._support.files import Contents, write_folder
 from initopt._support.words import counted
-from initopt.choice.rows import Cost, Curve, Row, plain_row, table
+from initopt.choice.rows import Cost, Curve, Row, change, plain_row, table
 from initopt.choice.starts import OWN, make_start
-from initopt.comparison.spec.initialization import Initialization
+from initopt.comparison.spec.initialization import Initialization, Scheme
+from initopt.methods import METHODS
 from initopt.model.losses import LossFunction
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Choice:
         seeds: how many runs each had.
         held_out: how many batches they were judged by.
         seed: of the first run.
+        relative: whether differences are shares of the loss of the network's own start: they are unless a loss is not above
+            zero.
     """
 
     rows: tuple[Row, ...]
@@ -51,6 +54,7 @@ class Choice:
     seeds: int
     held_out: int
     seed: int
+    relative: bool
     _starts: dict[str, Initialization] = field(repr=False)
     _loss_fn: LossFunction | None = field(repr=False)
     _loader: Iterable[Any] = field(repr=False)
@@ -84,9 +88,10 @@ class Choice:
             worse = "no other start ends below it" if math.isfinite(own.loss) else "no start trains"
             return f"keep yours at {own.lr:.3g}: {worse} (loss {own.loss:.3g} after {own.steps} steps)"
         near = min(ended, key=lambda row: row.loss)
+        mean, low, high = (change(value, self.relative) for value in (near.difference, near.low, near.high))
         return (
             f"cannot be told apart: keep yours at {own.lr:.3g} (loss {own.loss:.3g} after {own.steps} steps; {near.start} "
-            f"{self._at(near)} has {near.loss:.3g}, which is a difference from {near.low:.2g} to {near.high:.2g})"
+            f"{self._at(near)} has {near.loss:.3g}, {mean} with an interval from {low} to {high})"
         )
 
     def _at(self, row: Row) -> str:
@@ -113,10 +118,24 @@ class Choice:
         if self.changes and best.start == OWN:
             return f"Leave the weights as they are, and train{rate}."
         if self.changes:
-            return f"Call .apply(model) on a new model before its first training step, and train{rate or ' as you did'}."
+            call = self._call
+            before = f"call {call}, or .apply(model) of this choice" if call else "call .apply(model) of this choice"
+            return f"Before its first training step, {before}; then train{rate or ' as you did'}."
         if math.isinf(self.own.loss):
             return "Lower the learning rate first: your own start diverges, and no other start is clearly better."
         return "Train as you did; more seeds (seeds=) and longer runs (steps=) would tell smaller differences."
+
+    @property
+    def _call(self) -> str:
+        """How to make the best start without this choice; ``""`` where that takes more than a call."""
+        steps = self._starts[self.best.start].steps
+        if len(steps) != 1:
+            return ""
+        (step,) = steps
+        if isinstance(step, Scheme):
+            return f'initopt.schemes.apply_(model, "{step.name}", batch)'
+        name = getattr(step, "name", None)
+        return f"initopt.{name}(model, batches)" if name in METHODS and step == METHODS[name]() else ""
 
     def apply(self, model: nn.Module, batches: Iterable[Any] | None = None, seed: int | None = None) -> None:
         """Give a model the best start, in place; nothing changes where that is its own.
@@ -134,7 +153,7 @@ class Choice:
     @property
     def table(self) -> str:
         """The rows as text."""
-        return table(self.rows)
+        return table(self.rows, self.relative)
 
     def __str__(self) -> str:
         cost = self.cost
@@ -143,10 +162,10 @@ class Choice:
         lines = [
             f"{head}, judged by {self.held_out} batch{'es' if self.held_out > 1 else ''} that no start was trained on",
             "",
-            table(self.rows[:_LINES]),
+            table(self.rows[:_LINES], self.relative),
             *([f"and {len(self.rows) - _LINES} more: .table has all"] if len(self.rows) > _LINES else []),
             "",
-            *textwrap.wrap(f"{self.verdict[:1].upper()}{self.verdict[1:]}.", 100),
+            *textwrap.wrap(f"Verdict: {self.verdict}.", 100),
             *textwrap.wrap(self.advice, 100),
             *textwrap.wrap(f"This cost {cost}.", 100),
         ]
@@ -177,6 +196,7 @@ class Choice:
             "own_lr": self.own.lr,
             "seeds": self.seeds,
             "held_out": self.held_out,
+            "relative": self.relative,
             "cost": {f.name: getattr(self.cost, f.name) for f in fields(Cost)} | {"total": self.cost.total},
             "rows": [
                 plain_row(row)
