@@ -16,6 +16,7 @@ from initopt._support.errors import (
     LossError,
     MismatchError,
     NonFiniteError,
+    RankError,
     TrainedModelError,
     ZeroGradientError,
 )
@@ -28,10 +29,11 @@ from initopt.runs.measuring import measure
 from initopt.runs.result import Result
 
 if TYPE_CHECKING:
-    from initopt.choice import LearningRates, find_lr
+    from initopt.choice import Choice, LearningRates, choose, find_lr
     from initopt.diagnosis import Diagnosis, Finding, check, diagnose
 
 __all__ = [
+    "Choice",
     "Diagnosis",
     "Finding",
     "HarmError",
@@ -44,12 +46,14 @@ __all__ = [
     "Measuring",
     "MismatchError",
     "NonFiniteError",
+    "RankError",
     "Result",
     "StepRecord",
     "TrainedModelError",
     "ZeroGradientError",
     "__version__",
     "check",
+    "choose",
     "compare",
     "diagnose",
     "find_lr",
@@ -74,7 +78,7 @@ _LATER = ("data", "zoo")
 
 _OF_ROOMS = {
     **dict.fromkeys(("Diagnosis", "Finding", "check", "diagnose"), "initopt.diagnosis"),
-    **dict.fromkeys(("LearningRates", "find_lr"), "initopt.choice"),
+    **dict.fromkeys(("Choice", "LearningRates", "choose", "find_lr"), "initopt.choice"),
 }
 """Names of rooms that are imported likewise."""
 

@@ -32,6 +32,7 @@ from initopt.model.parameters import NamedParameter, Parameters, is_bias
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import derive_seed, seeded
+from initopt.model.wrappers import bare
 from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
 __all__ = ["trace"]
@@ -78,6 +79,7 @@ def trace(
     check_batches(batches)
     check_optimizer(optimizer)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    model = bare(model)
     parameters, loss = Parameters.of(model), as_loss(loss_fn)
     subbatches = SubBatches(count=num_subbatches)
 
