@@ -129,9 +129,7 @@ def in_odd_ways() -> dict[str, Any]:
     model = make_model()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        result = initopt.nio(
-            model, [*spoilt, batches[5]], process_group=dist.group.WORLD, **options | {"measure_batches": 3}
-        )
+        result = initopt.nio(model, [*spoilt, batches[5]], **options)
     found["unmeasured"] = (result.before, len(result.history), [str(each.message) for each in told])
     # Iterators of different lengths are measured as long as all have a batch.
     count = 3 if rank else 5
