@@ -16,6 +16,7 @@ from initopt._support.errors import (
     LossError,
     MismatchError,
     NonFiniteError,
+    RankError,
     TrainedModelError,
     ZeroGradientError,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Measuring",
     "MismatchError",
     "NonFiniteError",
+    "RankError",
     "Result",
     "StepRecord",
     "TrainedModelError",

@@ -23,8 +23,12 @@ from initopt.model.centring import Centre
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
+from initopt.model.ranks import ProcessGroup, Share, check_share, ranks_of
+from initopt.model.sharded import unsharded
+from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
+from initopt.runs.shared import refuse_ranks
 from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.verdict import ON_HARM, OnHarm
 
@@ -49,6 +53,8 @@ def optimize(
     checkpoint_every: int = 10,
     on_harm: OnHarm = "restore",
     allow_trained: bool = False,
+    process_group: ProcessGroup = "auto",
+    share: Share = "union",
     **options: Any,
 ) -> Result:
     """Improve the initial weights of a model with any method, in place.
@@ -81,6 +87,12 @@ def optimize(
             came of it.
         allow_trained: whether a model may have been trained: one whose loss is less than half of that with the targets of
             other samples is refused otherwise.
+        process_group: the processes of ``torch.distributed`` that do this together, each with its own part of the data,
+            when the call is made on all of them: a group; ``"auto"``, that of a ``DistributedDataParallel``; ``None`` for
+            this process alone. All end with the same weights and the same result, and an exception on one ends it on all.
+        share: what processes have in common. ``"union"``: each sub-batch has a part on every process, so that the result
+            is that of one process with all the data. ``"average"``: each has sub-batches of its own, and only norms and
+            derivatives are averaged, where gradients are too large to be sent.
         **options: the options of a method that is given by its name.
 
     Returns:
@@ -96,6 +108,7 @@ def optimize(
             buffers, frozen parameters or first batch. The message says which.
         NonFiniteError: if a loss or gradient is not finite; the message names step and parameter.
         ZeroGradientError: if all gradients of a batch are zero.
+        RankError: if processes that work together differ in weights, options or number of batches, or another one fails.
 
     Warns:
         InitoptWarning: if an engine chosen by itself has to go over to another one, with the operator that is the reason;
@@ -128,11 +141,23 @@ def optimize(
         allow_trained=allow_trained,
     )
     how = chosen.measuring(measuring)
-    check_batches(batches)
-    loss = as_loss(loss_fn)
-    parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
-    task = Task(model, batches, loss, chosen, how, parameters, settings)
-    return preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+    check_share(share)
+    ranks = ranks_of(model, process_group, share)
+    refuse_ranks(ranks, chosen, checkpoint)
+    model = bare(model)
+    with ranks.together():
+        check_batches(batches)
+        loss = as_loss(loss_fn)
+        with unsharded(model) as shards:
+            parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
+            task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
+            result = preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+        if shards is not None and result.tried_scales is None:
+            if chosen.scheme is None:
+                shards.scale(result.scales)
+            else:
+                shards.put(result.weights)
+        return result
 
 
 def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
@@ -210,6 +235,8 @@ def nio(
     checkpoint_every: int = 10,
     on_harm: OnHarm = "restore",
     allow_trained: bool = False,
+    process_group: ProcessGroup = "auto",
+    share: Share = "union",
 ) -> Result:
     """Neural Initialization Optimization: learn one scale per parameter tensor, in place.
 
@@ -267,6 +294,8 @@ def nio(
         checkpoint_every: steps between two checkpoints.
         on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network is worse for it; see :func:`initopt.optimize`.
         allow_trained: whether a model that looks trained is not refused.
+        process_group: ``"auto"``, ``None``, or the processes that do this together; see :func:`initopt.optimize`.
+        share: ``"union"`` or ``"average"``: what these have in common.
 
     Returns:
         The history, the scales, the weights, and the measurements before and after.
@@ -321,6 +350,8 @@ def nio(
         checkpoint_every=checkpoint_every,
         on_harm=on_harm,
         allow_trained=allow_trained,
+        process_group=process_group,
+        share=share,
     )
 
 

@@ -31,6 +31,7 @@ from initopt.model.parameters import NamedParameter, Parameters
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import derive_seed, seeded
+from initopt.model.wrappers import bare
 
 __all__ = ["trace"]
 
@@ -76,6 +77,7 @@ def trace(
     check_batches(batches)
     check_optimizer(optimizer)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    model = bare(model)
     parameters, loss = Parameters.of(model), as_loss(loss_fn)
     subbatches = SubBatches(count=num_subbatches)
 

@@ -48,7 +48,8 @@ def subbatch_gradients(
 def gradient_norm(problem: Problem, batch: Batch, microbatch: int | None, d: int) -> float:
     """Norm of the uncentred gradient of one sub-batch."""
     parameters = [parameter.value for parameter in problem.grad_params]
-    gradients = next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))
+    own = next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))
+    gradients = problem.summed(own, problem.shares(batch)[d], parameters)
     norms = [torch.linalg.vector_norm(as_real(g), dtype=torch.float64).cpu() for g in gradients if g is not None]
     return float(torch.stack(norms).square().sum().sqrt()) if norms else 0.0
 

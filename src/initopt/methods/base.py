@@ -101,6 +101,8 @@ class Method(ABC):
     """Name of the method."""
     differentiates: ClassVar[bool] = True
     """Whether it takes second derivatives."""
+    unites: ClassVar[bool] = True
+    """Whether its steps are right where each rank has a share of every batch, and derivatives are those of all ranks."""
     record: ClassVar[type[Record]] = StepRecord
     """What its steps leave in the history; a plug-in may have a class of its own."""
 

@@ -102,7 +102,7 @@ class _NIORun(ScalesRun):
             self._begin(batch)
         evaluation, norm, centred = self._evaluate(batch, number)
         gram = evaluation.gram.requires_grad_()
-        norm = functional.grad_norm(gram) if norm is None else norm
+        norm = self._mean_over_ranks(functional.grad_norm(gram) if norm is None else norm)
         constrained = bool(norm > self._method.max_grad_norm)
         kind: Kind = "constraint" if constrained else "objective"
         minimized = {"objective": self._objective_of(gram), "constraint": functional.grad_norm(gram)}
@@ -111,20 +111,36 @@ class _NIORun(ScalesRun):
         (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
         derivatives = evaluation.scale_derivatives(gram_derivative)
         self.descend(derivatives, kind)
-        gram = gram.detach()
+        figures = self._figures(gram.detach(), minimized["objective"].detach())
         shown = centred or not self._centred  # of a step on whole gradients among centred ones, only their norm compares
         record = StepRecord(
             step=number,
-            grad_cosine=float(functional.grad_cosine(gram)) if shown else None,
+            grad_cosine=figures["grad_cosine"] if shown else None,
             grad_norm=float(norm.detach()),
-            grad_variance=float(functional.grad_variance(gram)) if shown else None,
-            objective=float(minimized["objective"].detach()) if shown else None,
+            grad_variance=figures["grad_variance"] if shown else None,
+            objective=figures["objective"] if shown else None,
             constrained=constrained,
             seconds=time.perf_counter() - start,
-            centred_grad_norm=float(functional.grad_norm(gram)) if centred else None,
+            centred_grad_norm=figures["grad_norm"] if centred else None,
             noise_cosine=self._problem.subbatches.noise_cosine(batch.windows.batch_size),
         )
         return [record]
+
+    def _figures(self, gram: Tensor, objective: Tensor) -> dict[str, float]:
+        """What a record says of a Gram matrix; means over ranks that have one each."""
+        found = {
+            "grad_cosine": functional.grad_cosine(gram),
+            "grad_variance": functional.grad_variance(gram),
+            "grad_norm": functional.grad_norm(gram),
+            "objective": objective,
+        }
+        values = self._mean_over_ranks(torch.stack([value.double().cpu() for value in found.values()]))
+        return dict(zip(found, values.tolist(), strict=True))
+
+    def _mean_over_ranks(self, values: Tensor) -> Tensor:
+        """The mean over ranks that each have a Gram matrix of their own; the values, where all have the same."""
+        ranks = self._problem.ranks
+        return values if ranks.union else ranks.sum(values.detach() / ranks.size, "figures")
 
     @property
     def _centred(self) -> bool:
@@ -191,11 +207,12 @@ class _NIORun(ScalesRun):
         """The norm of the centred gradient with all scales at exp(exponent); infinite where it is not finite."""
         self._set_factor(exponent)
         try:
-            return float(functional.grad_norm(self._engine.evaluate(batch, differentiate=False).gram))
+            found = float(functional.grad_norm(self._engine.evaluate(batch, differentiate=False).gram))
         except ZeroGradientError:
-            return 0.0
+            found = 0.0
         except NonFiniteError:
-            return math.inf
+            found = math.inf
+        return float(self._mean_over_ranks(torch.tensor(found, dtype=torch.float64, device="cpu")))
 
     def _set_factor(self, exponent: float) -> None:
         self._scales.move(torch.full_like(self._scales.values, math.exp(exponent)))
@@ -209,6 +226,8 @@ class _NIORun(ScalesRun):
             if self._method.scale_invariant
             else scale_invariant(self._problem, batch, self._engine.microbatch, self._method.memory_budget)
         )
+        votes = self._problem.ranks.gather(invariant, "tensors whose scale does not matter")
+        invariant = [all(vote) for vote in zip(*votes, strict=True)]
         self._scales.held = torch.tensor(biases, device="cpu") | torch.tensor(invariant, device="cpu")
         if not self._scales.active.any():
             warn(

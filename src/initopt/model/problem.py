@@ -21,6 +21,7 @@ from initopt.model.losses import Loss
 from initopt.model.modes import has_batch_statistics, ran_in_evaluation_mode
 from initopt.model.parameters import NamedParameter, Parameters
 from initopt.model.randomness import seeded
+from initopt.model.ranks import Alone, Ranks
 from initopt.model.state import StateGuard
 
 __all__ = ["Batch", "Part", "Problem"]
@@ -75,6 +76,7 @@ class Problem:
         seed: base of the seeds for what the model draws.
         state: what the model and the loss keep from one pass for the next, put back before every forward pass.
         centring: which outputs have their slopes centred, on batches that ask for it.
+        ranks: the processes that work on it together, each with its own share of every batch.
     """
 
     model: nn.Module
@@ -84,6 +86,7 @@ class Problem:
     seed: int
     state: StateGuard = field(default=None, repr=False, kw_only=True)  # type: ignore[assignment]
     centring: Centring = field(default_factory=Centring, repr=False, kw_only=True)
+    ranks: Ranks = field(default_factory=Alone, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         given: Any = self.state
@@ -130,7 +133,26 @@ class Problem:
         if index == 0:
             self.loss.look_at(data)
         windows = self.subbatches.windows(batch_size(data))
-        return Batch(to_device(data, self.device), windows, (self.seed, index))
+        return Batch(to_device(data, self.device), windows, self.seed_of(index))
+
+    def seed_of(self, *number: int) -> tuple[int, ...]:
+        """The seed for what the model draws on a batch: another one on each rank, whose samples are others."""
+        own = (self.ranks.number,) if self.ranks.size > 1 else ()
+        return (self.seed, *number, *own)
+
+    def shares(self, batch: Batch) -> list[float]:
+        """What share of the samples of each sub-batch is on this rank: all of them, unless sub-batches are united."""
+        if not self.ranks.union:
+            return [1.0] * len(batch.windows)
+        own = torch.tensor([len(window) for window in batch.windows.indices], dtype=torch.float64, device="cpu")
+        return (own / self.ranks.sum(own, "the sizes of sub-batches")).tolist()
+
+    def summed(self, gradients: Sequence[Tensor | None], share: float, like: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradient of a united sub-batch, from that of the share that is on this rank."""
+        if not self.ranks.union:
+            return gradients
+        own = [None if g is None else share * g.detach() for g in gradients]
+        return self.ranks.sum_gradients(own, like, "gradients")
 
     def parts(self, batch: Batch, d: int, microbatch: int | None) -> list[Part]:
         """Sub-batch d in parts of ``microbatch`` samples or fewer, as equal as can be."""
@@ -149,6 +171,10 @@ class Problem:
         """
         if self.centring.settled:
             return
+        self._settle(batch, microbatch)
+        self.centring.load_state(self.ranks.broadcast(self.centring.state(), "centring"))
+
+    def _settle(self, batch: Batch, microbatch: int | None) -> None:
         first = batch.windows.indices[0]
         if self.batch_norm == "batch" and len(first) < 2:
             self.centring.switch_off('a sub-batch of one sample has no mean slope of its own, with batch_norm="batch"')
@@ -180,10 +206,11 @@ class Problem:
         """Parts whose slopes are centred by the mean over all of them; as they are where nothing is centred."""
         if not self.centres(batch):
             return list(parts)
-        means = Means.over(self._slopes(batch, part) for part in parts)
+        means = Means.over(self.slopes_of(batch, part) for part in parts)
         return [replace(part, means=means) for part in parts]
 
-    def _slopes(self, batch: Batch, part: Part) -> tuple[list[Output], list[Tensor], list[Tensor]]:
+    def slopes_of(self, batch: Batch, part: Part) -> tuple[list[Output], list[Tensor], list[Tensor]]:
+        """The outputs of a part that are centred, and their slopes, twice: as :meth:`Means.over` takes them."""
         with seeded(*part.seed):
             loss, outputs = self.seen(batch, part)
             found = slopes(loss, outputs)

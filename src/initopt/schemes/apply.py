@@ -17,6 +17,7 @@ from initopt.model.parameters import NamedParameter, ParameterFilter, select, tr
 from initopt.model.preserve import Kept, preserving, put_values
 from initopt.model.randomness import seeded
 from initopt.model.state import StateGuard
+from initopt.model.wrappers import bare
 from initopt.schemes.draws import Draw, Mode, check_scheme, make_draw
 from initopt.schemes.matrices import Matrices, biases_of, is_embedding, matrices_of
 from initopt.schemes.nonlinearities import Follower, Watch, gain_of
@@ -113,6 +114,7 @@ def apply_(
         gain_of(nonlinearity)
         if gain != "auto":
             raise ValueError(f"gain={gain!r} and nonlinearity={nonlinearity!r} both say what the gain is; give one of them")
+    model = bare(model)
     parameters = trainable_parameters(model)
     chosen = select(parameters, params, "params")
     loss = as_loss(loss_fn)

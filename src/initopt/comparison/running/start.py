@@ -120,6 +120,7 @@ def _take(
         seed=seed,
         progress=False,
         allow_trained=True,  # what is compared is somebody's start
+        process_group=None,  # each process has all the batches
     )
     return result.scales
 
@@ -129,7 +130,7 @@ def _measured(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | Non
     if not held:
         return None
     try:
-        found = initopt.measure(model, held, loss_fn, seed=seed, progress=False)
+        found = initopt.measure(model, held, loss_fn, seed=seed, progress=False, process_group=None)
     except (initopt.NonFiniteError, initopt.ZeroGradientError):
         return None
     names = (*STATISTICS, "loss")
