@@ -144,7 +144,7 @@ class Calling(Work):
 
 
 class Diagnosing(Calling):
-    """A look at the start: :func:`initopt.diagnose`, with the optimizer that is there."""
+    """A look at the start: :func:`initopt.diagnose`, with the optimizer that is there; of each process, at its own batches."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(diagnosis.diagnose, options)
@@ -158,7 +158,7 @@ class Diagnosing(Calling):
         **where: Any,
     ) -> Diagnosis:
         options = {"optimizer": optimizer} | self._options
-        found: Diagnosis = diagnosis.diagnose(model, batches, loss_fn, **options, **where)
+        found: Diagnosis = diagnosis.diagnose(model, batches, loss_fn, **options)
         return found
 
     def figures(self, result: Diagnosis) -> dict[str, float]:
@@ -171,7 +171,7 @@ class Diagnosing(Calling):
 
 def _options_of(function: Callable[..., Any]) -> set[str]:
     """The keyword arguments of a function that are for the user of a framework to give."""
-    return set(inspect.signature(function).parameters) - {"model", "batches", "loader", "loss_fn"}
+    return set(inspect.signature(function).parameters) - {"model", "batches", "loader", "loss_fn", "process_group"}
 
 
 def refuse_sharded(what: str) -> None:
