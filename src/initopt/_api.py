@@ -30,7 +30,10 @@ from initopt.runs.result import Result
 from initopt.runs.run import run
 from initopt.runs.shared import refuse_ranks
 from initopt.runs.task import Callback, Settings, Task
+from initopt.runs.trial import check_training
 from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.schemes import Scheme
+from initopt.training.optimizers import OptimizerFactory
 
 __all__ = ["gradinit", "lsuv", "metainit", "nio", "optimize"]
 
@@ -81,7 +84,8 @@ def optimize(
             stays when the run is done, and a later call with more ``steps`` goes on.
         checkpoint_every: steps between two checkpoints; the end always makes one.
         on_harm: what to do if the network is worse for it on the batches held back: its outputs no longer depend on its
-            inputs, scales stand at their minimum, the gradient norm is beyond its bound, or the loss has more than doubled.
+            inputs, scales stand at their minimum, the gradient norm is beyond its bound, the loss has more than doubled, or
+            it trains worse, where the method knows the optimizer.
             ``"restore"`` puts the weights back, with a warning, also (without one) where nothing is gained beyond noise;
             ``"warn"`` keeps the new ones; ``"raise"`` raises a :class:`initopt.HarmError`. ``Result.verdict`` says what
             came of it.
@@ -150,6 +154,8 @@ def optimize(
         loss = as_loss(loss_fn)
         with unsharded(model) as shards:
             parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
+            if chosen.training is not None:
+                check_training(chosen.training, parameters)
             task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
             result = preserving(model, lambda kept: run(task, kept), loss_fn, batches)
         if shards is not None and result.tried_scales is None:
@@ -221,8 +227,11 @@ def nio(
     scale_params: ParameterFilter | None = None,
     scale_biases: bool = False,
     scale_invariant: bool = False,
+    optimizer: OptimizerFactory | None = None,
+    clip_grad_norm: float | None = None,
+    trial_steps: int = 20,
     grad_params: ParameterFilter | None = None,
-    scheme: str | None = None,
+    scheme: str | Scheme | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     microbatch: int | None = None,
@@ -275,10 +284,17 @@ def nio(
         scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
             Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
             training step.
+        optimizer: how the network is going to be trained: a function of parameters that makes the optimizer, such as
+            ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the optimizer itself. The new weights are then tried: old
+            and new ones are trained on the same batches, at the optimizer's learning rate, and the old ones are put back if
+            they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
+        clip_grad_norm: the norm that the training clips gradients to; none, by default.
+        trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
+            drawn with ``seed``, are the start to which the scales refer; the model's own weights by default.
+            ``Result.before`` is of the model's own in either case.
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
@@ -330,6 +346,9 @@ def nio(
         scale_params=scale_params,
         scale_biases=scale_biases,
         scale_invariant=scale_invariant,
+        optimizer=optimizer,
+        clip_grad_norm=clip_grad_norm,
+        trial_steps=trial_steps,
         grad_params=grad_params,
         scheme=scheme,
         engine=engine,

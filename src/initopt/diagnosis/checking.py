@@ -18,12 +18,12 @@ from initopt.diagnosis.diagnosis import Diagnosis
 from initopt.diagnosis.remedies import Remedies, remedies_for
 from initopt.diagnosis.rules.base import RULES, Evidence, Finding, chosen_rules, found_in, notable
 from initopt.diagnosis.trace import trace
-from initopt.diagnosis.updates import OptimizerFactory, check_optimizer
 from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.randomness import derive_seed
 from initopt.model.wrappers import bare
 from initopt.schemes import NAMES
+from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
 __all__ = ["assert_healthy", "check", "diagnose"]
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from initopt.batches.subbatches import Windows
 from initopt.engines.base import Gradients, added
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import seeded
 
-__all__ = ["gradient_norm", "moved", "subbatch_gradients"]
+__all__ = ["batch_gradient", "gradient_norm", "moved", "subbatch_gradients", "whole"]
 
 
 def subbatch_gradients(
@@ -52,6 +54,32 @@ def gradient_norm(problem: Problem, batch: Batch, microbatch: int | None, d: int
     gradients = problem.summed(own, problem.shares(batch)[d], parameters)
     norms = [torch.linalg.vector_norm(as_real(g), dtype=torch.float64).cpu() for g in gradients if g is not None]
     return float(torch.stack(norms).square().sum().sqrt()) if norms else 0.0
+
+
+def whole(batch: Batch) -> Batch:
+    """A batch as one sub-batch."""
+    size = batch.windows.batch_size
+    return replace(batch, windows=Windows((torch.arange(size, device="cpu"),), size))
+
+
+def batch_gradient(
+    problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None
+) -> tuple[Tensor, Gradients]:
+    """The mean loss of a whole batch, detached, and its uncentred gradient: those of a training step.
+
+    Args:
+        problem: the model, in measuring mode.
+        batch: on which to take them; its sub-batches do not count.
+        values: the tensors that the gradient is with respect to.
+        microbatch: most samples to run at a time; all of them by default.
+    """
+
+    def of_part(part: Part) -> tuple[Tensor, Gradients]:
+        with seeded(*part.seed), torch.enable_grad():
+            loss = problem.part_loss(batch, part)
+            return loss.detach(), torch.autograd.grad(loss, values, allow_unused=True)
+
+    return added(map(of_part, problem.parts(whole(batch), 0, microbatch)))
 
 
 @contextmanager

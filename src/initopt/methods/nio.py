@@ -12,20 +12,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from initopt._support.checks import check_number
+from initopt._support.checks import check_integer, check_number
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines import Engine, Evaluation
 from initopt.engines.gradients import gradient_norm
 from initopt.engines.invariance import scale_invariant
 from initopt.gram import functional, objectives
 from initopt.gram.measurement import Measurement
-from initopt.methods.base import Measuring, MethodRun
+from initopt.methods.base import Measuring, MethodRun, Training
 from initopt.methods.records import StepRecord
 from initopt.methods.scale_optimizer import Kind
 from initopt.methods.scales import ScalesMethod, ScalesRun
 from initopt.model.centring import Centre, check_centre
 from initopt.model.preserve import Originals
 from initopt.model.problem import Batch, Problem
+from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
 __all__ = ["NIO"]
 
@@ -59,6 +60,12 @@ class NIO(Measuring, ScalesMethod):
         scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
             Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
             training step.
+        optimizer: how the network is going to be trained: a function of parameters that makes the optimizer, such as
+            ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the optimizer itself. The new weights are then tried: old
+            and new ones are trained on the same batches, at the optimizer's learning rate, and the old ones are put back if
+            they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
+        clip_grad_norm: the norm that the training clips gradients to; none, by default.
+        trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
 
     >>> NIO(steps=50, objective="cosine").steps
     50
@@ -74,6 +81,9 @@ class NIO(Measuring, ScalesMethod):
     max_grad_norm: float = 7.0
     scale_biases: bool = False
     scale_invariant: bool = False
+    optimizer: OptimizerFactory | None = None
+    clip_grad_norm: float | None = None
+    trial_steps: int = 20
 
     def __post_init__(self) -> None:
         ScalesMethod.__post_init__(self)
@@ -82,6 +92,24 @@ class NIO(Measuring, ScalesMethod):
         check_centre(self.centre)
         check_number("norm_weight", self.norm_weight, minimum=0, finite=True)
         check_number("max_grad_norm", self.max_grad_norm, above=0)
+        check_optimizer(self.optimizer)
+        check_integer("trial_steps", self.trial_steps, 0)
+        if self.clip_grad_norm is not None:
+            check_number("clip_grad_norm", self.clip_grad_norm, above=0)
+            self._need_optimizer("clip_grad_norm")
+
+    def _need_optimizer(self, name: str) -> None:
+        if self.optimizer is None:
+            raise ValueError(
+                f"{name} is about the training, and needs its optimizer: "
+                "optimizer=functools.partial(torch.optim.SGD, lr=0.1), say"
+            )
+
+    @property
+    def training(self) -> Training | None:
+        if self.optimizer is None:
+            return None
+        return Training(optimizer=self.optimizer, clip_grad_norm=self.clip_grad_norm, trial_steps=self.trial_steps)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _NIORun(self, problem, engine, originals)

@@ -28,7 +28,17 @@ from initopt.model.reach import Reach
 from initopt.model.sharded import is_sharded
 from initopt.model.state import StateGuard
 
-__all__ = ["Kept", "Originals", "TorchState", "inner_work", "preserved", "preserving", "put_values", "unwritten"]
+__all__ = [
+    "Kept",
+    "Originals",
+    "TorchState",
+    "inner_work",
+    "preserved",
+    "preserving",
+    "put_values",
+    "unwritten",
+    "weights_as",
+]
 
 Originals = dict[nn.Parameter, Tensor]
 """Trainable parameters with a copy of their values."""
@@ -103,6 +113,17 @@ def put_values(values: Mapping[nn.Parameter, Tensor]) -> None:
         for parameter, value in values.items():
             whole: Any = parameter
             stack.callback((whole if is_sharded(value) or not is_sharded(whole) else whole.to_local()).copy_, value)
+
+
+@contextmanager
+def weights_as(values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Other values in parameters, which may be trained meanwhile, until the block ends."""
+    present = {parameter: parameter.detach().clone() for parameter in values}
+    try:
+        put_values(values)
+        yield
+    finally:
+        put_values(present)
 
 
 def _restore(parameter: nn.Parameter, value: Tensor) -> None:

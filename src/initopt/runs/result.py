@@ -23,6 +23,7 @@ from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
 from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
 from initopt.model.wrappers import bare, bare_names
+from initopt.runs.trial import Trial
 from initopt.runs.verdict import summary
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class _Stored(TypedDict):
     history: list[Any]
     verdict: NotRequired[str]
     tried_scales: NotRequired[dict[str, float] | None]
+    trial: NotRequired[Trial | None]
     left_alone: NotRequired[dict[str, list[str]]]
     training_step_seconds: NotRequired[float | None]
 
@@ -99,6 +101,8 @@ class Result:
         verdict: what became of the network, as a word and a reason: "improved: ...", "applied: ..." (by a method that
             minimizes nothing), "left alone: ...", "restored: ..." or "harmed: ..." (:func:`initopt.optimize`, ``on_harm``).
         tried_scales: the scales that were learned and given up, if the weights were put back.
+        trial: some training steps from the old and the new weights, where the method knows the optimizer
+            (:class:`initopt.runs.trial.Trial`).
         left_alone: the names of the tensors that the method did not touch, by the reason.
         training_step_seconds: time of one plain gradient of a batch, in which ``seconds`` can be counted; ``None`` if
             nothing was measured.
@@ -117,6 +121,7 @@ class Result:
     versions: dict[str, str] = field(repr=False)
     verdict: str = "not judged"
     tried_scales: dict[str, float] | None = field(default=None, repr=False)
+    trial: Trial | None = field(default=None, repr=False)
     left_alone: dict[str, list[str]] = field(default_factory=dict, repr=False)
     training_step_seconds: float | None = field(default=None, repr=False)
 
@@ -209,6 +214,7 @@ class Result:
             "verdict": self.verdict,
             "scales": self.scales,
             "tried_scales": self.tried_scales,
+            "trial": self.trial,
             "left_alone": self.left_alone,
             "training_step_seconds": self.training_step_seconds,
             "tensors": {name: kind(value) for name, value in self.weights.items()},
@@ -262,6 +268,7 @@ class Result:
             versions=stored["versions"],
             verdict=stored.get("verdict", "not judged"),  # earlier versions did not
             tried_scales=stored.get("tried_scales"),
+            trial=stored.get("trial"),
             left_alone=stored.get("left_alone", {}),
             training_step_seconds=stored.get("training_step_seconds"),
         )

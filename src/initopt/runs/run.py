@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ from initopt._support.progress import Progress, reporter
 from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
-from initopt.batches.subbatches import Windows
 from initopt.engines import create_engine
-from initopt.engines.gradients import subbatch_gradients
+from initopt.engines.gradients import batch_gradient
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.methods.records import Record, steps_taken
 from initopt.model.modes import measuring
 from initopt.model.outputs import mismatched_loss
-from initopt.model.preserve import Kept, Originals, inner_work, put_values
+from initopt.model.preserve import Kept, Originals, inner_work, put_values, weights_as
 from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState, derive_seed
 from initopt.model.state import StateGuard
@@ -40,7 +38,8 @@ from initopt.runs.measuring import measure_batches
 from initopt.runs.result import Result
 from initopt.runs.shared import compare_ranks, examine_all, same_weights
 from initopt.runs.task import Task
-from initopt.runs.verdict import TRAINED, Verdict, judge
+from initopt.runs.trial import Trial, try_out
+from initopt.runs.verdict import TRAINED, Verdict, judge, with_trial
 from initopt.schemes import apply_
 
 __all__ = ["Run", "run"]
@@ -108,6 +107,7 @@ class Run:
         self._history: list[Record] = []
         self._first_batch = ""
         self._broken = ""  # what failed with the new weights
+        self._trial: Trial | None = None
         self._at_work: MethodRun
         self._stream: BatchStream
 
@@ -154,8 +154,9 @@ class Run:
         method, done = self._method, steps_taken(self._history)
         taken = method.batches_taken(self._history)
         count = taken + (method.steps - done) * method.batches_per_step
-        held_back = self._settings.measure_batches
-        self._stream = BatchStream(self._task.batches, count, held_back, skip=taken, on_first=on_first)
+        held_back, training = self._settings.measure_batches, method.training
+        remembered = 0 if training is None or not held_back else training.trial_steps
+        self._stream = BatchStream(self._task.batches, count, held_back, taken, on_first, remembered)
 
     def _begin_on(self, batch: Any) -> None:
         """Put the method to work, the first batch being there."""
@@ -215,6 +216,7 @@ class Run:
             versions={"initopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
             verdict=verdict,
             tried_scales=tried,
+            trial=self._trial,
             left_alone=self._left_alone(),
             training_step_seconds=step_seconds,
         )
@@ -237,22 +239,44 @@ class Run:
             found = Verdict("harmed", f"what was fine with the old weights is not with the new ones: {self._broken}")
         else:
             found = judge(before, after, work.harm(before, after), work.gain(before, after), changed)
+        if found.word in ("improved", "applied"):
+            found = self._tried(found)
         if found.word in ("improved", "applied") or not changed:
             return f"{found.word}: {found.why}", scales, None
         harmed = found.word == "harmed"
-        message = f"{self._method.name}: {found.why}"
+        message, instead = f"{self._method.name}: {found.why}", found.instead or _INSTEAD
         if harmed and self._settings.on_harm == "raise":
-            raise HarmError(f"{message}; the weights are as before. {_INSTEAD}")
+            raise HarmError(f"{message}; the weights are as before. {instead}")
         if self._settings.on_harm == "warn":
             if harmed:
-                warn(f"initopt: {message}. The new weights are kept, since on_harm='warn'. {_INSTEAD}")
+                warn(f"initopt: {message}. The new weights are kept, since on_harm='warn'. {instead}")
                 return f"harmed: {found.why}", scales, None
             return f"not improved: {found.why}", scales, None
         put_values(self._originals)
         if harmed:
-            warn(f"initopt: {message}, so the weights are as before. {_INSTEAD}")
+            warn(f"initopt: {message}, so the weights are as before. {instead}")
         word = "restored" if harmed else found.word
         return f"{word}: {found.why}", dict.fromkeys(scales, 1.0), scales
+
+    def _tried(self, found: Verdict) -> Verdict:
+        """The verdict, with that of some training steps, if the method knows how the network is trained.
+
+        A failure costs the trial, with a warning, and not the steps.
+        """
+        training, batches = self._method.training, list(self._stream.recent)
+        if training is None or not batches:
+            return found
+        microbatch = self._engine.microbatch
+        try:
+            held = self._stream.held
+            self._trial = try_out(self._problem, training, batches, held, self._originals, microbatch)
+        except Exception as error:
+            warn(
+                f"initopt: the new weights could not be tried by the optimizer ({type(error).__name__}: {error}), so the "
+                "verdict is that of the measurements alone"
+            )
+            return found
+        return with_trial(found, self._trial)
 
     def _training_step_seconds(self) -> float | None:
         """Time of one plain gradient of a held-back batch, the second one; ``None`` if that does not come to an end."""
@@ -262,14 +286,11 @@ class Run:
 
     def _timed_gradient(self) -> float:
         batch = self._problem.prepare(self._stream.held[0], 0)
-        whole = Windows((torch.arange(batch.windows.batch_size, device="cpu"),), batch.windows.batch_size)
-        batch = replace(batch, windows=whole)
         parameters = [parameter.value for parameter in self._problem.grad_params]
         seconds = 0.0
         for _ in range(2):
             begun = time.perf_counter()
-            for _ in subbatch_gradients(self._problem, batch, parameters, self._engine.microbatch):
-                pass
+            batch_gradient(self._problem, batch, parameters, self._engine.microbatch)
             _wait_for(self._problem.device)
             seconds = time.perf_counter() - begun
         return seconds
@@ -345,7 +366,7 @@ class Run:
         engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
         try:
             with reporter(self._progress, "measuring", 2 * len(held)) as report:
-                with _weights_as(self._originals), located("the measurement with the original weights"):
+                with weights_as(self._originals), located("the measurement with the original weights"):
                     before = measure_batches(engine, held, report)
                 try:
                     with located("the measurement with the new weights"):
@@ -397,14 +418,3 @@ def _stored_weights(task: Task, originals: Originals, previous: Checkpoint, path
     if not same:
         warn(f"going on from the checkpoint {path}, which began from other weights than the model has and replaces them")
     return stored
-
-
-@contextmanager
-def _weights_as(values: Originals) -> Iterator[None]:
-    """Other values in the parameters, until the block ends."""
-    present = {parameter: parameter.detach().clone() for parameter in values}
-    put_values(values)
-    try:
-        yield
-    finally:
-        put_values(present)

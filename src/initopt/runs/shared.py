@@ -63,6 +63,11 @@ def refuse_ranks(ranks: Ranks, method: Method, checkpoint: object) -> None:
             f"{method.name} is not a function of the gradients of sub-batches alone, so that processes cannot do it on "
             'united batches; share="average" has each take its own, and averages the derivatives'
         )
+    if ranks.size > 1 and method.training is not None:
+        raise ValueError(
+            f"optimizer= has the weights tried in a few training steps, which {ranks.size} processes cannot do yet; "
+            "leave it out, or run it on one (process_group=None)"
+        )
     if ranks.size > 1 and checkpoint is not None:
         raise ValueError(
             f"checkpoint={str(checkpoint)!r} of a run on {ranks.size} processes is not supported; run it on one "
