@@ -24,6 +24,7 @@ from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
 from initopt.model.ranks import ProcessGroup, Share, check_share, ranks_of
+from initopt.model.sharded import unsharded
 from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
@@ -31,6 +32,7 @@ from initopt.runs.shared import refuse_ranks
 from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.trial import check_training
 from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.schemes import Scheme
 from initopt.training.optimizers import OptimizerFactory
 
 __all__ = ["gradinit", "lsuv", "metainit", "nio", "optimize"]
@@ -150,11 +152,18 @@ def optimize(
     with ranks.together():
         check_batches(batches)
         loss = as_loss(loss_fn)
-        parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
-        if chosen.training is not None:
-            check_training(chosen.training, parameters)
-        task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
-        return preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+        with unsharded(model) as shards:
+            parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
+            if chosen.training is not None:
+                check_training(chosen.training, parameters)
+            task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
+            result = preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+        if shards is not None and result.tried_scales is None:
+            if chosen.scheme is None:
+                shards.scale(result.scales)
+            else:
+                shards.put(result.weights)
+        return result
 
 
 def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
@@ -222,7 +231,7 @@ def nio(
     clip_grad_norm: float | None = None,
     trial_steps: int = 20,
     grad_params: ParameterFilter | None = None,
-    scheme: str | None = None,
+    scheme: str | Scheme | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     microbatch: int | None = None,
@@ -283,8 +292,9 @@ def nio(
         trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
+            drawn with ``seed``, are the start to which the scales refer; the model's own weights by default.
+            ``Result.before`` is of the model's own in either case.
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.

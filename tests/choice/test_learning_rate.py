@@ -313,7 +313,7 @@ class TestForms:
         plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
         assert plain["format"] == "initopt learning rates 1"
         assert plain["suggested"] == found.suggested
-        assert len(plain["trials"]) == len(found.trials)
+        assert len(plain["runs"]) == len(found.runs)
         frame = found.to_dataframe()
         assert {"lr", "warmup", "seed", "loss", "gain", "stable"} == set(frame.columns)
         assert set(frame["seed"]) == set(found.seeds)
@@ -336,8 +336,8 @@ class TestForms:
     def test_words_for_what_was_found(self) -> None:
         found = one()
         assert found.suggested is not None
-        own = replace(found, own=found.trials[0].lr)
-        assert own.advice.startswith(f"Train at {found.suggested:.2g} (your {found.trials[0].lr:.2g} is ")
+        own = replace(found, own=found.runs[0].lr)
+        assert own.advice.startswith(f"Train at {found.suggested:.2g} (your {found.runs[0].lr:.2g} is ")
         assert "times too low for this start" in own.advice
         assert found.best is not None
         assert replace(found, own=found.best.lr).advice.startswith(f"Keep your rate of {found.best.lr:.2g}; ")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from initopt.choice.rate_runs import Course, Plan, Sweep, Trial
+from initopt.choice.rate_runs import Plan, RateRuns, Runner, Sweep
 from initopt.choice.rate_search import Search
 
 Hopeless = Callable[[int, float], bool]
@@ -30,13 +30,13 @@ def plan(**changes: Any) -> Plan:
     return Plan(**(given | changes))
 
 
-def searched(course: Course, **changes: Any) -> Search:
+def searched(course: Runner, **changes: Any) -> Search:
     search = Search(course, plan(**changes))
     search.run()
     return search
 
 
-def quadratic(curvature: Callable[[int, int], float], offset: float = 0.0, noise: float = 0.0) -> Course:
+def quadratic(curvature: Callable[[int, int], float], offset: float = 0.0, noise: float = 0.0) -> Runner:
     """Gradient descent on a parabola, whose curvature depends on the seed and the step."""
 
     def course(seed: int, rates: Sequence[float], hopeless: Hopeless) -> list[float]:
@@ -53,7 +53,7 @@ def quadratic(curvature: Callable[[int, int], float], offset: float = 0.0, noise
     return course
 
 
-def plateau(best: Callable[[int], float], depth: float = 1.0) -> Course:
+def plateau(best: Callable[[int], float], depth: float = 1.0) -> Runner:
     """A loss that falls at once, and most at the best rate of its seed."""
 
     def course(seed: int, rates: Sequence[float], hopeless: Hopeless) -> list[float]:
@@ -206,7 +206,7 @@ def test_no_warm_up_is_tried_where_none_is_asked_for() -> None:
 
 def test_the_users_own_rate_is_run_too() -> None:
     search = searched(quadratic(lambda seed, step: 5.0), own=0.037)
-    assert any(t.lr == 0.037 and t.whole for t in search.trials)
+    assert any(t.lr == 0.037 and t.whole for t in search.runs)
 
 
 @pytest.mark.parametrize("budget", [1050, 1300, 1600, 2200])
@@ -250,6 +250,6 @@ def test_a_spike_of_one_batch_does_not_move_the_curve() -> None:
 
 
 def test_trials_sum_up_over_the_seeds_that_were_run() -> None:
-    trial = Trial(0.1, (1.0, 2.0, math.nan), (1.0, 0.5, math.nan))
+    trial = RateRuns(0.1, (1.0, 2.0, math.nan), (1.0, 0.5, math.nan))
     assert (trial.loss, trial.gain, trial.whole, trial.diverged) == (1.5, 0.75, False, 0)
-    assert Trial(0.1, (1.0, math.inf), (1.0, -math.inf), stable=False).diverged == 1
+    assert RateRuns(0.1, (1.0, math.inf), (1.0, -math.inf), stable=False).diverged == 1

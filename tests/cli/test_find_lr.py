@@ -6,8 +6,8 @@ import pytest
 
 from initopt.cli.main import main
 
-SHORT = ["--model", "plain_mlp", "--model.depth", "3", "--data", "digits", "--threads", "1", "--seeds", "2", "--steps", "20",
-         "--sweep_steps", "40", "--warmup_steps", "0", "--precision", "1.5"]  # fmt: skip
+SHORT = ["--model", "plain_mlp", "--model.depth", "3", "--data", "digits", "--threads", "1", "--seeds", "2"]
+SHORT += ["--steps", "20", "--sweep_steps", "40", "--warmup_steps", "0", "--precision", "1.5"]
 
 
 def run(capsys, *arguments):

@@ -293,7 +293,7 @@ def _result(search: Search, plan: Plan, model: str, optimizer: str, seconds: flo
         steps=plan.steps,
         seeds=plan.seeds,
         sweeps=tuple(search.sweeps),
-        trials=tuple(search.known),
+        runs=tuple(search.known),
         warmup=search.warmup,
         steps_spent=search.spent,
         budget=plan.budget,

@@ -38,7 +38,7 @@ def plot_rates(found: Mapping[str, LearningRates]) -> Figure:
         colour = COLOURS[number % len(COLOURS)]
         _band(left, one, colour, name)
         _runs(right, one, colour, name, number)
-        losses = [loss for trial in one.trials for loss in trial.losses if math.isfinite(loss)]
+        losses = [loss for at in one.runs for loss in at.losses if math.isfinite(loss)]
         deepest = max(one.start_loss - min([*losses, one.start_loss]), one.start_noise)
         tops.append(one.start_loss + 0.6 * deepest)
         bottoms.append(min([*losses, one.start_loss]) - 0.1 * deepest)
@@ -84,13 +84,13 @@ def _band(axes: Axes, one: LearningRates, colour: str, name: str) -> None:
 
 
 def _runs(axes: Axes, one: LearningRates, colour: str, name: str, number: int) -> None:
-    good = [t for t in one.trials if t.whole and t.stable]
+    good = [t for t in one.runs if t.whole and t.stable]
     if good:
         means = np.array([t.loss for t in good])
         ends = np.array([[mean - min(t.losses), max(t.losses) - mean] for t, mean in zip(good, means, strict=True)])
         axes.errorbar([t.lr for t in good], means, yerr=ends.T, color=colour, fmt="o-", markersize=4, linewidth=1.2,
                       capsize=2, label=name)  # fmt: skip
-    bad = [t.lr for t in one.trials if not t.stable]
+    bad = [t.lr for t in one.runs if not t.stable]
     if bad:
         height = 0.97 - 0.04 * number
         axes.plot(bad, [height] * len(bad), "x", color=colour, markersize=5, transform=axes.get_xaxis_transform(),
@@ -102,8 +102,8 @@ def _runs(axes: Axes, one: LearningRates, colour: str, name: str, number: int) -
                       label=f"{name}, warm-up of {one.warmup.steps} steps")  # fmt: skip
     if one.largest_stable is not None and one.unstable_at is not None:
         axes.axvline(one.largest_stable, color=colour, linestyle="--", linewidth=1)
-        axes.annotate("largest stable", (one.largest_stable, 0.9 - 0.2 * number), xycoords=("data", "axes fraction"),
-                      rotation=90, va="top", ha="right", fontsize=7, color=colour)  # fmt: skip
+        axes.annotate("largest stable", (one.largest_stable, 0.03), xycoords=("data", "axes fraction"), rotation=90,
+                      va="bottom", ha="right" if number % 2 else "left", fontsize=7, color=colour)  # fmt: skip
     if one.suggested is not None:
         axes.axvline(one.suggested, color=colour, linewidth=1)
         if one.interval is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from initopt._support.checks import data_frame
 from initopt._support.files import Contents, plain, write_folder, write_json
 from initopt._support.words import counted, listed
-from initopt.choice.rate_runs import Sweep, Trial, Warmup
+from initopt.choice.rate_runs import RateRuns, Sweep, Warmup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ class LearningRates:
         steps: training steps of a run at one rate.
         seeds: one for each order of batches.
         sweeps: the range tests, one for each seed.
-        trials: runs at one rate from the start, by their rates.
+        runs: runs at one rate from the start, by their rates.
         warmup: what a warm-up changes; ``None`` if it was not tried.
         steps_spent: training steps of all of it.
         budget: how many they could have been.
@@ -79,21 +79,21 @@ class LearningRates:
     steps: int
     seeds: tuple[int, ...]
     sweeps: tuple[Sweep, ...] = field(repr=False)
-    trials: tuple[Trial, ...] = field(repr=False)
+    runs: tuple[RateRuns, ...] = field(repr=False)
     warmup: Warmup | None = field(repr=False)
     steps_spent: int
     budget: int
     undone: tuple[str, ...] = ()
     seconds: float = 0.0
 
-    def at(self, lr: float) -> Trial | None:
+    def at(self, lr: float) -> RateRuns | None:
         """The runs at a rate, to within 5 %; ``None`` if there are none."""
-        return next((t for t in self.trials if abs(math.log(t.lr / lr)) < math.log(1.05)), None)
+        return next((t for t in self.runs if abs(math.log(t.lr / lr)) < math.log(1.05)), None)
 
     @property
-    def best(self) -> Trial | None:
+    def best(self) -> RateRuns | None:
         """The runs at the rate with the largest mean descent."""
-        return max((t for t in self.trials if t.whole and not t.diverged), key=lambda t: t.gain, default=None)
+        return max((t for t in self.runs if t.whole and not t.diverged), key=lambda t: t.gain, default=None)
 
     @property
     def verdict(self) -> str:
@@ -148,9 +148,9 @@ class LearningRates:
         if self.why.startswith("the seeds disagree"):
             return "Ask again with more seeds or longer runs (seeds=6, steps=100), or larger batches."
         if self.why.startswith(("every rate", "the lowest rate")):
-            return f"Ask again with a lower range (min_lr={_rate(self.trials[0].lr / 1000) if self.trials else '...'})."
+            return f"Ask again with a lower range (min_lr={_rate(self.runs[0].lr / 1000) if self.runs else '...'})."
         if self.why.startswith("the highest rate"):
-            return f"Ask again with a higher range (max_lr={_rate(self.trials[-1].lr * 100)})."
+            return f"Ask again with a higher range (max_lr={_rate(self.runs[-1].lr * 100)})."
         return (
             "Ask initopt.diagnose(model, loader) whether anything can be learned from this start; if the model is trained "
             "already, ask again with longer runs (steps=200)."
@@ -173,16 +173,16 @@ class LearningRates:
     def _table(self) -> list[str]:
         lines = [f"{'rate':>9}  {f'loss after {self.steps} steps':<22}", f"{'start':>9}  {_mean(self.start_loss)}"]
         best = self.best
-        for trial in self.trials:
+        for one in self.runs:
             marks = []
-            if trial is best and self.suggested is not None:
+            if one is best and self.suggested is not None:
                 marks.append("best")
-            if self.own is not None and self.at(self.own) is trial:
+            if self.own is not None and self.at(self.own) is one:
                 marks.append("yours")
-            if trial.lr == self.largest_stable:
+            if one.lr == self.largest_stable:
                 marks.append("largest stable")
-            marks.append(_fate(trial))
-            lines.append(f"{trial.lr:>9.3g}  {_loss(trial):<22}  {', '.join(m for m in marks if m)}".rstrip())
+            marks.append(_fate(one))
+            lines.append(f"{one.lr:>9.3g}  {_loss(one):<22}  {', '.join(m for m in marks if m)}".rstrip())
         return lines
 
     def _about_warmup(self) -> str:
@@ -215,7 +215,7 @@ class LearningRates:
         found["interval"] = None if self.interval is None else list(self.interval)
         found |= {name: getattr(self, name) for name in more}
         found |= {"seeds": list(self.seeds), "undone": list(self.undone)}
-        found["trials"] = [_of_trial(trial) for trial in self.trials]
+        found["runs"] = [_of_runs(one) for one in self.runs]
         found["sweeps"] = [
             {"seed": s.seed, "rates": list(s.rates), "losses": list(s.losses), "start": list(s.start)} for s in self.sweeps
         ]
@@ -225,8 +225,8 @@ class LearningRates:
             "factor": warmup.factor,
             "without": warmup.without,
             "better": warmup.better,
-            "warm": [_of_trial(trial) for trial in warmup.warm],
-            "cold": [_of_trial(trial) for trial in warmup.cold],
+            "warm": [_of_runs(one) for one in warmup.warm],
+            "cold": [_of_runs(one) for one in warmup.cold],
         }
         return dict(plain(found))
 
@@ -239,7 +239,7 @@ class LearningRates:
         warm = self.warmup.warm if self.warmup is not None else ()
         rows = [
             {"lr": t.lr, "warmup": t.warmup, "seed": seed, "loss": loss, "gain": gain, "stable": t.stable}
-            for t in (*self.trials, *warm)
+            for t in (*self.runs, *warm)
             for seed, loss, gain in zip(self.seeds, t.losses, t.gains, strict=True)
             if not math.isnan(loss)
         ]
@@ -281,13 +281,13 @@ class LearningRates:
         return path
 
 
-def _of_trial(trial: Trial) -> dict[str, Any]:
+def _of_runs(one: RateRuns) -> dict[str, Any]:
     return {
-        "lr": trial.lr,
-        "warmup": trial.warmup,
-        "losses": list(trial.losses),
-        "gains": list(trial.gains),
-        "stable": trial.stable,
+        "lr": one.lr,
+        "warmup": one.warmup,
+        "losses": list(one.losses),
+        "gains": list(one.gains),
+        "stable": one.stable,
     }
 
 
@@ -299,22 +299,22 @@ def _mean(loss: float) -> str:
     return f"{loss:.4g}"
 
 
-def _loss(trial: Trial) -> str:
-    finite = [loss for loss in trial.losses if math.isfinite(loss)]
+def _loss(one: RateRuns) -> str:
+    finite = [loss for loss in one.losses if math.isfinite(loss)]
     if not finite:
         return ""
     shown = _mean(sum(finite) / len(finite))
     return f"{shown} ({min(finite):.3g} to {max(finite):.3g})" if len(finite) > 1 else shown
 
 
-def _fate(trial: Trial) -> str:
-    run = sum(not math.isnan(loss) for loss in trial.losses)
-    if trial.diverged:
-        return "diverges" if trial.diverged == run else f"{trial.diverged} of {run} seeds diverge"
-    if trial.stable:
+def _fate(one: RateRuns) -> str:
+    run = sum(not math.isnan(loss) for loss in one.losses)
+    if one.diverged:
+        return "diverges" if one.diverged == run else f"{one.diverged} of {run} seeds diverge"
+    if one.stable:
         return ""
     return (
         "ends above its start"
-        if min(gain for gain in trial.gains if not math.isnan(gain)) < 0
+        if min(gain for gain in one.gains if not math.isnan(gain)) < 0
         else "loses what it could learn"
     )

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Course", "Plan", "Start", "Sweep", "Trial", "Warmup"]
+__all__ = ["Plan", "RateRuns", "Runner", "Start", "Sweep", "Warmup"]
 
 _HOPELESS = 100.0
 """A run whose loss has risen by this many times its size at the start is ended: early bumps are far smaller."""
@@ -20,8 +20,8 @@ _SMOOTHING = 0.8
 """Weight of what was before in the smoothed loss of a sweep: the mean of some five steps."""
 
 
-class Course(Protocol):
-    """Trains from the start, always the same one, at a rate for each step."""
+class Runner(Protocol):
+    """What trains from the start, always the same one, with a rate for each step."""
 
     def __call__(self, seed: int, rates: Sequence[float], hopeless: Callable[[int, float], bool]) -> list[float]:
         """The losses of the steps, each before its update; a run ends early with a loss that is not finite or hopeless.
@@ -157,7 +157,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Trial:
+class RateRuns:
     """Runs at one rate from the start, one for each seed.
 
     Attributes:
@@ -165,7 +165,7 @@ class Trial:
         losses: mean loss over the last fifth of the steps, by seed; infinite where it diverged, nan where a run of another
             seed was enough.
         gains: by how much that is below the loss of the start on the same batches; minus infinity where it diverged.
-        stable: whether every run went well; see :attr:`LearningRates.largest_stable`.
+        stable: whether every run went well; see ``LearningRates.largest_stable``.
         warmup: steps of the warm-up.
     """
 
@@ -214,6 +214,6 @@ class Warmup:
     steps: int
     factor: int
     without: int
-    warm: tuple[Trial, ...]
-    cold: tuple[Trial, ...]
+    warm: tuple[RateRuns, ...]
+    cold: tuple[RateRuns, ...]
     better: bool

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from initopt._support.words import counted
-from initopt.choice.rate_runs import Course, Plan, Start, Sweep, Trial, Warmup
+from initopt.choice.rate_runs import Plan, RateRuns, Runner, Start, Sweep, Warmup
 
 __all__ = ["Search"]
 
@@ -43,19 +43,19 @@ class Search:
     """The runs, and what follows from them.
 
     Args:
-        course: trains.
+        runner: trains.
         plan: what is to be done.
         report: is told what is being done, and the steps done.
     """
 
-    def __init__(self, course: Course, plan: Plan, report: Callable[[str, int], object] | None = None) -> None:
-        self._course, self._plan = course, plan
+    def __init__(self, runner: Runner, plan: Plan, report: Callable[[str, int], object] | None = None) -> None:
+        self._runner, self._plan = runner, plan
         self._report = report or (lambda doing, steps: None)
         self.spent = 0
         self.undone: list[str] = []
         self.start = Start({})
         self.sweeps: list[Sweep] = []
-        self.trials: list[Trial] = []
+        self.runs: list[RateRuns] = []
         self.largest_stable: float | None = None
         self.unstable_at: float | None = None
         self.warmup: Warmup | None = None
@@ -81,7 +81,7 @@ class Search:
     def _train(self, doing: str, seed: int, rates: Sequence[float], hopeless: Callable[[int, float], bool]) -> list[float]:
         if self.spent + len(rates) > self._plan.budget:
             raise _SpentError
-        losses = self._course(seed, rates, hopeless)
+        losses = self._runner(seed, rates, hopeless)
         self.spent += len(losses)
         self._report(doing, self.spent)
         return losses
@@ -100,21 +100,21 @@ class Search:
             losses = self._train("range test", seed, rates, self.start.hopeless(seed))
             self.sweeps.append(Sweep(seed, tuple(rates), tuple(losses), self.start.losses[seed][: len(rates)]))
 
-    # Trials at one rate
+    # Runs at one rate
 
     @property
-    def known(self) -> list[Trial]:
-        """Trials without a warm-up, by their rates."""
-        return sorted(self.trials, key=lambda trial: trial.lr)
+    def known(self) -> list[RateRuns]:
+        """Those without a warm-up, by their rates."""
+        return sorted(self.runs, key=lambda one: one.lr)
 
     @property
-    def best(self) -> Trial | None:
-        """The trial with the largest mean descent."""
-        return max((t for t in self.trials if t.whole and not t.diverged), key=lambda t: t.gain, default=None)
+    def best(self) -> RateRuns | None:
+        """The one with the largest mean descent."""
+        return max((t for t in self.runs if t.whole and not t.diverged), key=lambda t: t.gain, default=None)
 
-    def _try(self, lr: float, warmup: int = 0, enough: bool = False) -> Trial:
+    def _try(self, lr: float, warmup: int = 0, enough: bool = False) -> RateRuns:
         """Run all seeds at a rate; with ``enough``, only up to the first that shows it to be unstable."""
-        near = next((t for t in self.trials if _same(t.lr, lr)), None) if not warmup else None
+        near = next((t for t in self.runs if _same(t.lr, lr)), None) if not warmup else None
         if near is not None and (near.whole or enough):
             return near
         plan = self._plan
@@ -130,9 +130,9 @@ class Search:
             if enough and not self._stable(lr, gains):
                 break
         rest = [math.nan] * (len(plan.seeds) - len(losses))
-        found = Trial(lr, (*losses, *rest), (*gains, *rest), self._stable(lr, gains), warmup)
+        found = RateRuns(lr, (*losses, *rest), (*gains, *rest), self._stable(lr, gains), warmup)
         if not warmup:
-            self.trials = [t for t in self.trials if t is not near] + [found]
+            self.runs = [t for t in self.runs if t is not near] + [found]
         return found
 
     def _stable(self, lr: float, gains: Sequence[float]) -> bool:
@@ -150,16 +150,16 @@ class Search:
         """Standard error of the mean loss over the last steps of a run."""
         return self.start.noise / math.sqrt(self._plan.window)
 
-    def _clear(self, trial: Trial) -> bool:
+    def _clear(self, one: RateRuns) -> bool:
         """Whether a descent is beyond the noise of seeds, that of the batches of a run, and a hundredth of the loss."""
-        least = max(2 * _standard_error(trial.gains), self._noise_of_run, _LITTLE * abs(self.start.mean))
-        return trial.gain > least or (trial.gain > 0 and least == 0)
+        least = max(2 * _standard_error(one.gains), self._noise_of_run, _LITTLE * abs(self.start.mean))
+        return one.gain > least or (one.gain > 0 and least == 0)
 
-    def _judged(self) -> list[Trial]:
-        """The trials, each judged by the best one that is known by now."""
-        self.trials = [
-            Trial(t.lr, t.losses, t.gains, self._stable(t.lr, [g for g in t.gains if not math.isnan(g)]))
-            for t in self.trials
+    def _judged(self) -> list[RateRuns]:
+        """The runs, each judged by the best one that is known by now."""
+        self.runs = [
+            RateRuns(t.lr, t.losses, t.gains, self._stable(t.lr, [g for g in t.gains if not math.isnan(g)]))
+            for t in self.runs
         ]
         return self.known
 
@@ -219,19 +219,19 @@ class Search:
             self._judge_edge()
 
     def _try_between(self, lr: float) -> None:
-        near = [t for t in self.trials if _same(t.lr, lr)]
-        self.trials = [t for t in self.trials if t not in near]
+        near = [t for t in self.runs if _same(t.lr, lr)]
+        self.runs = [t for t in self.runs if t not in near]
         try:
             self._try(lr, enough=True)
         finally:
-            self.trials += near
+            self.runs += near
 
     def _try_warmup(self) -> None:
         edge, steps = self.largest_stable, self._plan.warmup_steps
         if edge is None or self.unstable_at is None or steps == 0 or self.best is None or not self._clear(self.best):
             return
-        warm: list[Trial] = []
-        cold: list[Trial] = []
+        warm: list[RateRuns] = []
+        cold: list[RateRuns] = []
         for factor in _FACTORS:
             warm.append(self._try(factor * edge, steps, enough=True))
             cold.append(self._try(factor * edge, enough=True))
@@ -241,7 +241,7 @@ class Search:
         better = bool(done) and self._clearly_lower(min(done, key=lambda t: t.loss), self.best)
         self.warmup = Warmup(steps, _reached(warm), max(1, _reached(cold)), tuple(warm), tuple(cold), better)
 
-    def _clearly_lower(self, one: Trial, other: Trial) -> bool:
+    def _clearly_lower(self, one: RateRuns, other: RateRuns) -> bool:
         differences = [b - a for a, b in zip(one.losses, other.losses, strict=True)]
         return fmean(differences) > 2 * _standard_error(differences) and fmean(differences) > 0
 
@@ -268,7 +268,7 @@ class Search:
             return None, interval, f"the highest rate that was run, {best.lr:.2g}, is the best; a better one may lie above"
         return _peak(lrs, table.mean(1)), interval, ""
 
-    def _disagree(self, best: Trial, table: np.ndarray) -> bool:
+    def _disagree(self, best: RateRuns, table: np.ndarray) -> bool:
         """Whether the best rates of the seeds are more than a decade apart, and it matters: a plateau has no best rate."""
         lrs, _ = self._table()
         each, most = lrs[table.argmax(0)], table.max(0)
@@ -287,11 +287,11 @@ def _same(one: float, other: float) -> bool:
     return 1 / _SAME < one / other < _SAME
 
 
-def _reached(trials: Sequence[Trial]) -> int:
-    """The largest factor up to which every trial was stable; 0 if not even the first was."""
+def _reached(runs: Sequence[RateRuns]) -> int:
+    """The largest factor up to which every one was stable; 0 if not even the first was."""
     reached = 0
-    for factor, trial in zip(_FACTORS, trials, strict=False):
-        if not trial.stable:
+    for factor, one in zip(_FACTORS, runs, strict=False):
+        if not one.stable:
             break
         reached = factor
     return reached

@@ -25,6 +25,7 @@ from initopt.model.parameters import NamedParameter
 from initopt.model.preserve import Originals
 from initopt.model.problem import Problem
 from initopt.model.ranks import Ranks
+from initopt.schemes import Scheme
 from initopt.schemes.matrices import is_embedding, matrices_of
 
 __all__ = ["LSUV"]
@@ -49,8 +50,9 @@ class LSUV(Method):
         steps: number of passes over the network, each on the next batch.
         tolerance: how far from 1 a variance may be, in (0, 1).
         max_iterations: most rescalings of a layer. A layer without bias needs one.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer, with biases of 0; ``None`` for the model's own weights. ``Result.before`` is of the model's own.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme`, whose weights, drawn with
+            ``seed``, are the start to which the scales refer, with biases of 0 for the default; ``None`` for the model's
+            own weights. ``Result.before`` is of the model's own.
 
     >>> LSUV().scheme
     'orthogonal'
@@ -61,7 +63,7 @@ class LSUV(Method):
     record: ClassVar[type[Record]] = LayerRecord
 
     steps: int = 1
-    scheme: str | None = "orthogonal"
+    scheme: str | Scheme | None = "orthogonal"
     tolerance: float = 0.1
     max_iterations: int = 10
 

@@ -22,6 +22,7 @@ from initopt._support.checks import check_choice
 from initopt._support.errors import RankError, warn
 from initopt._support.interrupts import signals_held
 from initopt._support.words import first_few
+from initopt.model.sharded import shard_group
 from initopt.model.wrappers import bare, replicated
 
 __all__ = ["Alone", "Group", "ProcessGroup", "Ranks", "Share", "check_share", "ranks_of"]
@@ -49,7 +50,7 @@ def ranks_of(model: nn.Module, process_group: ProcessGroup = "auto", share: Shar
     Args:
         model: as the user has it, with what was put around it.
         process_group: the group; ``None`` for this process alone; ``"auto"`` for the group of a
-            ``DistributedDataParallel``, and this process alone where there is none.
+            ``DistributedDataParallel`` or of ``fully_shard``, and this process alone where there is none.
         share: what they have in common.
 
     Raises:
@@ -68,10 +69,10 @@ def ranks_of(model: nn.Module, process_group: ProcessGroup = "auto", share: Shar
     group = process_group
     if isinstance(process_group, str):
         wrapper = replicated(model)
-        if wrapper is None:
+        group = shard_group(bare(model)) if wrapper is None else wrapper.process_group
+        if group is None:
             _tell_alone()
             return Alone()
-        group = wrapper.process_group
     elif not hasattr(process_group, "rank"):
         kind = type(process_group).__name__
         raise TypeError(f'process_group must be "auto", None or a torch.distributed.ProcessGroup; got {kind}')

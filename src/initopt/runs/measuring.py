@@ -30,6 +30,7 @@ from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import derive_seed
 from initopt.model.ranks import ProcessGroup, Share, ranks_of
+from initopt.model.sharded import unsharded
 from initopt.model.wrappers import bare
 from initopt.runs.shared import compare_ranks, examine_all, in_step, windows_of_all
 
@@ -130,7 +131,7 @@ def measure(
     own_seed = None if seed is None else check_integer("seed", seed, 0)
     ranks, model = ranks_of(model, process_group, share), bare(model)
     options = {"num_batches": num_batches, "train_mode": train_mode, "centre": centre, "seed": own_seed}
-    with ranks.together():
+    with ranks.together(), unsharded(model):
         parameters, loss = Parameters.of(model, grad_params=grad_params), as_loss(loss_fn)
         total = length_of(batches) if num_batches is None else num_batches
         stream = BatchStream(batches, num_batches) if num_batches is not None else None

@@ -33,6 +33,7 @@ from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState, derive_seed
 from initopt.model.state import StateGuard
 from initopt.runs.checkpoint import Checkpoint, fingerprint, going_on_from, identify, loader_generators
+from initopt.runs.factors import tell_of_scheme, tell_of_zeros
 from initopt.runs.measuring import measure_batches
 from initopt.runs.result import Result
 from initopt.runs.shared import compare_ranks, examine_all, same_weights
@@ -166,7 +167,9 @@ class Run:
             self._refuse_trained(batch)
         start = self._drawn(batch)
         doubts, unreached = examine_all(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
-        if unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
+        if tell_of_zeros(self._problem, self._method, unreached):
+            pass  # which says it all
+        elif unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
             left = unreached.total - unreached.entries
             warn(f"initopt: the gradient reaches {left:,} of {unreached.total:,} parameters: {unreached.cause}")
         if doubts is not None:
@@ -179,6 +182,7 @@ class Run:
         if self._method.scheme is None:
             return self._originals
         put_values(self._originals)
+        tell_of_scheme(self._problem, self._method.scheme)
         with inner_work():
             apply_(self._model, self._method.scheme, batch, self._task.loss.given, seed=self._seed)
         return {p: p.detach().clone() for p in self._originals}
@@ -213,9 +217,13 @@ class Run:
             verdict=verdict,
             tried_scales=tried,
             trial=self._trial,
-            left_alone=self._at_work.left_alone(),
+            left_alone=self._left_alone(),
             training_step_seconds=step_seconds,
         )
+
+    def _left_alone(self) -> dict[str, list[str]]:
+        left, spared = self._at_work.left_alone(), list(self._task.parameters.spared)
+        return left | {"a magnitude of pretrained weights": spared} if spared else left
 
     def _settle_on(
         self, before: Measurement | None, after: Measurement | None

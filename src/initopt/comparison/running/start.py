@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import initopt
 from initopt.comparison.running.batches import start_batches
-from initopt.comparison.spec.initialization import Custom, Initialization, Scheme, Step
+from initopt.comparison.spec.initialization import Custom, Drawing, Initialization, Step
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.recipe import Recipe
 from initopt.gram.measurement import STATISTICS
@@ -113,8 +113,10 @@ def take(
     Raises:
         TypeError: if a function returns another model in the place of changing this one.
     """
-    if isinstance(step, Scheme):
-        apply_(model, step.name, seed=mixed_seed(seed, Stream.SCHEME, number), **step.options)
+    if isinstance(step, Drawing):
+        batch = next(iter(batches)) if step.scheme.needs_batch else None
+        key = mixed_seed(seed, Stream.SCHEME, number)
+        apply_(model, step.scheme, batch, loss_fn, params=step.params, seed=key)
         return {}
     if isinstance(step, Custom):
         with seeded(seed, Stream.FUNCTION, number):
