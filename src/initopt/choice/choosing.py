@@ -78,7 +78,8 @@ def choose(
         starts: what to compare with the network's own start: names of schemes and methods, :class:`initopt.methods.Method`
             objects, functions ``(model, batches, loss_fn) -> None``, lists of these that work one after the other, or a
             dict of all that by name. By default, the scheme that fits the nonlinearities, ``"orthogonal"``, ``"lsuv"``,
-            ``"nio"`` and NIO after LSUV. Schemes have the gain of the nonlinearity that follows each layer.
+            ``"nio"`` and NIO after LSUV; where there is self-attention, ``"mimetic"``; where there are residual branches,
+            ``"zero_branches"`` and ``"scaled_branches"``. Those that have a gain have that of what follows each layer.
         lrs: learning rates to try with each start, beside the user's own: a list, or ``"around"`` (or ``True``) for a third
             and three times of it. By default, only the user's own. If ``optimizer`` has none, the first of
             the list counts as that.
