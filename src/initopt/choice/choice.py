@@ -17,9 +17,10 @@ from initopt._support.files import Contents, write_folder
 from initopt._support.words import counted
 from initopt.choice.rows import Cost, Curve, Row, change, figure, plain_row, table
 from initopt.choice.starts import OWN, make_start
-from initopt.comparison.spec.initialization import Initialization, Scheme
+from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
 from initopt.methods import METHODS
 from initopt.model.losses import LossFunction
+from initopt.schemes import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +134,7 @@ class Choice:
         if len(steps) != 1:
             return ""
         (step,) = steps
-        if isinstance(step, Scheme):
+        if isinstance(step, Drawing) and step.name in NAMES and step == as_initialization(step.name).steps[0]:
             return f'initopt.schemes.apply_(model, "{step.name}", batch)'
         name = getattr(step, "name", None)
         return f"initopt.{name}(model, batches)" if name in METHODS and step == METHODS[name]() else ""
