@@ -152,7 +152,7 @@ def choose(
         places = None
         if isinstance(make_model, nn.Module):
             places = {id(p.value): number for number, p in enumerate(trainable_parameters(make_model))}
-        rates = _rates(optimizer, own, places, multiples)
+        rates = _rates(optimizer, own, places, multiples, step)
         batches = read_batches(loader, steps, held_out)
         loss.look_at(batches.training[0])
         chosen = given or default_starts(own, batches.training[0], loss_fn, first)
@@ -217,10 +217,15 @@ def _maker(make_model: Callable[[], nn.Module] | nn.Module) -> Callable[[int], n
 
 
 def _rates(
-    optimizer: OptimizerFactory, model: nn.Module, places: dict[int, int] | None, wanted: list[float] | str | None
+    optimizer: OptimizerFactory,
+    model: nn.Module,
+    places: dict[int, int] | None,
+    wanted: list[float] | str | None,
+    step: OwnStep | None,
 ) -> list[float]:
     """The learning rates of the race, the user's own first."""
     parameters = [parameter.value for parameter in trainable_parameters(model)]
+    own = None
     try:
         check_optimizer(optimizer)
     except TypeError:  # it has no rate of its own
@@ -229,9 +234,10 @@ def _rates(
                 "optimizer has no learning rate of its own, around which others could be; give a list, lrs=[0.1]"
             ) from None
         own = wanted[0]
-        make_optimizer(optimizer, parameters, places, own)
-    else:
-        own = Rates(make_optimizer(optimizer, parameters, places)).first
+    made = make_optimizer(optimizer, parameters, places, own)
+    if isinstance(made, torch.optim.LBFGS) and step is None:
+        raise ValueError("LBFGS computes the loss several times in a step: give a step=(model, optimizer, batch) -> loss")
+    own = Rates(made).first
     check_number("the learning rate of the optimizer", own, above=0, finite=True)
     others = [own * multiple for multiple in AROUND] if isinstance(wanted, str) else wanted or []
     return list(dict.fromkeys([own, *(rate for rate in others if not math.isclose(rate, own, rel_tol=1e-6))]))
