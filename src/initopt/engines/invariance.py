@@ -87,7 +87,7 @@ def _cosines(problem: Problem, batch: Batch, microbatch: int | None, leaves: Map
     """The largest cosine of gradient and weight over the sub-batches, for each tensor."""
     values = [leaves.get(parameter.value, parameter.value) for parameter in problem.scale_params]
     found = torch.zeros(len(values), dtype=torch.float64, device="cpu")
-    for gradients in subbatch_gradients(problem, batch, values, microbatch):
+    for _, gradients in subbatch_gradients(problem, batch, values, microbatch):
         cosines = [_cosine(gradient, value) for gradient, value in zip(gradients, values, strict=True)]
         found = torch.maximum(found, torch.tensor(cosines, dtype=torch.float64, device="cpu"))
     return found

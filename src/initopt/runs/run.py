@@ -23,7 +23,7 @@ from initopt._version import __version__
 from initopt.batches.stream import BatchStream
 from initopt.engines import create_engine
 from initopt.engines.first_batch import examine
-from initopt.engines.gradients import batch_gradient
+from initopt.engines.gradients import mean_gradient, whole
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.methods.records import Record, steps_taken
@@ -261,12 +261,12 @@ class Run:
         return None
 
     def _timed_gradient(self) -> float:
-        batch = self._problem.prepare(self._stream.held[0], 0)
+        batch = whole(self._problem.prepare(self._stream.held[0], 0))
         parameters = [parameter.value for parameter in self._problem.grad_params]
         seconds = 0.0
         for _ in range(2):
             begun = time.perf_counter()
-            batch_gradient(self._problem, batch, parameters, self._engine.microbatch)
+            mean_gradient(self._problem, batch, parameters, self._engine.microbatch)
             _wait_for(self._problem.device)
             seconds = time.perf_counter() - begun
         return seconds

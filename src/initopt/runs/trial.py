@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from initopt._support.words import counted
-from initopt.engines.gradients import batch_gradient, whole
+from initopt.engines.gradients import mean_gradient, whole
 from initopt.methods.base import Training
 from initopt.model.parameters import Parameters
 from initopt.model.preserve import Originals, weights_as
@@ -230,12 +230,11 @@ class _AtWork:
             losses = [math.inf] * len(self.held) if course.diverged else self._losses()
             return TrialRun(rates.first * factor, course.losses, begun, losses)
 
-    def _step(self, numbers: Iterator[int], model: nn.Module, optimizer: torch.optim.Optimizer, data: Any) -> Tensor:
+    def _step(self, numbers: Iterator[int], model: nn.Module, optimizer: torch.optim.Optimizer, data: Any) -> float:
         """A training step, in as many parts as the engine takes."""
         parameters = [parameter.value for parameter in self.problem.parameters.trainable]
-        loss, gradients = batch_gradient(
-            self.problem, self.problem.prepare(data, next(numbers)), parameters, self.microbatch
-        )
+        batch = whole(self.problem.prepare(data, next(numbers)))
+        loss, gradients = mean_gradient(self.problem, batch, parameters, self.microbatch)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         clip = clipping(optimizer, self.training.clip_grad_norm)
