@@ -23,11 +23,16 @@ from initopt.model.centring import Centre
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
+from initopt.model.ranks import ProcessGroup, Share, check_share, ranks_of
+from initopt.model.sharded import unsharded
+from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
+from initopt.runs.shared import refuse_ranks
 from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.trial import check_training
 from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.schemes import Scheme
 from initopt.training.optimizers import OptimizerFactory
 
 __all__ = ["gradinit", "lsuv", "metainit", "nio", "optimize"]
@@ -51,6 +56,8 @@ def optimize(
     checkpoint_every: int = 10,
     on_harm: OnHarm = "restore",
     allow_trained: bool = False,
+    process_group: ProcessGroup = "auto",
+    share: Share = "union",
     **options: Any,
 ) -> Result:
     """Improve the initial weights of a model with any method, in place.
@@ -84,6 +91,12 @@ def optimize(
             came of it.
         allow_trained: whether a model may have been trained: one whose loss is less than half of that with the targets of
             other samples is refused otherwise.
+        process_group: the processes of ``torch.distributed`` that do this together, each with its own part of the data,
+            when the call is made on all of them: a group; ``"auto"``, that of a ``DistributedDataParallel``; ``None`` for
+            this process alone. All end with the same weights and the same result, and an exception on one ends it on all.
+        share: what processes have in common. ``"union"``: each sub-batch has a part on every process, so that the result
+            is that of one process with all the data. ``"average"``: each has sub-batches of its own, and only norms and
+            derivatives are averaged, where gradients are too large to be sent.
         **options: the options of a method that is given by its name.
 
     Returns:
@@ -99,6 +112,7 @@ def optimize(
             buffers, frozen parameters or first batch. The message says which.
         NonFiniteError: if a loss or gradient is not finite; the message names step and parameter.
         ZeroGradientError: if all gradients of a batch are zero.
+        RankError: if processes that work together differ in weights, options or number of batches, or another one fails.
 
     Warns:
         InitoptWarning: if an engine chosen by itself has to go over to another one, with the operator that is the reason;
@@ -131,13 +145,25 @@ def optimize(
         allow_trained=allow_trained,
     )
     how = chosen.measuring(measuring)
-    check_batches(batches)
-    loss = as_loss(loss_fn)
-    parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
-    if chosen.training is not None:
-        check_training(chosen.training, parameters)
-    task = Task(model, batches, loss, chosen, how, parameters, settings)
-    return preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+    check_share(share)
+    ranks = ranks_of(model, process_group, share)
+    refuse_ranks(ranks, chosen, checkpoint)
+    model = bare(model)
+    with ranks.together():
+        check_batches(batches)
+        loss = as_loss(loss_fn)
+        with unsharded(model) as shards:
+            parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
+            if chosen.training is not None:
+                check_training(chosen.training, parameters)
+            task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
+            result = preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+        if shards is not None and result.tried_scales is None:
+            if chosen.scheme is None:
+                shards.scale(result.scales)
+            else:
+                shards.put(result.weights)
+        return result
 
 
 def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
@@ -206,7 +232,7 @@ def nio(
     trial_steps: int = 20,
     max_decrease: float | None = None,
     grad_params: ParameterFilter | None = None,
-    scheme: str | None = None,
+    scheme: str | Scheme | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     microbatch: int | None = None,
@@ -219,6 +245,8 @@ def nio(
     checkpoint_every: int = 10,
     on_harm: OnHarm = "restore",
     allow_trained: bool = False,
+    process_group: ProcessGroup = "auto",
+    share: Share = "union",
 ) -> Result:
     """Neural Initialization Optimization: learn one scale per parameter tensor, in place.
 
@@ -268,8 +296,9 @@ def nio(
             of the gradient for SGD, and times the 1-norm for Adam.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
+            drawn with ``seed``, are the start to which the scales refer; the model's own weights by default.
+            ``Result.before`` is of the model's own in either case.
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
@@ -285,6 +314,8 @@ def nio(
         checkpoint_every: steps between two checkpoints.
         on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network is worse for it; see :func:`initopt.optimize`.
         allow_trained: whether a model that looks trained is not refused.
+        process_group: ``"auto"``, ``None``, or the processes that do this together; see :func:`initopt.optimize`.
+        share: ``"union"`` or ``"average"``: what these have in common.
 
     Returns:
         The history, the scales, the weights, and the measurements before and after.
@@ -343,6 +374,8 @@ def nio(
         checkpoint_every=checkpoint_every,
         on_harm=on_harm,
         allow_trained=allow_trained,
+        process_group=process_group,
+        share=share,
     )
 
 

@@ -318,6 +318,20 @@ def norms_that_were_drawn_at_random() -> Sick:
     return Sick(model, labelled())
 
 
+@sick("W115")
+def a_norm_of_one_channel() -> Sick:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.squeeze, self.norm, self.excite = nn.Linear(16, 1), nn.LayerNorm(1), nn.Linear(1, 16)
+            self.rest = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(x * self.excite(self.norm(self.squeeze(x))).sigmoid())
+
+    return Sick(Gated(), labelled())
+
+
 # Signals
 
 
@@ -488,6 +502,31 @@ def a_backbone_that_is_detached() -> Sick:
 @sick("G307")
 def a_router_that_hardly_gets_a_gradient() -> Sick:
     return Sick(Routed(lambda logits: 0.5 + 1e-8 * logits.tanh()), labelled())
+
+
+class Gain(nn.Module):
+    """A residual branch behind a gain that starts small."""
+
+    def __init__(self, inner: nn.Module, size: int = 16, gain: float = 1e-5) -> None:
+        super().__init__()
+        self.inner, self.gain = inner, nn.Parameter(torch.full((size,), gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gain * self.inner(x)
+
+
+@sick("G307")
+def a_router_that_hardly_gets_a_gradient_among_small_gains() -> Sick:
+    routed = Routed(lambda logits: 0.5 + 1e-8 * logits.tanh())
+    return Sick(nn.Sequential(*(Gain(nn.Linear(16, 16)) for _ in range(2)), routed), labelled())
+
+
+@sick("G302")
+def a_gradient_that_vanishes_among_small_gains() -> Sick:
+    model = drawn(mlp(8), 1.4)
+    layers = [m for layer in model for m in (layer, backward_factor(0.3))]
+    layers.insert(4, Gain(drawn(nn.Sequential(nn.Linear(32, 32)), 1.4), 32))
+    return Sick(nn.Sequential(*layers), labelled())
 
 
 @sick("G308")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from initopt.diagnosis import trace
-from tests.diagnosis.sick import labelled, mlp
+from tests.diagnosis.sick import Gain, labelled, mlp
 from tests.helpers import make_batches, make_model, values
 
 
@@ -34,6 +34,28 @@ def test_outputs_and_gradients_are_those_of_pytorch():
     torch.testing.assert_close(seen.whole.gram, sum(tensor.gram for tensor in seen.tensors))
     assert sum(tensor.share for tensor in seen.tensors) == pytest.approx(1)
     assert sum(block.share for block in seen.blocks) == pytest.approx(1)
+
+
+def test_the_measures_of_single_tensors_are_those_of_the_gradients_of_single_samples():
+    torch.manual_seed(0)
+    model, (x, y) = mlp(3, activation=nn.Tanh).double(), labelled(size=32)[0]
+    x = x.double()
+    seen = trace(model, [(x, y)], num_subbatches=32)
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    parameters = list(model.parameters())
+    samples = zip(*[torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses], strict=True)
+    gradients = [torch.stack(column).reshape(32, -1) for column in samples]
+    signs = torch.cat([rows.sign() for rows in gradients], 1)
+    assert seen.sign_agreement == pytest.approx(float(signs.mean(0).abs().mean()))
+    table = seen.to_dataframe().set_index("name")
+    assert list(table.index) == [name for name, _ in model.named_parameters()]
+    for rows, (_, found) in zip(gradients, table.iterrows(), strict=True):
+        variance = rows.var(0).sum() / 32  # of the mean of the batch
+        signal = rows.mean(0).square().sum() - variance
+        assert found.signal_to_noise == pytest.approx(max(float(signal / variance), 0.0))
+        assert found.coherence == pytest.approx(float(rows.sum(0).square().sum() / rows.square().sum()))
+        assert found.sign_agreement == pytest.approx(float(rows.sign().mean(0).abs().mean()))
+        assert found.grad_norm == pytest.approx(float(rows.norm(dim=1).mean()))
 
 
 def test_the_gradient_of_an_output_is_that_of_the_loss_of_a_sample():
@@ -78,16 +100,19 @@ counts = {"forward": 0, "backward": 0}
 
 
 @pytest.mark.parametrize("zeros", [False, True])
-def test_four_batches_cost_less_than_three_training_steps(zeros):
+@pytest.mark.parametrize("gains", [False, True])
+def test_four_batches_cost_less_than_three_training_steps(zeros, gains):
     model = Counting(mlp())
     if zeros:
         nn.init.zeros_(model.inner[-1].weight)
+    if gains:
+        model.inner.append(Gain(nn.Identity(), 4))
     counts.update(forward=0, backward=0)
     trace(model, labelled(size=64))
     cost = (counts["forward"] + 2 * counts["backward"]) / 64  # a backward pass counts as two forward ones
     assert cost <= 3 * 3
     assert counts["backward"] >= 2 * 64
-    if not zeros:
+    if not zeros and not gains:
         assert counts == {"forward": 4 * 64, "backward": 2 * 64}
 
 
@@ -108,6 +133,34 @@ def test_parameters_are_told_apart_by_why_they_have_no_gradient():
     assert {name: found[f"{name}.weight"] for name in ("frozen", "unused", "cut", "behind", "zero", "head")} == {
         "frozen": "frozen", "unused": "unused", "cut": "detached", "behind": "zero", "zero": "trains", "head": "trains",
     }  # fmt: skip
+
+
+def test_branches_that_start_next_to_closed_are_seen_open_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), Gain(nn.Sequential(nn.Linear(32, 32), nn.Tanh()), 32), nn.Linear(32, 4))
+    x, y = labelled(size=8)[0]
+    before = values(model)
+    seen = trace(model, [(x, y)], num_subbatches=2, seed=0)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert seen.opened.gains == ("1.gain",)
+    assert seen.opened.size == pytest.approx(1e-5)
+    other = copy.deepcopy(model)
+    other[1].gain.data.fill_(1.0)
+    part = trace(other, [(x[:4], y[:4])], num_subbatches=2, seed=0)  # the first sub-batch
+    assert part.opened is None
+    for tensor in part.tensors:
+        assert seen.opened.slopes[tensor.name] == pytest.approx(tensor.slope, rel=1e-4)
+    for call in part.calls:
+        opened = seen.opened.calls[call.name]
+        assert opened.rms == pytest.approx(call.rms, rel=1e-4)
+        assert opened.slope == pytest.approx(call.slope, rel=1e-4)
+    inner = next(call for call in seen.calls if call.name == "1.inner.0")
+    assert inner.slope < 1e-4 * seen.opened.calls["1.inner.0"].slope  # the pass itself is as the model is
+
+
+def test_gains_that_are_ordinary_or_zero_need_no_other_pass():
+    for gain in (0.0, 0.1, 1.0):
+        assert trace(nn.Sequential(Gain(nn.Linear(16, 16), gain=gain), nn.Linear(16, 4)), labelled()).opened is None
 
 
 def test_a_weight_in_front_of_a_norm_is_scale_invariant():

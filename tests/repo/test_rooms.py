@@ -41,6 +41,7 @@ ROOMS = (
     "comparison.running",
     "comparison.report",
     "comparison",
+    "choice",
     "integrations",
     "cli",
     "__main__",

@@ -247,13 +247,16 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 def plain(value: Any) -> Any:
     """A value as JSON has it: functions by their name, numbers that are not finite as strings.
 
-    What says nothing of itself but where it is in memory, which is another place each time, is the name of its class.
+    What has a method ``as_plain`` says itself what it is known by. What says nothing of itself but where it is in memory,
+    which is another place each time, is the name of its class.
 
     >>> plain({"bound": math.inf, "filter": math.sqrt, "betas": (0.9, 0.999)})
     {'bound': 'inf', 'filter': 'math.sqrt', 'betas': [0.9, 0.999]}
     >>> plain(functools.partial(math.isclose, rel_tol=0.1))
     'math.isclose(rel_tol=0.1)'
     """
+    if hasattr(value, "as_plain") and not isinstance(value, type):
+        return plain(value.as_plain())
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):

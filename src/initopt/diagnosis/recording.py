@@ -250,6 +250,16 @@ class Recorder(TorchFunctionMode):
         finally:
             self._running = False
 
+    @contextmanager
+    def aside(self) -> Iterator[dict[str, Node]]:
+        """A block whose passes are recorded in nodes of their own, which it gives."""
+        kept = self.nodes, self.attention, self.output, self._ranked
+        self.nodes, self.attention, self._ranked = {}, {}, False
+        try:
+            yield self.nodes
+        finally:
+            self.nodes, self.attention, self.output, self._ranked = kept
+
     def first_batch_done(self) -> None:
         """Take the effective ranks, and keep no more rows."""
         self.ranks = {name: node.rank() for name, node in self.nodes.items()}

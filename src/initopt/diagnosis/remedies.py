@@ -231,6 +231,7 @@ class Remedies:
 
     def _apply(self, model: nn.Module, name: str) -> None:
         options: dict[str, Any] = {"measure_batches": 0, "seed": self.seed, "progress": False, "allow_trained": True}
+        options["process_group"] = None  # a copy, on this process
         if name == "lsuv":
             optimize(model, self.batches, self.loss_fn, LSUV(), **options)
         elif name == "nio":

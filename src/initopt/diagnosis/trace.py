@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,18 +19,20 @@ from initopt.batches.nested import batch_size
 from initopt.batches.stream import check_batches, length_of
 from initopt.batches.subbatches import SubBatches
 from initopt.diagnosis.data import DataFacts, OutputFacts
-from initopt.diagnosis.recording import Recorder, is_tiny, root_mean_square
-from initopt.diagnosis.seen import Block, Call, TensorTrace, Trace, block_of
-from initopt.diagnosis.updates import first_updates, woken
+from initopt.diagnosis.recording import Node, Recorder, is_tiny, root_mean_square
+from initopt.diagnosis.seen import Block, Call, Opened, TensorTrace, Trace, block_of
+from initopt.diagnosis.updates import few_samples, first_updates, woken
 from initopt.engines.base import BLOCK, Gradients, GramSum
 from initopt.engines.invariance import ALIGNED
+from initopt.gram import functional
 from initopt.model.double_backward import plain_attention, uses_autocast
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.modes import measuring
-from initopt.model.parameters import NamedParameter, Parameters
+from initopt.model.parameters import NamedParameter, Parameters, is_bias
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import derive_seed, seeded
+from initopt.model.wrappers import bare
 from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
 __all__ = ["trace"]
@@ -77,6 +79,7 @@ def trace(
     check_batches(batches)
     check_optimizer(optimizer)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    model = bare(model)
     parameters, loss = Parameters.of(model), as_loss(loss_fn)
     subbatches = SubBatches(count=num_subbatches)
 
@@ -109,6 +112,7 @@ class _Tracer:
         self._data, self._output = DataFacts.of(problem.loss.given), OutputFacts()
         self._updates: dict[str, float] = {}
         self._woken: set[str] = set()
+        self._opened: Opened | None = None
         self._warnings: list[str] = []
         self._sizes = (math.nan, math.nan)
         self._half = False
@@ -178,30 +182,32 @@ class _Tracer:
         ]
         if zeros and len(zeros) < len(self._sums):
             self._woken = woken(problem, batch, mean)
+        gains = [p for p in problem.grad_params if not is_bias(p.name) and _is_small_gain(p.value.detach())]
+        if gains:
+            self._opened = self._open(batch, gains)
+
+    def _open(self, batch: Batch, gains: Sequence[NamedParameter]) -> Opened | None:
+        """See what a few samples show where some gains are 1; ``None`` if there are no copies to write to."""
+        problem, part = self._problem, few_samples(batch)
+        size = max(float(p.value.detach().abs().max()) for p in gains)
+        with problem.state.stand_ins(torch.float32) as leaves, self.recorder.aside() as nodes:
+            values = [leaves.get(p.value, p.value) for p in problem.grad_params]
+            if any(value is p.value for value, p in zip(values, problem.grad_params, strict=True)):
+                return None  # a parameter of a class of its own
+            with torch.no_grad():
+                for gain in gains:
+                    leaves[gain.value].fill_(1.0)
+            with seeded(*part.seed), plain_attention():
+                with self.recorder.running(len(part.indices), True):
+                    loss = problem.part_loss(batch, part)
+                slopes = torch.autograd.grad(loss, values, allow_unused=True)
+            calls = {call.name: call for call in self._calls(nodes)}
+        pairs = zip(problem.grad_params, slopes, strict=True)
+        found = {p.name: root_mean_square(slope.to_dense()) for p, slope in pairs if slope is not None}
+        return Opened(tuple(p.name for p in gains), size, calls, found)
 
     def trace(self) -> Trace:
         """All of it."""
-        names = {id(p): name for name, p in self._problem.model.named_parameters()}
-        calls = []
-        for node in self.recorder.nodes.values():
-            if not node.units:
-                continue
-            parameters = tuple(names[id(p)] for p in node.weights if p is not None and id(p) in names)
-            rank = self.recorder.ranks.get(node.name, math.nan)
-            calls.append(
-                Call(
-                    name=node.name,
-                    path=node.path,
-                    kind=node.kind,
-                    function=node.function,
-                    matrix=node.matrix,
-                    parameters=parameters,
-                    shape=node.shape,
-                    units=node.units,
-                    rank=rank,
-                    **node.figures(),
-                )
-            )
         whole = self._block("", self._sums)
         total = float(whole.gram.diagonal(dim1=1, dim2=2).sum())
         blocks: dict[str, list[_TensorSums]] = {}
@@ -212,7 +218,7 @@ class _Tracer:
         attention = {path: float(torch.stack(values).mean()) for path, values in self.recorder.attention.items()}
         dtypes = {p.dtype for p in self._problem.model.parameters()}
         return Trace(
-            calls=tuple(calls),
+            calls=self._calls(self.recorder.nodes),
             tensors=tuple(tensors),
             blocks=tuple(self._block(name, sums, total) for name, sums in blocks.items()),
             whole=whole,
@@ -224,6 +230,26 @@ class _Tracer:
             refusal=self.refusal,
             half=self._half or torch.float16 in dtypes,
             num_batches=self.count,
+            opened=self._opened,
+        )
+
+    def _calls(self, nodes: Mapping[str, Node]) -> tuple[Call, ...]:
+        names = {id(p): name for name, p in self._problem.model.named_parameters()}
+        return tuple(
+            Call(
+                name=node.name,
+                path=node.path,
+                kind=node.kind,
+                function=node.function,
+                matrix=node.matrix,
+                parameters=tuple(names[id(p)] for p in node.weights if p is not None and id(p) in names),
+                shape=node.shape,
+                units=node.units,
+                rank=self.recorder.ranks.get(node.name, math.nan),
+                **node.figures(),
+            )
+            for node in nodes.values()
+            if node.units
         )
 
     def _block(self, name: str, sums: Sequence[_TensorSums], total: float = math.nan) -> Block:
@@ -252,6 +278,18 @@ class _Tracer:
         if not sums.is_zero:
             return "trains"
         return "zero" if name in self._woken else "stuck"
+
+
+_SMALL = 0.01
+"""LayerScale starts at 1e-6 to 1e-4 in the deep networks that need it; the 0.1 of others does no harm."""
+
+
+def _is_small_gain(value: Tensor) -> bool:
+    """Whether a scalar or vector starts at one small number, not zero: a factor of a branch, as LayerScale has."""
+    if value.is_complex() or value.layout != torch.strided or sum(size > 1 for size in value.shape) > 1:
+        return False
+    flat = value.reshape(-1)
+    return len(flat) > 0 and 0 < abs(float(flat[0])) <= _SMALL and bool((flat == flat[0]).all())
 
 
 def _summed(grams: Sequence[Tensor]) -> Tensor:
@@ -290,7 +328,7 @@ class _TensorSums:
             part = torch.stack([row[start : start + step] for row in rows])
             gram.add_rows(part)
             dots += (part.double() @ weight[start : start + step].double()).cpu()
-            signs = signs + part.sign().float().mean(0).abs().sum()
+            signs = signs + functional.sign_agreement(part) * part.shape[1]
             tiny = tiny + is_tiny(part).float().mean(0).sum()
             mean = mean + (part.float() / scale).mean(0).square().sum()
         matrix = gram.matrix()

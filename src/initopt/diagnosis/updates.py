@@ -13,7 +13,7 @@ from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
 from initopt.training.optimizers import OptimizerFactory, make_optimizer
 
-__all__ = ["first_updates", "woken"]
+__all__ = ["few_samples", "first_updates", "woken"]
 
 
 def first_updates(problem: Problem, optimizer: OptimizerFactory, gradients: Sequence[Tensor | None]) -> dict[str, float]:
@@ -32,7 +32,7 @@ def first_updates(problem: Problem, optimizer: OptimizerFactory, gradients: Sequ
 _MOVE = 1e-3
 """Size of a step, as that of Adam: zeros have no scale that it could be relative to."""
 
-_STEPS, _FEW = 3, 8
+_STEPS, _FEW, _MANY = 3, 4, 8
 
 
 def woken(problem: Problem, batch: Batch, gradients: Sequence[Tensor | None]) -> set[str]:
@@ -41,8 +41,7 @@ def woken(problem: Problem, batch: Batch, gradients: Sequence[Tensor | None]) ->
     A branch that ends in a zero passes no gradient on, but trains: its end moves in the first step, and the rest in the
     next. What gets none after three steps has nothing that would move, as behind two zeros in a row.
     """
-    window = batch.windows.indices[0][:_FEW]
-    part = Part(window, 1.0, (*batch.seed, 0))
+    part = few_samples(batch)
     found: set[str] = set()
     slopes: Sequence[Tensor | None] = gradients
     with problem.state.stand_ins(torch.float32) as leaves:
@@ -62,6 +61,12 @@ def woken(problem: Problem, batch: Batch, gradients: Sequence[Tensor | None]) ->
             if len(found) == before:
                 break
     return found
+
+
+def few_samples(batch: Batch) -> Part:
+    """The first samples of a batch, a sixteenth of it: enough to tell whether a gradient comes at all."""
+    count = min(max(batch.windows.batch_size // 16, _FEW), _MANY)
+    return Part(batch.windows.indices[0][:count], 1.0, (*batch.seed, 0))
 
 
 def _moving(problem: Problem, slopes: Iterable[Tensor | None]) -> set[str]:

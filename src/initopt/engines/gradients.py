@@ -51,7 +51,7 @@ def subbatch_gradients(
 def mean_gradient(
     problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None
 ) -> tuple[float, Gradients]:
-    """The means of the losses of all sub-batches and of their gradients, uncentred: those of the batch."""
+    """The means of the losses of all sub-batches and of their gradients, uncentred: those of the batch on this rank."""
     count = len(batch.windows)
     loss, total = added(subbatch_gradients(problem, batch, values, microbatch))
     return float(loss) / count, [None if g is None else g / count for g in total]
@@ -60,7 +60,8 @@ def mean_gradient(
 def gradient_norm(problem: Problem, batch: Batch, microbatch: int | None, d: int) -> float:
     """Norm of the uncentred gradient of one sub-batch."""
     parameters = [parameter.value for parameter in problem.grad_params]
-    return norm_of(next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))[1])
+    _, own = next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))
+    return norm_of(problem.summed(own, problem.shares(batch)[d], parameters))
 
 
 def norm_of(gradients: Gradients) -> float:

@@ -120,6 +120,11 @@ class NIO(Measuring, ScalesMethod):
         return Training(optimizer=self.optimizer, clip_grad_norm=self.clip_grad_norm, trial_steps=self.trial_steps)
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
+        if self.max_decrease is not None and problem.ranks.size > 1:
+            raise ValueError(
+                f"max_decrease is for a process alone, and there are {problem.ranks.size}; leave it out, for the bound on "
+                "the gradient norm (max_grad_norm)"
+            )
         return _NIORun(self, problem, engine, originals)
 
 
@@ -174,23 +179,37 @@ class _NIORun(ScalesRun):
                 raise NonFiniteError(f"the {kind} to be minimized is {minimized.item()}")
             (gram_derivative,) = torch.autograd.grad(minimized, gram)
             self.descend(seen.evaluation.scale_derivatives(gram_derivative), kind)
-        gram = gram.detach()
-        shown = (
-            seen.centred or not self._centred
-        )  # of a step on whole gradients among centred ones, only their norm compares
+        figures = self._figures(gram.detach(), objective.detach())
+        shown = seen.centred or not self._centred  # of a step on whole gradients among centred ones, only the norm compares
         record = StepRecord(
             step=number,
-            grad_cosine=float(functional.grad_cosine(gram)) if shown else None,
+            grad_cosine=figures["grad_cosine"] if shown else None,
             grad_norm=seen.norm,
-            grad_variance=float(functional.grad_variance(gram)) if shown else None,
-            objective=float(objective.detach()) if shown else None,
+            grad_variance=figures["grad_variance"] if shown else None,
+            objective=figures["objective"] if shown else None,
             constrained=seen.over,
             seconds=time.perf_counter() - start,
-            centred_grad_norm=float(functional.grad_norm(gram)) if seen.centred else None,
+            centred_grad_norm=figures["grad_norm"] if seen.centred else None,
             noise_cosine=self._problem.subbatches.noise_cosine(batch.windows.batch_size),
             predicted_decrease=seen.share,
         )
         return [record]
+
+    def _figures(self, gram: Tensor, objective: Tensor) -> dict[str, float]:
+        """What a record says of a Gram matrix; means over ranks that have one each."""
+        found = {
+            "grad_cosine": functional.grad_cosine(gram),
+            "grad_variance": functional.grad_variance(gram),
+            "grad_norm": functional.grad_norm(gram),
+            "objective": objective,
+        }
+        values = self._mean_over_ranks(torch.stack([value.double().cpu() for value in found.values()]))
+        return dict(zip(found, values.tolist(), strict=True))
+
+    def _mean_over_ranks(self, values: Tensor) -> Tensor:
+        """The mean over ranks that each have a Gram matrix of their own; the values, where all have the same."""
+        ranks = self._problem.ranks
+        return values if ranks.union else ranks.sum(values.detach() / ranks.size, "figures")
 
     @property
     def _centred(self) -> bool:
@@ -209,9 +228,10 @@ class _NIORun(ScalesRun):
         bound = self._method.max_grad_norm
         if not self._centred:
             evaluation = self._engine.evaluate(batch, differentiate=True)
-            norm = float(functional.grad_norm(evaluation.gram))
+            norm = float(self._mean_over_ranks(functional.grad_norm(evaluation.gram)))
             return _Seen(evaluation, norm, norm > bound, centred=False)
-        norm = gradient_norm(self._problem, batch, self._engine.microbatch, number % len(batch.windows))
+        size = gradient_norm(self._problem, batch, self._engine.microbatch, number % len(batch.windows))
+        norm = float(self._mean_over_ranks(torch.tensor(size, dtype=torch.float64, device="cpu")))
         if norm > bound:
             return _Seen(self._engine.evaluate(batch, differentiate=True), norm, over=True, centred=False)
         return _Seen(self._evaluate_centred(batch), norm, over=False, centred=True)
@@ -285,11 +305,12 @@ class _NIORun(ScalesRun):
         """The norm of the centred gradient with all scales at exp(exponent); infinite where it is not finite."""
         self._set_factor(exponent)
         try:
-            return float(functional.grad_norm(self._engine.evaluate(batch, differentiate=False).gram))
+            found = float(functional.grad_norm(self._engine.evaluate(batch, differentiate=False).gram))
         except ZeroGradientError:
-            return 0.0
+            found = 0.0
         except NonFiniteError:
-            return math.inf
+            found = math.inf
+        return float(self._mean_over_ranks(torch.tensor(found, dtype=torch.float64, device="cpu")))
 
     def _set_factor(self, exponent: float) -> None:
         self._scales.move(torch.full_like(self._scales.values, math.exp(exponent)))
@@ -303,6 +324,8 @@ class _NIORun(ScalesRun):
             if self._method.scale_invariant
             else scale_invariant(self._problem, batch, self._engine.microbatch, self._method.memory_budget)
         )
+        votes = self._problem.ranks.gather(invariant, "tensors whose scale does not matter")
+        invariant = [all(vote) for vote in zip(*votes, strict=True)]
         self._scales.held = torch.tensor(biases, device="cpu") | torch.tensor(invariant, device="cpu")
         if not self._scales.active.any():
             warn(

@@ -25,6 +25,7 @@ from initopt._support.interrupts import all_or_nothing
 from initopt.model.modes import Eager, ModeGuard, StructureGuard
 from initopt.model.randomness import OwnGenerator, RandomState
 from initopt.model.reach import Reach
+from initopt.model.sharded import is_sharded
 from initopt.model.state import StateGuard
 
 __all__ = [
@@ -103,10 +104,15 @@ def preserved(model: nn.Module, loss_fn: Any = None) -> Iterator[Kept]:
 
 
 def put_values(values: Mapping[nn.Parameter, Tensor]) -> None:
-    """Copy values into parameters: into all that take them, also after one has failed to."""
+    """Copy values into parameters: into all that take them, also after one has failed to.
+
+    Args:
+        values: of parameters; those that are sharded take their own part (:func:`initopt.model.sharded.part_of`).
+    """
     with torch.no_grad(), ExitStack() as stack:
         for parameter, value in values.items():
-            stack.callback(parameter.copy_, value)
+            whole: Any = parameter
+            stack.callback((whole if is_sharded(value) or not is_sharded(whole) else whole.to_local()).copy_, value)
 
 
 @contextmanager

@@ -8,12 +8,11 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from initopt._support._torch_private import ORIGINAL
 from initopt._support.checks import data_frame
 from initopt._support.errors import MismatchError
 from initopt._support.files import Contents, plain, unplain, write_folder, write_json
@@ -23,6 +22,7 @@ from initopt._support.words import first_few
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
 from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
+from initopt.model.wrappers import bare, bare_names
 from initopt.runs.trial import Trial
 from initopt.runs.verdict import summary
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTENTS", "Result"]
 
-_T = TypeVar("_T")
 
 _FORMAT = "initopt result 1"
 _RECORD = "result.json"
@@ -139,12 +138,12 @@ class Result:
     def apply(self, model: nn.Module) -> None:
         """Copy the weights into a model of the same architecture.
 
-        What ``torch.compile`` and ``DataParallel`` put in front of the names makes no difference.
+        What ``torch.compile``, ``DistributedDataParallel`` and the like put in front of the names makes no difference.
 
         Raises:
             MismatchError: if names, shapes or dtypes differ; the message says which, and the model is left alone.
         """
-        weights, parameters = _bare(self.weights), _bare(dict(model.named_parameters()))
+        weights, parameters = bare_names(self.weights), bare_names(dict(bare(model).named_parameters()))
         own = {name: p for name, p in parameters.items() if p.requires_grad or name in weights}
         _refuse_differences(
             {name: kind(value) for name, value in weights.items()},
@@ -285,14 +284,6 @@ def _history(stored: _Stored) -> list[Record]:
         if stored["method"] in method_names():
             raise
         raise ValueError(f"{error} (no installed package has its method {stored['method']!r})") from None
-
-
-def _bare(named: Mapping[str, _T]) -> dict[str, _T]:
-    """Without what wrappers put into names: ``_orig_mod.`` anywhere, and ``module.`` in front of all."""
-    bare = {".".join(part for part in name.split(".") if part != ORIGINAL): value for name, value in named.items()}
-    if all(name.startswith("module.") for name in bare):
-        bare = {name.removeprefix("module."): value for name, value in bare.items()}
-    return bare
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

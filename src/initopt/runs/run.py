@@ -17,12 +17,11 @@ from torch import Tensor
 
 from initopt._support.errors import HarmError, NonFiniteError, TrainedModelError, ZeroGradientError, located, warn
 from initopt._support.files import plain, unplain
-from initopt._support.progress import reporter
+from initopt._support.progress import Progress, reporter
 from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
 from initopt.engines import create_engine
-from initopt.engines.first_batch import examine
 from initopt.engines.gradients import mean_gradient, whole
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, MethodRun
@@ -34,8 +33,10 @@ from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState, derive_seed
 from initopt.model.state import StateGuard
 from initopt.runs.checkpoint import Checkpoint, fingerprint, going_on_from, identify, loader_generators
+from initopt.runs.factors import tell_of_scheme, tell_of_zeros
 from initopt.runs.measuring import measure_batches
 from initopt.runs.result import Result
+from initopt.runs.shared import compare_ranks, examine_all, same_weights
 from initopt.runs.task import Task
 from initopt.runs.trial import Trial, try_out
 from initopt.runs.verdict import TRAINED, Verdict, judge, with_trial
@@ -53,8 +54,17 @@ def run(task: Task, kept: Kept) -> Result:
     """
     path = task.settings.checkpoint
     previous = None if path is None else _read(path, task.method)
+    compare_ranks(task.ranks, task.model, task.parameters, _options(task), task.batches)
     begun = Run.begin(task, kept) if path is None or previous is None else Run.resume(task, kept, previous, path)
-    return begun.result()
+    result = begun.result()
+    task.ranks.end()
+    return result
+
+
+def _options(task: Task) -> dict[str, Any]:
+    """All options of a run, by name."""
+    method = {field.name: getattr(task.method, field.name) for field in fields(task.method)}
+    return {"method": task.method.name} | vars(task.how) | method | vars(task.settings)
 
 
 _MUCH = 0.25
@@ -89,7 +99,10 @@ class Run:
         self._task, self._identity, self._seed = task, identity, seed
         self._originals, self._randomness, self._generators = start, randomness, generators
         self._names = {p.value: p.name for p in task.parameters.trainable}
-        self._problem = Problem(task.model, task.loss, task.parameters, task.how.subbatches(), seed, state=state)
+        self._ranks = task.ranks
+        self._problem = Problem(
+            task.model, task.loss, task.parameters, task.how.subbatches(), seed, state=state, ranks=task.ranks
+        )
         self._engine = create_engine(task.how.engine, self._problem, task.how.memory_budget)
         self._history: list[Record] = []
         self._first_batch = ""
@@ -103,7 +116,7 @@ class Run:
         """A run from the first batch."""
         generators = loader_generators(task.batches)
         states = {name: generator.get_state() for name, generator in generators.items()}
-        randomness, seed = RandomState.now(), derive_seed(task.settings.seed)
+        randomness, seed = RandomState.now(), task.ranks.broadcast(derive_seed(task.settings.seed), "the seed")
         new = cls(task, kept.state, identify(task, generators), seed, kept.originals, randomness, states)
         new._read_batches(new._begin_on)
         return new
@@ -153,8 +166,10 @@ class Run:
         if not self._settings.allow_trained:
             self._refuse_trained(batch)
         start = self._drawn(batch)
-        doubts, unreached = examine(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
-        if unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
+        doubts, unreached = examine_all(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
+        if tell_of_zeros(self._problem, self._method, unreached):
+            pass  # which says it all
+        elif unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
             left = unreached.total - unreached.entries
             warn(f"initopt: the gradient reaches {left:,} of {unreached.total:,} parameters: {unreached.cause}")
         if doubts is not None:
@@ -167,6 +182,7 @@ class Run:
         if self._method.scheme is None:
             return self._originals
         put_values(self._originals)
+        tell_of_scheme(self._problem, self._method.scheme)
         with inner_work():
             apply_(self._model, self._method.scheme, batch, self._task.loss.given, seed=self._seed)
         return {p: p.detach().clone() for p in self._originals}
@@ -178,6 +194,10 @@ class Run:
             before, after = self._measure()
             verdict, scales, tried = self._settle_on(before, after)
             step_seconds = None if before is None else self._training_step_seconds()
+        same_weights(self._ranks, self._model, self._method.name)
+        # What takes time takes another one on each rank, and a result is the same on all.
+        timed = (self._history, self._seconds(), step_seconds, self._engine.reason)
+        self._history, seconds, step_seconds, reason = self._ranks.broadcast(timed, "the records")
         options = {field.name: getattr(self._method, field.name) for field in fields(self._method)}
         options |= {"measure_batches": self._settings.measure_batches, "seed": self._seed}
         if self._settings.measuring is not None:
@@ -189,17 +209,21 @@ class Run:
             scales=scales,
             before=before,
             after=after,
-            seconds=self._seconds(),
+            seconds=seconds,
             engine=self._engine.name,
-            engine_reason=self._engine.reason,
+            engine_reason=reason,
             weights={name: parameter.detach().to("cpu", copy=True) for parameter, name in self._names.items()},
             versions={"initopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
             verdict=verdict,
             tried_scales=tried,
             trial=self._trial,
-            left_alone=self._at_work.left_alone(),
+            left_alone=self._left_alone(),
             training_step_seconds=step_seconds,
         )
+
+    def _left_alone(self) -> dict[str, list[str]]:
+        left, spared = self._at_work.left_alone(), list(self._task.parameters.spared)
+        return left | {"a magnitude of pretrained weights": spared} if spared else left
 
     def _settle_on(
         self, before: Measurement | None, after: Measurement | None
@@ -242,16 +266,21 @@ class Run:
         training, batches = self._method.training, list(self._stream.recent)
         if training is None or not batches:
             return found
-        microbatch = self._engine.microbatch
-        try:
-            held = self._stream.held
-            self._trial = try_out(self._problem, training, batches, held, self._originals, microbatch)
-        except Exception as error:
+        held = self._stream.held
+        held = held[: min(self._ranks.gather(len(held), "the batches held back"))]
+
+        def trial() -> Trial:
+            return try_out(self._problem, training, batches, held, self._originals, self._engine.microbatch)
+
+        done, errors = self._ranks.attempt(trial, "the trial")
+        failed = next((error for error in errors if error is not None), None)
+        if done is None or failed is not None:
             warn(
-                f"initopt: the new weights could not be tried by the optimizer ({type(error).__name__}: {error}), so the "
+                f"initopt: the new weights could not be tried by the optimizer ({type(failed).__name__}: {failed}), so the "
                 "verdict is that of the measurements alone"
             )
             return found
+        self._trial = done
         return with_trial(found, self._trial)
 
     def _training_step_seconds(self) -> float | None:
@@ -271,11 +300,17 @@ class Run:
             seconds = time.perf_counter() - begun
         return seconds
 
+    @property
+    def _progress(self) -> Progress:
+        return self._settings.progress if self._ranks.leads else False
+
     def _seconds(self) -> float:
         return time.perf_counter() - self._begun
 
     def _refuse_trained(self, data: Any) -> None:
-        losses = mismatched_loss(self._problem, data)
+        found = self._ranks.gather(mismatched_loss(self._problem, data), "the loss of other samples")
+        pairs = [pair for pair in found if pair is not None]
+        losses = [sum(each) / len(pairs) for each in zip(*pairs, strict=True)] if len(pairs) == len(found) else None
         if losses is not None and 0 <= losses[0] < TRAINED * losses[1]:
             raise TrainedModelError(
                 f"the model looks trained: its loss is {losses[0]:.3g}, and {losses[1]:.3g} with the targets of other "
@@ -303,7 +338,7 @@ class Run:
         stream = iter(self._stream)
         # Reading a batch begins the run; one that is finished has none, but passes over those of its steps.
         batches = itertools.chain([next(stream)] if done < steps else list(stream), stream)
-        with reporter(self._settings.progress, self._method.name, steps, done) as report:
+        with reporter(self._progress, self._method.name, steps, done) as report:
             for number in range(done, steps):
                 records = self._take_step(number, batches)
                 report(records[-1].summary())
@@ -326,6 +361,7 @@ class Run:
         warning, and not the steps.
         """
         held = self._stream.held
+        held = held[: min(self._ranks.gather(len(held), "the batches held back"))]
         if not held:
             return None, None
         # Sub-batches that share no samples, unless it is asked for that they do.
@@ -334,16 +370,18 @@ class Run:
         engine = create_engine(self._task.how.engine, problem, self._task.how.memory_budget)
         engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
         try:
-            with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
+            with reporter(self._progress, "measuring", 2 * len(held)) as report:
                 with weights_as(self._originals), located("the measurement with the original weights"):
                     before = measure_batches(engine, held, report)
                 try:
                     with located("the measurement with the new weights"):
                         return before, measure_batches(engine, held, report)
                 except (NonFiniteError, ZeroGradientError) as error:
+                    self._ranks.tell(error)
                     self._broken = str(error)
                     return before, None
         except Exception as error:  # one bad batch, or one line of the user's, is not to cost the steps
+            self._ranks.tell(error)
             notes = " ".join(getattr(error, "__notes__", []))
             warn(
                 f"initopt: all steps of {self._method.name} are done, but the batches held back could not be measured, so "

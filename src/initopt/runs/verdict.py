@@ -176,9 +176,10 @@ def _next(result: Result) -> str:
         return "have the new weights judged before you train, on batches held back (measure_batches=10)."
     if trial is not None and trial.outcome == "better":
         return (
-            f"train at your learning rate {trial.new.lr:g}; initopt.compare shows what the new start is worth in the end."
+            f"train at your learning rate {trial.new.lr:g}; initopt.find_lr(model, loader, optimizer) says whether another "
+            "fits better, and initopt.compare what the new start is worth in the end."
         )
     return (
-        "train, but look for the learning rate again, as the one of before may no longer fit: try it and a third of it. "
-        "initopt.compare shows what the new start is worth."
+        "train, but ask for the learning rate again, as the one of before may no longer fit: "
+        "initopt.find_lr(model, loader, optimizer) says which one does. initopt.compare shows what the new start is worth."
     )

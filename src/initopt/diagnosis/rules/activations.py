@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from initopt.diagnosis.folding import listed
-from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, rule, share
+from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, behind_small_gains, rule, share
 from initopt.diagnosis.seen import Call
 from initopt.model.parameters import is_bias
 
@@ -180,7 +180,8 @@ def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def deaf(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """An output that is the same for every input can learn nothing but a mean.
 
-    An output of zeros, from a last layer that starts at zero, is another matter.
+    An output of zeros, from a last layer that starts at zero, is another matter. A class token that sees the input through
+    gains that start small, as in CaiT, is a note.
     """
     trace = evidence.seen
     calls = [call for call in trace.calls if call.rms > 0 and math.isfinite(call.rms)]
@@ -196,7 +197,11 @@ def deaf(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             early = call
         place = early.name or "the model"
         text = f"only {calls[-1].spread:.1g} of the output depends on the input; it is lost from {place} on"
-        yield rule.finding([early.name], text, "try lsuv, nio, or a scheme that fits the nonlinearity")
+        if any(call.spread >= 1e-3 for call in evidence.opened([calls[-1]])):
+            words, remedy = behind_small_gains(evidence)
+            yield rule.finding([early.name], text + words, remedy, "note")
+        else:
+            yield rule.finding([early.name], text, "try lsuv, nio, or a scheme that fits the nonlinearity")
 
 
 @rule(

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import nn
 
-from initopt.diagnosis.folding import fold
+from initopt.diagnosis.folding import fold, listed
 from initopt.diagnosis.seen import Call, Trace
 from initopt.diagnosis.weights import Weight, weights_of
 
@@ -91,6 +91,23 @@ class Evidence:
     def layers(self) -> list[Call]:
         """The outputs of linear maps with more than one unit, in the order in which they ran."""
         return [call for call in self.seen.calls if call.matrix]
+
+    def opened(self, calls: Iterable[Call]) -> list[Call]:
+        """The same calls where no branch starts next to closed; none if no branch does."""
+        known = {} if self.seen.opened is None else self.seen.opened.calls
+        return [known[call.name] for call in calls if call.name in known]
+
+
+def behind_small_gains(evidence: Evidence) -> tuple[str, str]:
+    """The words that a finding which small gains explain ends in, and its remedy."""
+    opened = evidence.seen.opened
+    assert opened is not None
+    many = len(opened.gains) > 1
+    return (
+        f"; not so once {listed(opened.gains)}, which start{'' if many else 's'} at {opened.size:.1g}, "
+        f"{'are' if many else 'is'} 1",
+        "nothing, if branches are meant to open slowly, as those of LayerScale do: these gains grow first",
+    )
 
 
 Find = Callable[[Evidence], Iterable[Finding]]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.rules.activations import per_layer
-from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule, share
+from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, behind_small_gains, rule, share
 from initopt.diagnosis.seen import Call
 from initopt.gram import functional
 from initopt.model.parameters import is_bias
@@ -21,10 +21,14 @@ __all__: list[str] = []
 def _slopes(evidence: Evidence) -> tuple[list[Call], float, float]:
     """The layers that a gradient comes back to, and its size in the first and in the last quarter of them."""
     layers = [call for call in evidence.layers if call.slope > 0 and math.isfinite(call.slope)]
-    if len(layers) < 4:
-        return layers, math.nan, math.nan
-    count = max(2, len(layers) // 4)
-    return layers, max(c.slope for c in layers[:count]), max(c.slope for c in layers[-count:])
+    return layers, *_ends([call.slope for call in layers])
+
+
+def _ends(slopes: Sequence[float]) -> tuple[float, float]:
+    if len(slopes) < 4:
+        return math.nan, math.nan
+    count = max(2, len(slopes) // 4)
+    return max(slopes[:count]), max(slopes[-count:])
 
 
 @rule(
@@ -66,7 +70,8 @@ def exploding(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Layers that get 1e-4 of the gradient of others do not train at a rate that suits these.
 
-    Adam evens out sizes, but not the noise of rounding, in which 1e-7 is lost.
+    Adam evens out sizes, but not the noise of rounding, in which 1e-7 is lost. Where branches are multiplied by gains that
+    start small, as by LayerScale, a few samples are run with these at 1: it is a note if the gradient then comes through.
     """
     layers, first, last = _slopes(evidence)
     if first < 1e-4 * last:
@@ -76,7 +81,12 @@ def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             f"{first / last:.1g} of it"
         )
         remedy = "weights that fit the nonlinearity (orthogonal, kaiming_normal), lsuv, shortcuts or norms"
-        yield rule.finding([call.name for call in layers], text, remedy, "error" if first < 1e-7 * last else "warning")
+        severity: Severity = "error" if first < 1e-7 * last else "warning"
+        first, last = _ends([call.slope for call in evidence.opened(layers)])
+        if first >= 1e-4 * last:
+            words, remedy = behind_small_gains(evidence)
+            text, severity = text + words, "note"
+        yield rule.finding([call.name for call in layers], text, remedy, severity)
 
 
 @rule(
@@ -185,19 +195,29 @@ def hardly(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A weight whose gradient is a millionth of that of others is in effect not trained: often a router, or a gate.
 
     Queries and keys of small weights get a thousandth, rightly so. Biases in front of norms, and of keys, get none but
-    rounding noise, and are left out.
+    rounding noise, and are left out. What gets an ordinary one once the gains that start small are 1, as those of
+    LayerScale, is a note.
     """
     tensors = [t for t in evidence.seen.tensors if t.fate == "trains" and not is_bias(t.name) and t.slope > 0]
     if len(tensors) < 4:
         return
     usual = statistics.median(tensor.slope for tensor in tensors)
+    opened = {} if evidence.seen.opened is None else evidence.seen.opened.slopes
+    enough = 1e-6 * statistics.median(opened.values()) if opened else math.inf
     few = [tensor for tensor in tensors if tensor.slope < 1e-6 * usual]
-    if few:
-        names = [tensor.name for tensor in few]
-        what = "the router" if all(map(_is_router, names)) else f"{len(few)} tensors" if len(few) > 1 else "it"
-        least = min(tensor.slope for tensor in few)
-        text = f"{what} gets a gradient of {least:.1g}, and the others of some {usual:.1g}"
-        yield rule.finding(names, text, "look at what divides it, or at a weight in the loss that is too small")
+    behind = [tensor for tensor in few if opened.get(tensor.name, 0.0) >= enough]
+    severities: tuple[Severity, ...] = ("warning", "note")
+    for severity, some in zip(severities, ([t for t in few if t not in behind], behind), strict=True):
+        if some:
+            names = [tensor.name for tensor in some]
+            many = f"{len(some)} tensors get" if len(some) > 1 else "it gets"
+            what = "the router gets" if all(map(_is_router, names)) else many
+            least = min(tensor.slope for tensor in some)
+            text = f"{what} a gradient of {least:.1g}, and the others of some {usual:.1g}"
+            words, remedy = "", "look at what divides it, or at a weight in the loss that is too small"
+            if severity == "note":
+                words, remedy = behind_small_gains(evidence)
+            yield rule.finding(names, text + words, remedy, severity)
 
 
 @rule(

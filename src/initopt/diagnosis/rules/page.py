@@ -51,7 +51,7 @@ def _table() -> str:
 
 
 def _of(family: str) -> list[Rule]:
-    return [rule for rule in RULES.values() if rule.code[0] == family]
+    return [RULES[code] for code in sorted(RULES) if code[0] == family]
 
 
 def _anchor(rule: Rule) -> str:

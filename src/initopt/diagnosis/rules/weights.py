@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from initopt._support._torch_private import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS
+from initopt._support._torch_private import CONVOLUTIONS
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.recording import real
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, rule, share
@@ -373,37 +373,6 @@ def head_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     if usual > 0 and head.gain > 10 * usual and head.gain > 2:
         text = f"its gain is {head.gain:.3g}, and that of the other layers {usual:.2g}"
         yield rule.finding([head.name], text, "draw the new part as the old one was, or smaller: a last layer can be zero")
-
-
-@rule(
-    "W114",
-    "norm gains that were drawn at random",
-    "warning",
-    needs="weights",
-    threshold="standard deviation above 0.5 of the mean, of 8 entries or more",
-    source="an _init_weights that draws every tensor called weight: transformers #19341 and others",
-)
-def random_gains(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
-    """The gains of norms start at 1, or all at 0 at the end of a residual branch.
-
-    A loop that draws every ``weight`` with a standard deviation of 0.02 makes of each norm a random mask of either
-    sign. Trained norms vary by less than half of their mean.
-    """
-    names = []
-    for weight in evidence.parameters:
-        norms = [m for own, m in weight.holders if own == "weight" and _is_norm(m)]
-        if norms and weight.local.numel() >= 8 and weight.trains:
-            values = real(weight.local)
-            if float(values.std()) > 0.5 * abs(float(values.mean())) and not weight.is_constant:
-                names.append(weight.name)
-    if names:
-        text = f"{len(names)} norms have gains that look drawn at random around 0: each is a mask of random signs"
-        yield rule.finding(names, text, "set them to 1, and leave norms out of the loop that draws weights")
-
-
-def _is_norm(module: nn.Module) -> bool:
-    kinds = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)
-    return isinstance(module, kinds) or type(module).__name__.endswith(("LayerNorm", "RMSNorm", "BatchNorm"))
 
 
 @rule(
