@@ -22,7 +22,7 @@ from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
 from initopt.engines import create_engine
-from initopt.engines.gradients import batch_gradient
+from initopt.engines.gradients import mean_gradient, whole
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.methods.records import Record, steps_taken
@@ -266,16 +266,21 @@ class Run:
         training, batches = self._method.training, list(self._stream.recent)
         if training is None or not batches:
             return found
-        microbatch = self._engine.microbatch
-        try:
-            held = self._stream.held
-            self._trial = try_out(self._problem, training, batches, held, self._originals, microbatch)
-        except Exception as error:
+        held = self._stream.held
+        held = held[: min(self._ranks.gather(len(held), "the batches held back"))]
+
+        def trial() -> Trial:
+            return try_out(self._problem, training, batches, held, self._originals, self._engine.microbatch)
+
+        done, errors = self._ranks.attempt(trial, "the trial")
+        failed = next((error for error in errors if error is not None), None)
+        if done is None or failed is not None:
             warn(
-                f"initopt: the new weights could not be tried by the optimizer ({type(error).__name__}: {error}), so the "
+                f"initopt: the new weights could not be tried by the optimizer ({type(failed).__name__}: {failed}), so the "
                 "verdict is that of the measurements alone"
             )
             return found
+        self._trial = done
         return with_trial(found, self._trial)
 
     def _training_step_seconds(self) -> float | None:
@@ -285,12 +290,12 @@ class Run:
         return None
 
     def _timed_gradient(self) -> float:
-        batch = self._problem.prepare(self._stream.held[0], 0)
+        batch = whole(self._problem.prepare(self._stream.held[0], 0))
         parameters = [parameter.value for parameter in self._problem.grad_params]
         seconds = 0.0
         for _ in range(2):
             begun = time.perf_counter()
-            batch_gradient(self._problem, batch, parameters, self._engine.microbatch)
+            mean_gradient(self._problem, batch, parameters, self._engine.microbatch)
             _wait_for(self._problem.device)
             seconds = time.perf_counter() - begun
         return seconds
