@@ -47,7 +47,7 @@ def shard_group(model: nn.Module) -> Any:
     """
     if not _fully_sharded(model):
         return None
-    mesh: Any = next(p.device_mesh for p in model.parameters() if is_sharded(p))
+    mesh = next(_sharded(model)).device_mesh
     if mesh.ndim == 1:
         return mesh.get_group()
     replicas = all(place.is_replicate() for p in _sharded(model) for place in p.placements[:-1])
