@@ -36,7 +36,7 @@ def tell_of_zeros(problem: Problem, method: Method, unreached: Unreached | None)
     return True
 
 
-def tell_of_scheme(problem: Problem, scheme: str) -> None:
+def tell_of_scheme(problem: Problem, scheme: object) -> None:
     """Warn if a scheme draws weights in the place of zeros that keep a pretrained function as it is."""
     zeros = [
         p.name
