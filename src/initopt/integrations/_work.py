@@ -152,7 +152,7 @@ class Calling(Work):
 
 
 class Diagnosing(Calling):
-    """A look at the start: :func:`initopt.diagnose`, with the optimizer that is there, in each process at its own batches."""
+    """A look at the start: :func:`initopt.diagnose`, by the optimizer there, in each process at its own batches."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(diagnosis.diagnose, options)

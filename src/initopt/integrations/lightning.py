@@ -150,7 +150,7 @@ class Diagnose(_AtTheStart):
 
 
 class FindLearningRate(_AtTheStart):
-    """Says at the start of ``fit`` which learning rates suit it, by short trainings from there; see :func:`initopt.find_lr`.
+    """Says at the start of ``fit`` which learning rates suit it, by short trainings; see :func:`initopt.find_lr`.
 
     As :class:`Initialize`, it sees the module's own training step and batches, and the class and settings of its optimizer.
     The model, and the optimizer, are as they were afterwards. Clipping and accumulation of gradients are not in it. Put it

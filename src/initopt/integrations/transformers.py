@@ -166,7 +166,7 @@ class Diagnose(_WhenItBegins):
 
 
 class FindLearningRate(_WhenItBegins):
-    """Says when training begins which learning rates suit it, by short trainings from there; see :func:`initopt.find_lr`.
+    """Says when training begins which learning rates suit it, by short trainings; see :func:`initopt.find_lr`.
 
     As :class:`Initialize`, it sees the trainer's own loss and batches, and the class and settings of its optimizer. The
     model and the optimizer are as they were afterwards. Clipping and accumulation of gradients are not in it. Add it after
