@@ -49,6 +49,7 @@ def optimize(
     checkpoint_every: int = 10,
     on_harm: OnHarm = "restore",
     allow_trained: bool = False,
+    diagnose: bool = True,
     **options: Any,
 ) -> Result:
     """Improve the initial weights of a model with any method, in place.
@@ -81,6 +82,8 @@ def optimize(
             came of it.
         allow_trained: whether a model may have been trained: one whose loss is less than half of that with the targets of
             other samples is refused otherwise.
+        diagnose: whether to look at the layers before and after, on up to 4 of the batches held back, for the price of 6
+            training steps at most: ``Result.diagnosis``.
         **options: the options of a method that is given by its name.
 
     Returns:
@@ -116,6 +119,7 @@ def optimize(
     chosen = create_method(method, options)
     check_choice("on_harm", on_harm, ON_HARM)
     check_flag("allow_trained", allow_trained)
+    check_flag("diagnose", diagnose)
     settings = Settings(
         measuring=measuring,
         measure_batches=check_integer("measure_batches", measure_batches, 0),
@@ -126,6 +130,7 @@ def optimize(
         checkpoint_every=check_integer("checkpoint_every", checkpoint_every, 1),
         on_harm=on_harm,
         allow_trained=allow_trained,
+        diagnose=diagnose,
     )
     how = chosen.measuring(measuring)
     check_batches(batches)
@@ -210,6 +215,7 @@ def nio(
     checkpoint_every: int = 10,
     on_harm: OnHarm = "restore",
     allow_trained: bool = False,
+    diagnose: bool = True,
 ) -> Result:
     """Neural Initialization Optimization: learn one scale per parameter tensor, in place.
 
@@ -267,6 +273,7 @@ def nio(
         checkpoint_every: steps between two checkpoints.
         on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network is worse for it; see :func:`initopt.optimize`.
         allow_trained: whether a model that looks trained is not refused.
+        diagnose: whether to look at the layers before and after; see :func:`initopt.optimize`.
 
     Returns:
         The history, the scales, the weights, and the measurements before and after.
@@ -321,6 +328,7 @@ def nio(
         checkpoint_every=checkpoint_every,
         on_harm=on_harm,
         allow_trained=allow_trained,
+        diagnose=diagnose,
     )
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from initopt import schemes
-from initopt._api import optimize
 from initopt._support.errors import InitoptWarning
 from initopt.batches.nested import batch_size, map_tensors, to_device
 from initopt.diagnosis.rules import Evidence, Finding, found_in
@@ -231,7 +230,15 @@ class Remedies:
         return Trial(name, before, vital_signs(seen), left, steps, baseline, self._trained(other, steps), found=found)
 
     def _apply(self, model: nn.Module, name: str) -> None:
-        options: dict[str, Any] = {"measure_batches": 0, "seed": self.seed, "progress": False, "allow_trained": True}
+        from initopt._api import optimize  # which comes after the rest of this room, since runs look at layers
+
+        options: dict[str, Any] = {
+            "measure_batches": 0,
+            "diagnose": False,
+            "seed": self.seed,
+            "progress": False,
+            "allow_trained": True,
+        }
         if name == "lsuv":
             optimize(model, self.batches, self.loss_fn, LSUV(), **options)
         elif name == "nio":

@@ -34,6 +34,7 @@ class Settings:
     checkpoint_every: int
     on_harm: OnHarm
     allow_trained: bool
+    diagnose: bool
 
 
 @dataclass(frozen=True)
