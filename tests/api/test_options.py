@@ -27,6 +27,7 @@ OF_A_RUN = (
     "checkpoint_every",
     "on_harm",
     "allow_trained",
+    "diagnose",
 )
 
 

@@ -78,7 +78,7 @@ def plot_change(change: Change, forward: Axes, backward: Axes) -> None:
     for checkup, colour, label in ((change.before, BEFORE, "before"), (change.after, AFTER, "after")):
         rows = [row for row in checkup.rows if row.kind != "parameter"]
         signal, slope = [row.rms * row.spread for row in rows], [row.slope for row in rows]
-        _draw(forward, rows, signal, colour, label, "signal: part of each layer's output that depends on the input")
+        _draw(forward, rows, signal, colour, label, "signal: output that depends on the input")
         _draw(backward, rows, slope, colour, label, "gradient of a sample's loss with respect to the output")
         _mark(forward, rows, signal, ("W", "A", "D", "O", "S"), named=False)
         _mark(backward, rows, slope, ("G",), named=False)

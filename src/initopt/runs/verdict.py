@@ -130,8 +130,8 @@ def _scales(result: Result) -> list[str]:
         lines.append(f"{'left alone:':14}{counted(len(names), 'tensor')}, {why}: {first_few(names, 1)}")
     lines += _agreement(result)
     if result.diagnosis is not None:
-        tried = "" if result.tried_scales is None else ", tried"
-        lines.append(f"{'layers' + tried + ':':14}{result.diagnosis}")
+        tried = "" if result.tried_scales is None else " (after: with the scales that were given up)"
+        lines.append(f"{'layers:':14}{result.diagnosis}{tried}")
     steps = steps_taken(result.history)
     cost = f"{'cost:':14}{counted(steps, 'step')} and the measurements in {result.seconds:.1f} s"
     if result.training_step_seconds:
