@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from initopt import schemes, zoo
-from initopt.schemes import Whitened
+from initopt.schemes import Whitened, convolutions
 from tests.helpers import values
 
 
@@ -100,6 +100,16 @@ def test_the_outputs_are_uncorrelated_and_of_variance_1(conv: Any, images: Tenso
     output = model.conv(images)
     torch.testing.assert_close(covariance(output), torch.eye(output.shape[1]).double(), atol=1e-6, rtol=0)
     assert float(output.detach().transpose(0, 1).flatten(1).mean(1).abs().max()) < 1e-6
+
+
+def test_patches_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = smooth(64, 3, 8)
+    whole, parted = (net(nn.Conv2d(3, 27, 3), images) for _ in range(2))
+    schemes.apply_(whole, "whitened", (images, labels(64)), seed=0)
+    monkeypatch.setattr(convolutions, "_VALUES", 5 * 3 * 64 * 9)
+    schemes.apply_(parted, "whitened", (images, labels(64)), seed=0)
+    torch.testing.assert_close(whole.conv.weight, parted.conv.weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(whole.conv.bias, parted.conv.bias, rtol=1e-6, atol=1e-8)
 
 
 def test_negatives_where_there_is_room_and_own_filters_beyond() -> None:
