@@ -151,6 +151,7 @@ def test_the_first_that_runs_is_set_and_padding_does_not_count() -> None:
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 4, "found no convolution in Sequential"),
         (nn.Sequential(nn.Conv2d(3, 6, 1, groups=3), nn.Flatten(), nn.LazyLinear(3)), 4, "without groups; '0' has 3"),
+        (nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Flatten()), 4, "has values, 27; the batch has 0: give a larger"),
         (nn.Sequential(nn.Conv2d(3, 6, 2), nn.Flatten()), 4, "needs more patches than a patch of '0' has values, 12; the"),
         (
             nn.Sequential(nn.Conv2d(3, 6, 1).requires_grad_(False), nn.Flatten(), nn.LazyLinear(3)),
