@@ -104,13 +104,12 @@ def choose(
 
     >>> import torch, initopt
     >>> from functools import partial
-    >>> layers = [layer for _ in range(12) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    >>> layers = [layer for _ in range(8) for layer in (nn.Linear(32, 32), nn.ReLU())]
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(*layers, nn.Linear(16, 2))  # whose signals die away
-    >>> inputs = torch.randn(40, 64, 16)
-    >>> batches = [(x, (x[:, 0] > 0).long()) for x in inputs]
-    >>> optimizer = partial(torch.optim.SGD, lr=0.03, momentum=0.9)
-    >>> choice = initopt.choose(model, batches, optimizer, starts=["kaiming_normal"], steps=30, seed=0)
+    >>> model = nn.Sequential(*layers, nn.Linear(32, 2))  # whose signals die away
+    >>> batches = [(x, (x[:, 0] > 0).long()) for x in torch.randn(40, 32, 32)]
+    >>> optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    >>> choice = initopt.choose(model, batches, optimizer, starts=["kaiming_normal"], steps=60, seed=0)
     >>> choice.best.start
     'kaiming_normal'
     >>> choice.apply(model)
