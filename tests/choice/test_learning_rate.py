@@ -354,7 +354,7 @@ class TestForms:
         assert ", or with a warm-up of 8 steps at 0.77" in flat(warm)
         for why, advice in {
             "the seeds disagree: ": "Ask again with more seeds",
-            "every rate from ": "Ask again with a lower range (min_lr=",
+            "every rate that ": "Ask again with a lower range (min_lr=",
             "the highest rate that ": "Ask again with a higher range (max_lr=",
             "the loss hardly ": "Ask initopt.diagnose(model, loader)",
         }.items():
