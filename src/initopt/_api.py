@@ -230,6 +230,7 @@ def nio(
     optimizer: OptimizerFactory | None = None,
     clip_grad_norm: float | None = None,
     trial_steps: int = 20,
+    max_decrease: float | None = None,
     grad_params: ParameterFilter | None = None,
     scheme: str | Scheme | None = None,
     engine: str = "auto",
@@ -290,6 +291,9 @@ def nio(
             they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
         trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
+        max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
+            step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
+            of the gradient for SGD, and times the 1-norm for Adam.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
         scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
@@ -349,6 +353,7 @@ def nio(
         optimizer=optimizer,
         clip_grad_norm=clip_grad_norm,
         trial_steps=trial_steps,
+        max_decrease=max_decrease,
         grad_params=grad_params,
         scheme=scheme,
         engine=engine,

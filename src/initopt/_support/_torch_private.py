@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, overrides
 from torch.utils import _python_dispatch
+from torch.utils.data import DataLoader
 
 __all__ = [
     "ATTRIBUTES",
@@ -36,6 +37,7 @@ __all__ = [
     "convolution",
     "convolution_backward",
     "dispatch_modes",
+    "forget_iterator",
     "function_modes",
     "hooks_of",
     "in_functorch",
@@ -416,3 +418,12 @@ def autocast_nesting() -> int:
     """How many blocks of autocast are open: what entering and leaving one gives, in lack of a question."""
     torch.autocast_increment_nesting()
     return int(torch.autocast_decrement_nesting())
+
+
+def forget_iterator(loader: DataLoader[Any]) -> None:
+    """Have a loader begin anew with workers of its own when it is iterated over next.
+
+    With ``persistent_workers`` it has one iterator for all its life, which the next ``iter()`` would wind back, whoever is
+    reading from it. The attributes that it had before bring that iterator back.
+    """
+    loader._iterator = None

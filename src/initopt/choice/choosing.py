@@ -20,7 +20,7 @@ from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import check_batches
 from initopt.choice.batches import read_batches
 from initopt.choice.choice import Choice
-from initopt.choice.judging import Difference, compared
+from initopt.choice.judging import Difference, are_shares, compared
 from initopt.choice.race import Entrant, Race, Run, plan_race
 from initopt.choice.rows import Cost, Curve, Outcome, Row
 from initopt.choice.starts import as_starts, default_starts
@@ -78,7 +78,8 @@ def choose(
         starts: what to compare with the network's own start: names of schemes and methods, :class:`initopt.methods.Method`
             objects, functions ``(model, batches, loss_fn) -> None``, lists of these that work one after the other, or a
             dict of all that by name. By default, the scheme that fits the nonlinearities, ``"orthogonal"``, ``"lsuv"``,
-            ``"nio"`` and NIO after LSUV. Schemes have the gain of the nonlinearity that follows each layer.
+            ``"nio"`` and NIO after LSUV; where there is self-attention, ``"mimetic"``; where there are residual branches,
+            ``"zero_branches"`` and ``"scaled_branches"``. Those that have a gain have that of what follows each layer.
         lrs: learning rates to try with each start, beside the user's own: a list, or ``"around"`` (or ``True``) for a third
             and three times of it. By default, only the user's own. If ``optimizer`` has none, the first of
             the list counts as that.
@@ -151,7 +152,7 @@ def choose(
         places = None
         if isinstance(make_model, nn.Module):
             places = {id(p.value): number for number, p in enumerate(trainable_parameters(make_model))}
-        rates = _rates(optimizer, own, places, multiples)
+        rates = _rates(optimizer, own, places, multiples, step)
         batches = read_batches(loader, steps, held_out)
         loss.look_at(batches.training[0])
         chosen = given or default_starts(own, batches.training[0], loss_fn, first)
@@ -160,12 +161,22 @@ def choose(
         with reporter(progress, "choosing", seeds * sum(plan.runners)) as report:
             race = Race(make, batches, optimizer, places, loss_fn, step, clip_grad_norm, numbers, report)
             entrants = race.run(chosen, rates, plan)
-        rows = _rows(entrants, race)
+        relative = are_shares([_losses(e) for e in entrants if not e.failure])
+        rows = _rows(entrants, race, relative)
         initialization = sum(row.cost * seeds for row in rows if row.lr == rates[0])
         looks = race.looks / 3
         cost = Cost(race.steps, initialization, looks, time.perf_counter() - begun)
         return Choice(
-            rows, _best(rows), cost, seeds, len(batches.held_out), first, {s.name: s for s in chosen}, loss_fn, loader
+            rows,
+            _best(rows),
+            cost,
+            seeds,
+            len(batches.held_out),
+            first,
+            relative,
+            {s.name: s for s in chosen},
+            loss_fn,
+            loader,
         )
 
     with _as_before(loss_fn, step, make_model, loader, held_out):
@@ -206,10 +217,15 @@ def _maker(make_model: Callable[[], nn.Module] | nn.Module) -> Callable[[int], n
 
 
 def _rates(
-    optimizer: OptimizerFactory, model: nn.Module, places: dict[int, int] | None, wanted: list[float] | str | None
+    optimizer: OptimizerFactory,
+    model: nn.Module,
+    places: dict[int, int] | None,
+    wanted: list[float] | str | None,
+    step: OwnStep | None,
 ) -> list[float]:
     """The learning rates of the race, the user's own first."""
     parameters = [parameter.value for parameter in trainable_parameters(model)]
+    own = None
     try:
         check_optimizer(optimizer)
     except TypeError:  # it has no rate of its own
@@ -218,9 +234,10 @@ def _rates(
                 "optimizer has no learning rate of its own, around which others could be; give a list, lrs=[0.1]"
             ) from None
         own = wanted[0]
-        make_optimizer(optimizer, parameters, places, own)
-    else:
-        own = Rates(make_optimizer(optimizer, parameters, places)).first
+    made = make_optimizer(optimizer, parameters, places, own)
+    if isinstance(made, torch.optim.LBFGS) and step is None:
+        raise ValueError("LBFGS computes the loss several times in a step: give a step=(model, optimizer, batch) -> loss")
+    own = Rates(made).first
     check_number("the learning rate of the optimizer", own, above=0, finite=True)
     others = [own * multiple for multiple in AROUND] if isinstance(wanted, str) else wanted or []
     return list(dict.fromkeys([own, *(rate for rate in others if not math.isclose(rate, own, rel_tol=1e-6))]))
@@ -259,7 +276,7 @@ def _as_before(*reached: Any) -> Iterator[None]:
             generator.put_back()
 
 
-def _rows(entrants: Sequence[Entrant], race: Race) -> tuple[Row, ...]:
+def _rows(entrants: Sequence[Entrant], race: Race, relative: bool) -> tuple[Row, ...]:
     """What became of each, the network's own start first."""
     own = next(entrant for entrant in entrants if entrant.is_own)
     ended = [e for e in entrants if not (e.is_own or e.failure or e.diverged) and e.dropped is None]
@@ -267,16 +284,16 @@ def _rows(entrants: Sequence[Entrant], race: Race) -> tuple[Row, ...]:
     if not own.diverged:
         found = compared([_losses(e) for e in ended], _losses(own), len(entrants) - 1)
         differences = {id(e): difference for e, difference in zip(ended, found, strict=True)}
-    rows = [_row(e, own, differences.get(id(e)), race) for e in entrants if not e.is_own]
+    rows = [_row(e, own, differences.get(id(e)), race, relative) for e in entrants if not e.is_own]
     rows.sort(key=lambda row: (row.outcome == "failed", row.diverged, -row.steps, row.loss))
-    return (_row(own, own, None, race), *rows)
+    return (_row(own, own, None, race, relative), *rows)
 
 
 def _losses(entrant: Entrant) -> Any:
     return np.array([run.final() for run in entrant.runs])
 
 
-def _row(entrant: Entrant, own: Entrant, difference: Difference | None, race: Race) -> Row:
+def _row(entrant: Entrant, own: Entrant, difference: Difference | None, race: Race, relative: bool) -> Row:
     runs = entrant.runs
     loss = entrant.loss()
     against = [_then(run, entrant.dropped) for run in own.runs]
@@ -289,7 +306,7 @@ def _row(entrant: Entrant, own: Entrant, difference: Difference | None, race: Ra
         outcome=_outcome(entrant, own, difference, training),
         steps=row_steps,
         loss=loss,
-        difference=0.0 if entrant.is_own else loss - fmean(against) if runs else math.nan,
+        difference=difference.mean if difference else _by(each, against, relative),
         low=difference.low if difference else math.nan,
         high=difference.high if difference else math.nan,
         training_loss=training,
@@ -299,6 +316,15 @@ def _row(entrant: Entrant, own: Entrant, difference: Difference | None, race: Ra
         why=entrant.failure or next((run.course.diverged for run in runs if run.course.diverged), ""),
         curves=tuple(_curve(run) for run in runs),
     )
+
+
+def _by(losses: Sequence[float], own: Sequence[float], relative: bool) -> float:
+    """A difference that has no interval."""
+    if not losses or not all(map(math.isfinite, [*losses, *own])):
+        return math.nan
+    if relative:
+        return math.expm1(fmean(math.log(a / b) for a, b in zip(losses, own, strict=True)))
+    return fmean(losses) - fmean(own)
 
 
 def _then(run: Run, steps: int | None) -> float:

@@ -83,13 +83,16 @@ def _means(row: Row) -> list[tuple[int, float, float, float]]:
 def _differences(axes: Axes, rows: Sequence[Row], choice: Choice) -> None:
     tidy(axes, grid="x")
     axes.axvline(0, color=REFERENCE.colour, linewidth=1)
+    scale = 100 if choice.relative else 1
     for place, row in enumerate(rows):
         colour = {"better": "#009E73", "worse": "#D55E00"}.get(row.outcome, "#7f7f7f")
-        axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2)
-        axes.plot(row.difference, place, "o", color=colour)
+        axes.plot([scale * row.low, scale * row.high], [place, place], color=colour, linewidth=2)
+        axes.plot(scale * row.difference, place, "o", color=colour)
     axes.set_yticks(range(len(rows)), [short(label_of(row, choice), 26) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("difference to the loss of your own start (left of 0 is better)", fontsize=9)
+    axes.set_xlabel(
+        f"difference to the loss of your own start{' in %' if choice.relative else ''} (left of 0 is better)", fontsize=9
+    )
     axes.set_title("starts that ran to the end, with intervals that hold together", loc="left", fontsize=9.5)
 
 

@@ -22,7 +22,7 @@ from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
 from initopt.engines import create_engine
-from initopt.engines.gradients import batch_gradient
+from initopt.engines.gradients import mean_gradient, whole
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.methods.records import Record, steps_taken
@@ -33,6 +33,7 @@ from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState, derive_seed
 from initopt.model.state import StateGuard
 from initopt.runs.checkpoint import Checkpoint, fingerprint, going_on_from, identify, loader_generators
+from initopt.runs.factors import tell_of_scheme, tell_of_zeros
 from initopt.runs.measuring import measure_batches
 from initopt.runs.result import Result
 from initopt.runs.shared import compare_ranks, examine_all, same_weights
@@ -166,7 +167,9 @@ class Run:
             self._refuse_trained(batch)
         start = self._drawn(batch)
         doubts, unreached = examine_all(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
-        if unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
+        if tell_of_zeros(self._problem, self._method, unreached):
+            pass  # which says it all
+        elif unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
             left = unreached.total - unreached.entries
             warn(f"initopt: the gradient reaches {left:,} of {unreached.total:,} parameters: {unreached.cause}")
         if doubts is not None:
@@ -179,6 +182,7 @@ class Run:
         if self._method.scheme is None:
             return self._originals
         put_values(self._originals)
+        tell_of_scheme(self._problem, self._method.scheme)
         with inner_work():
             apply_(self._model, self._method.scheme, batch, self._task.loss.given, seed=self._seed)
         return {p: p.detach().clone() for p in self._originals}
@@ -213,9 +217,13 @@ class Run:
             verdict=verdict,
             tried_scales=tried,
             trial=self._trial,
-            left_alone=self._at_work.left_alone(),
+            left_alone=self._left_alone(),
             training_step_seconds=step_seconds,
         )
+
+    def _left_alone(self) -> dict[str, list[str]]:
+        left, spared = self._at_work.left_alone(), list(self._task.parameters.spared)
+        return left | {"a magnitude of pretrained weights": spared} if spared else left
 
     def _settle_on(
         self, before: Measurement | None, after: Measurement | None
@@ -258,16 +266,21 @@ class Run:
         training, batches = self._method.training, list(self._stream.recent)
         if training is None or not batches:
             return found
-        microbatch = self._engine.microbatch
-        try:
-            held = self._stream.held
-            self._trial = try_out(self._problem, training, batches, held, self._originals, microbatch)
-        except Exception as error:
+        held = self._stream.held
+        held = held[: min(self._ranks.gather(len(held), "the batches held back"))]
+
+        def trial() -> Trial:
+            return try_out(self._problem, training, batches, held, self._originals, self._engine.microbatch)
+
+        done, errors = self._ranks.attempt(trial, "the trial")
+        failed = next((error for error in errors if error is not None), None)
+        if done is None or failed is not None:
             warn(
-                f"initopt: the new weights could not be tried by the optimizer ({type(error).__name__}: {error}), so the "
+                f"initopt: the new weights could not be tried by the optimizer ({type(failed).__name__}: {failed}), so the "
                 "verdict is that of the measurements alone"
             )
             return found
+        self._trial = done
         return with_trial(found, self._trial)
 
     def _training_step_seconds(self) -> float | None:
@@ -277,12 +290,12 @@ class Run:
         return None
 
     def _timed_gradient(self) -> float:
-        batch = self._problem.prepare(self._stream.held[0], 0)
+        batch = whole(self._problem.prepare(self._stream.held[0], 0))
         parameters = [parameter.value for parameter in self._problem.grad_params]
         seconds = 0.0
         for _ in range(2):
             begun = time.perf_counter()
-            batch_gradient(self._problem, batch, parameters, self._engine.microbatch)
+            mean_gradient(self._problem, batch, parameters, self._engine.microbatch)
             _wait_for(self._problem.device)
             seconds = time.perf_counter() - begun
         return seconds

@@ -20,8 +20,8 @@ from initopt.model.ranks import Ranks, checksums
 
 __all__ = ["compare_ranks", "examine_all", "in_step", "refuse_ranks", "same_weights", "windows_of_all"]
 
-_OF_ONE_RANK = ("progress", "callbacks", "memory_budget", "process_group")
-"""Options in which ranks may differ."""
+_OF_ONE_RANK = ("progress", "callbacks", "memory_budget", "scale_params", "grad_params")
+"""Options in which ranks may differ, and filters, of which not the name counts, but what they select."""
 
 
 _AS_ONE = (

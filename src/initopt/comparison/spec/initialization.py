@@ -113,7 +113,7 @@ class Initialization:
     def __post_init__(self) -> None:
         if self.scheme == DEFAULT:
             object.__setattr__(self, "scheme", None)
-        if self.scheme is not None and not isinstance(self.scheme, Scheme) and self.scheme not in NAMES:
+        if isinstance(self.scheme, str) and self.scheme not in NAMES:
             raise ValueError(_unknown("scheme", self.scheme, NAMES))
         if isinstance(self.method, str) and self.method not in method_names():
             raise ValueError(_unknown("method", self.method, method_names()))
@@ -135,7 +135,7 @@ class Initialization:
 
     @property
     def _called(self) -> str:
-        parts = [] if self.scheme is None else [self.scheme if isinstance(self.scheme, str) else self.scheme.name]
+        parts = [] if self.scheme is None else [_name(self.scheme)]
         if isinstance(self.method, (list, tuple)):
             parts += [part.name for part in self._parts]
         elif self.method is not None:
@@ -257,8 +257,8 @@ def as_initialization(value: Any) -> Initialization:
         if value not in known_initializations():
             raise ValueError(_unknown("initialization", value, known_initializations()))
         return Initialization(scheme=value) if value in NAMES else Initialization(method=value)
-    if isinstance(value, Scheme):
-        return Initialization(scheme=value)
+    if isinstance(value, Scheme) or (isinstance(value, type) and issubclass(value, Scheme)):
+        return Initialization(scheme=value)  # type: ignore[arg-type]  # a class is refused there
     if isinstance(value, Mapping):
         known = [option.name for option in dataclasses.fields(Initialization)]
         for option in value:
@@ -278,12 +278,11 @@ def _unknown(kind: str, value: Any, known: Sequence[str]) -> str:
 
 
 def _name(method: Any) -> str:
-    """What a method or function is called by default."""
+    """What a method, scheme or function is called by default."""
     if isinstance(method, functools.partial):
         return _name(method.func)
-    found = (
-        method if isinstance(method, str) else getattr(method, "name" if isinstance(method, Method) else "__name__", None)
-    )
+    named = isinstance(method, (Method, Scheme))
+    found = method if isinstance(method, str) else getattr(method, "name" if named else "__name__", None)
     return str(found or type(method).__name__)
 
 
