@@ -58,6 +58,7 @@ def optimize(
     allow_trained: bool = False,
     process_group: ProcessGroup = "auto",
     share: Share = "union",
+    diagnose: bool = True,
     **options: Any,
 ) -> Result:
     """Improve the initial weights of a model with any method, in place.
@@ -97,6 +98,8 @@ def optimize(
         share: what processes have in common. ``"union"``: each sub-batch has a part on every process, so that the result
             is that of one process with all the data. ``"average"``: each has sub-batches of its own, and only norms and
             derivatives are averaged, where gradients are too large to be sent.
+        diagnose: whether to look at the layers before and after, on up to 4 of the batches held back, for the price of 6
+            training steps at most: ``Result.diagnosis``.
         **options: the options of a method that is given by its name.
 
     Returns:
@@ -133,6 +136,7 @@ def optimize(
     chosen = create_method(method, options)
     check_choice("on_harm", on_harm, ON_HARM)
     check_flag("allow_trained", allow_trained)
+    check_flag("diagnose", diagnose)
     settings = Settings(
         measuring=measuring,
         measure_batches=check_integer("measure_batches", measure_batches, 0),
@@ -143,6 +147,7 @@ def optimize(
         checkpoint_every=check_integer("checkpoint_every", checkpoint_every, 1),
         on_harm=on_harm,
         allow_trained=allow_trained,
+        diagnose=diagnose,
     )
     how = chosen.measuring(measuring)
     check_share(share)
@@ -247,6 +252,7 @@ def nio(
     allow_trained: bool = False,
     process_group: ProcessGroup = "auto",
     share: Share = "union",
+    diagnose: bool = True,
 ) -> Result:
     """Neural Initialization Optimization: learn one scale per parameter tensor, in place.
 
@@ -316,6 +322,7 @@ def nio(
         allow_trained: whether a model that looks trained is not refused.
         process_group: ``"auto"``, ``None``, or the processes that do this together; see :func:`initopt.optimize`.
         share: ``"union"`` or ``"average"``: what these have in common.
+        diagnose: whether to look at the layers before and after; see :func:`initopt.optimize`.
 
     Returns:
         The history, the scales, the weights, and the measurements before and after.
@@ -376,6 +383,7 @@ def nio(
         allow_trained=allow_trained,
         process_group=process_group,
         share=share,
+        diagnose=diagnose,
     )
 
 

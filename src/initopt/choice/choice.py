@@ -15,11 +15,12 @@ from torch import nn
 from initopt._support.checks import data_frame
 from initopt._support.files import Contents, write_folder
 from initopt._support.words import counted
-from initopt.choice.rows import Cost, Curve, Row, change, plain_row, table
+from initopt.choice.rows import Cost, Curve, Row, change, figure, plain_row, table
 from initopt.choice.starts import OWN, make_start
-from initopt.comparison.spec.initialization import Initialization, Scheme
+from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
 from initopt.methods import METHODS
 from initopt.model.losses import LossFunction
+from initopt.schemes import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,20 +80,21 @@ class Choice:
         """What to train from, in a sentence without its full stop."""
         own, best = self.own, self.best
         if self.changes:
-            against = "which diverges" if own.diverged else f"against {own.loss:.3g}"
+            against = "which diverges" if own.diverged else f"against {figure(own.loss)}"
             what = "your own start" if best.start == OWN else best.start
-            found = f"loss {best.loss:.3g} {against} after {best.steps} steps, lower in {_of_all(best.lower, self.seeds)}"
+            found = (
+                f"loss {figure(best.loss)} {against} after {best.steps} steps, lower in {_of_all(best.lower, self.seeds)}"
+            )
             return f"{what} {self._at(best)}: {found}{self._elsewhere()}"
         ended = [row for row in self.rows[1:] if row.outcome in ("not told apart", "better")]
         if not ended:
             worse = "no other start ends below it" if math.isfinite(own.loss) else "no start trains"
-            return f"keep yours at {own.lr:.3g}: {worse} (loss {own.loss:.3g} after {own.steps} steps)"
+            return f"keep yours at {own.lr:.3g}: {worse} (loss {figure(own.loss)} after {own.steps} steps)"
         near = min(ended, key=lambda row: row.loss)
         mean, low, high = (change(value, self.relative) for value in (near.difference, near.low, near.high))
-        return (
-            f"cannot be told apart: keep yours at {own.lr:.3g} (loss {own.loss:.3g} after {own.steps} steps; {near.start} "
-            f"{self._at(near)} has {near.loss:.3g}, {mean} with an interval from {low} to {high})"
-        )
+        found = f"{near.start} {self._at(near)} has {figure(near.loss)}, {mean} with an interval from {low} to {high}"
+        ours = f"loss {figure(own.loss)} after {own.steps} steps"
+        return f"cannot be told apart: keep yours at {own.lr:.3g} ({ours}; {found})"
 
     def _at(self, row: Row) -> str:
         return f"at your rate {row.lr:.3g}" if row.lr == self.own.lr else f"at the rate {row.lr:.3g}"
@@ -132,7 +134,7 @@ class Choice:
         if len(steps) != 1:
             return ""
         (step,) = steps
-        if isinstance(step, Scheme):
+        if isinstance(step, Drawing) and step.name in NAMES and step == as_initialization(step.name).steps[0]:
             return f'initopt.schemes.apply_(model, "{step.name}", batch)'
         name = getattr(step, "name", None)
         return f"initopt.{name}(model, batches)" if name in METHODS and step == METHODS[name]() else ""

@@ -78,7 +78,8 @@ def choose(
         starts: what to compare with the network's own start: names of schemes and methods, :class:`initopt.methods.Method`
             objects, functions ``(model, batches, loss_fn) -> None``, lists of these that work one after the other, or a
             dict of all that by name. By default, the scheme that fits the nonlinearities, ``"orthogonal"``, ``"lsuv"``,
-            ``"nio"`` and NIO after LSUV. Schemes have the gain of the nonlinearity that follows each layer.
+            ``"nio"`` and NIO after LSUV; where there is self-attention, ``"mimetic"``; where there are residual branches,
+            ``"zero_branches"`` and ``"scaled_branches"``. Those that have a gain have that of what follows each layer.
         lrs: learning rates to try with each start, beside the user's own: a list, or ``"around"`` (or ``True``) for a third
             and three times of it. By default, only the user's own. If ``optimizer`` has none, the first of
             the list counts as that.
@@ -151,7 +152,7 @@ def choose(
         places = None
         if isinstance(make_model, nn.Module):
             places = {id(p.value): number for number, p in enumerate(trainable_parameters(make_model))}
-        rates = _rates(optimizer, own, places, multiples)
+        rates = _rates(optimizer, own, places, multiples, step)
         batches = read_batches(loader, steps, held_out)
         loss.look_at(batches.training[0])
         chosen = given or default_starts(own, batches.training[0], loss_fn, first)
@@ -216,10 +217,15 @@ def _maker(make_model: Callable[[], nn.Module] | nn.Module) -> Callable[[int], n
 
 
 def _rates(
-    optimizer: OptimizerFactory, model: nn.Module, places: dict[int, int] | None, wanted: list[float] | str | None
+    optimizer: OptimizerFactory,
+    model: nn.Module,
+    places: dict[int, int] | None,
+    wanted: list[float] | str | None,
+    step: OwnStep | None,
 ) -> list[float]:
     """The learning rates of the race, the user's own first."""
     parameters = [parameter.value for parameter in trainable_parameters(model)]
+    own = None
     try:
         check_optimizer(optimizer)
     except TypeError:  # it has no rate of its own
@@ -228,9 +234,10 @@ def _rates(
                 "optimizer has no learning rate of its own, around which others could be; give a list, lrs=[0.1]"
             ) from None
         own = wanted[0]
-        make_optimizer(optimizer, parameters, places, own)
-    else:
-        own = Rates(make_optimizer(optimizer, parameters, places)).first
+    made = make_optimizer(optimizer, parameters, places, own)
+    if isinstance(made, torch.optim.LBFGS) and step is None:
+        raise ValueError("LBFGS computes the loss several times in a step: give a step=(model, optimizer, batch) -> loss")
+    own = Rates(made).first
     check_number("the learning rate of the optimizer", own, above=0, finite=True)
     others = [own * multiple for multiple in AROUND] if isinstance(wanted, str) else wanted or []
     return list(dict.fromkeys([own, *(rate for rate in others if not math.isclose(rate, own, rel_tol=1e-6))]))

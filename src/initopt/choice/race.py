@@ -12,7 +12,6 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from initopt._support.errors import InitoptWarning
@@ -257,10 +256,6 @@ class Race:
             model.train()
         parameters: list[Tensor] = [parameter.value for parameter in trainable_parameters(model)]
         optimizer = make_optimizer(self.optimizer, parameters, self.places, lr)
-        if isinstance(optimizer, torch.optim.LBFGS) and self.step is None:
-            raise ValueError(
-                "LBFGS computes the loss several times in a step: give a step=(model, optimizer, batch) -> loss"
-            )
         clip = clipping(optimizer, self.clip_grad_norm)
         return Trainer(model, optimizer, as_loss(self.loss_fn), own=self.step, clip=clip)
 

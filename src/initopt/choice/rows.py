@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-__all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "change", "plain_row", "table"]
+__all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "change", "figure", "plain_row", "table"]
 
 Outcome = Literal["yours", "better", "not told apart", "worse", "dropped", "diverged", "failed"]
 """What became of a start: whether its interval is below or above the loss of the network's own, or holds it; or why it has
@@ -112,6 +112,15 @@ def change(value: float, relative: bool) -> str:
     return f"{100 * value:+.0f} %" if relative else f"{value:+.2g}"
 
 
+def figure(value: float) -> str:
+    """A loss with three digits.
+
+    >>> figure(2.0), figure(0.06312), figure(123.4)
+    ('2.00', '0.0631', '123')
+    """
+    return f"{value:#.3g}".rstrip(".")
+
+
 def cells(row: Row, relative: bool) -> list[str]:
     """A row in words and figures, one for each column of :data:`HEAD`."""
     shown = ""
@@ -127,10 +136,10 @@ def cells(row: Row, relative: bool) -> list[str]:
         row.start,
         f"{row.lr:.3g}",
         str(row.steps) if ran else "",
-        f"{row.loss:.4g}" if math.isfinite(row.loss) else "",
+        figure(row.loss) if math.isfinite(row.loss) else "",
         shown,
         str(row.lower) if ran and row.outcome != "yours" else "",
-        f"{row.training_loss:.4g}" if math.isfinite(row.training_loss) else "",
+        figure(row.training_loss) if math.isfinite(row.training_loss) else "",
         f"{row.cost:.0f}" if row.cost else "",
         words,
     ]

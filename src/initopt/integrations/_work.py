@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,10 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from initopt import diagnosis
 from initopt._api import optimize
 from initopt._support._torch_private import forget_iterator
+from initopt._support.checks import check_flag
 from initopt._support.words import did_you_mean
+from initopt.choice.learning_rate import find_lr
+from initopt.choice.rate_result import LearningRates
 from initopt.diagnosis import Diagnosis
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, create_method
@@ -29,6 +33,7 @@ __all__ = [
     "Batches",
     "Calling",
     "Diagnosing",
+    "FindingRate",
     "Initializing",
     "Work",
     "as_it_is",
@@ -122,9 +127,12 @@ class Calling(Work):
         TypeError: for an option that it does not have.
     """
 
+    _given: frozenset[str] = frozenset()
+    """Options that are not for the user to give."""
+
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self._function, self._options = function, options
-        known = sorted(_options_of(function))
+        known = sorted(_options_of(function) - self._given)
         for name in options:
             if name not in known:
                 raise TypeError(f"{function.__name__}() has no option {name!r}{did_you_mean(name, known)}")
@@ -144,7 +152,7 @@ class Calling(Work):
 
 
 class Diagnosing(Calling):
-    """A look at the start: :func:`initopt.diagnose`, with its optimizer; of each process, on its own batches."""
+    """A look at the start: :func:`initopt.diagnose`, by the optimizer there, in each process at its own batches."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(diagnosis.diagnose, options)
@@ -167,6 +175,62 @@ class Diagnosing(Calling):
             f"initopt/{name}": float(sum(finding.severity == severity for finding in result.findings))
             for name, severity in counted.items()
         }
+
+
+class FindingRate(Calling):
+    """A search for the learning rates that suit the start: :func:`initopt.find_lr`, for the optimizer that is there.
+
+    Args:
+        set_rate: whether the optimizer is given the rate that was found.
+        options: of :func:`initopt.find_lr`.
+    """
+
+    _given = frozenset({"optimizer", "step"})
+
+    def __init__(self, set_rate: bool, options: dict[str, Any]) -> None:
+        check_flag("set_rate", set_rate)
+        super().__init__(find_lr, options)
+        self._set_rate = set_rate
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss_fn: LossFunction | None,
+        optimizer: Optimizer | None,
+        **where: Any,
+    ) -> LearningRates:
+        if where:
+            raise ValueError(
+                "the runs of find_lr train on the batches of one process, whose best rate is not that of all of them "
+                "together; look for it in one process, with batches as large as those of all processes"
+            )
+        if optimizer is None:
+            raise ValueError("find_lr is for a training with one optimizer, and this one has several, or none")
+        found: LearningRates = find_lr(model, batches, at_its_peak(optimizer), loss_fn, **self._options)
+        return found
+
+    def set(self, result: LearningRates, optimizer: Optimizer, schedulers: Iterable[Any]) -> None:
+        """Give an optimizer, and the schedules of its rates, the rate that was found, if they are to have it."""
+        if not self._set_rate or result.suggested is None:
+            return
+        factor = result.suggested / at_its_peak(optimizer).param_groups[0]["lr"]
+        for group in optimizer.param_groups:
+            group |= {name: group[name] * factor for name in ("lr", "initial_lr") if name in group}
+        for scheduler in schedulers:
+            if hasattr(scheduler, "base_lrs"):
+                scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+
+    def figures(self, result: LearningRates) -> dict[str, float]:
+        found = {"initopt/suggested_lr": result.suggested, "initopt/largest_stable_lr": result.largest_stable}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def at_its_peak(optimizer: Optimizer) -> Optimizer:
+    """An optimizer with the rates that the schedules of its rates multiply: at the start of a warm-up, it has others."""
+    peak = copy.copy(optimizer)
+    peak.param_groups = [group | {"lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
+    return peak
 
 
 def _options_of(function: Callable[..., Any]) -> set[str]:

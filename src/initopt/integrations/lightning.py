@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from initopt._support.errors import LossError
+from initopt.choice.rate_result import LearningRates
 from initopt.diagnosis import Diagnosis
-from initopt.integrations._work import Batches, Diagnosing, Initializing, Work, refuse_sharded, undisturbed
+from initopt.integrations._work import Batches, Diagnosing, FindingRate, Initializing, Work, refuse_sharded, undisturbed
 from initopt.methods import Method
 from initopt.model.losses import LossFunction, as_loss
 from initopt.runs.result import Result
@@ -32,7 +33,7 @@ except ImportError as error:
         f"initopt.integrations.lightning needs Lightning: pip install 'initopt[lightning]' ({error})"
     ) from error
 
-__all__ = ["Diagnose", "Initialize"]
+__all__ = ["Diagnose", "FindLearningRate", "Initialize"]
 
 
 class _AtTheStart(Callback):  # type: ignore[misc]
@@ -68,7 +69,11 @@ class _AtTheStart(Callback):  # type: ignore[misc]
         optimizer = trainer.optimizers[0] if len(trainer.optimizers) == 1 else None
         with undisturbed(trainer.fit_loop._combined_loader), _muted(trainer, pl_module):
             self.result = self._work(pl_module, _batches(trainer, pl_module), loss, optimizer, **_where(trainer))
+        self._done(trainer)
         self._report(trainer)
+
+    def _done(self, trainer: Trainer) -> None:
+        """What is done with the result."""
 
     def _report(self, trainer: Trainer) -> None:
         """Tell the user and the trainer's loggers."""
@@ -77,7 +82,7 @@ class _AtTheStart(Callback):  # type: ignore[misc]
             return
         for logger in trainer.loggers:
             logger.log_metrics(self._work.figures(self.result), step=trainer.global_step)
-            _draw(logger, self.result, f"initopt/{type(self).__name__.lower()}", trainer.global_step)
+            _draw(logger, self.result, f"initopt/{type(self).__name__}", trainer.global_step)
 
 
 class Initialize(_AtTheStart):
@@ -142,6 +147,41 @@ class Diagnose(_AtTheStart):
 
     def __init__(self, loss: LossFunction | None = None, **options: Any) -> None:
         super().__init__(Diagnosing(options), loss)
+
+
+class FindLearningRate(_AtTheStart):
+    """Says at the start of ``fit`` which learning rates suit it, by short trainings; see :func:`initopt.find_lr`.
+
+    As :class:`Initialize`, it sees the module's own training step and batches, and the class and settings of its optimizer.
+    The model, and the optimizer, are as they were afterwards. Clipping and accumulation of gradients are not in it. Put it
+    behind ``Initialize`` in the list of callbacks, since new weights may want another rate. In one process only.
+
+    Args:
+        loss: a loss in the place of the training step's, as for :func:`initopt.measure`.
+        set_rate: whether the optimizer and its schedulers get the rate that was found; by default, it is only said.
+        options: of :func:`initopt.find_lr`: ``budget=1000``, ``seeds=2``.
+
+    Attributes:
+        result: the :class:`initopt.choice.rate_result.LearningRates` of the last fit; ``None`` if a checkpoint was loaded.
+
+    Raises:
+        TypeError: for an unknown option.
+        ValueError: for several optimizers, or several processes.
+
+    Example::
+
+        Trainer(callbacks=[initopt.integrations.lightning.FindLearningRate(set_rate=True)]).fit(module, loader)
+    """
+
+    result: LearningRates | None = None
+
+    def __init__(self, loss: LossFunction | None = None, *, set_rate: bool = False, **options: Any) -> None:
+        self._search = FindingRate(set_rate, options)
+        super().__init__(self._search, loss)
+
+    def _done(self, trainer: Trainer) -> None:
+        assert self.result is not None
+        self._search.set(self.result, trainer.optimizers[0], [config.scheduler for config in trainer.lr_scheduler_configs])
 
 
 def _refuse_strategy(trainer: Trainer) -> None:

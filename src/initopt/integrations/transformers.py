@@ -12,8 +12,18 @@ from torch import Tensor, nn
 
 from initopt._support.errors import LossError
 from initopt.batches.stream import length_of
+from initopt.choice.rate_result import LearningRates
 from initopt.diagnosis import Diagnosis
-from initopt.integrations._work import Batches, Diagnosing, Initializing, Work, bare_optimizer, refuse_sharded, undisturbed
+from initopt.integrations._work import (
+    Batches,
+    Diagnosing,
+    FindingRate,
+    Initializing,
+    Work,
+    bare_optimizer,
+    refuse_sharded,
+    undisturbed,
+)
 from initopt.methods import Method
 from initopt.model.losses import LossFunction, as_loss
 from initopt.runs.result import Result
@@ -25,7 +35,7 @@ except ImportError as error:
         f"initopt.integrations.transformers needs transformers: pip install 'initopt[transformers]' ({error})"
     ) from error
 
-__all__ = ["Diagnose", "Initialize"]
+__all__ = ["Diagnose", "FindLearningRate", "Initialize"]
 
 
 class _WhenItBegins(TrainerCallback):  # type: ignore[misc]
@@ -68,9 +78,13 @@ class _WhenItBegins(TrainerCallback):  # type: ignore[misc]
         batches = Batches(loader, _as_dict, length_of(loader))
         with undisturbed(loader), _books_kept(trainer):
             self.result = self._work(model, batches, loss, bare_optimizer(present["optimizer"]), **_where(args))
+        self._done(present["optimizer"], present["lr_scheduler"])
         self._say(state, str(self.result))
         if trainer is not None:
             trainer.log(self._work.figures(self.result))
+
+    def _done(self, optimizer: Any, scheduler: Any) -> None:
+        """What is done with the result."""
 
     @staticmethod
     def _say(state: TrainerState, message: str) -> None:
@@ -149,6 +163,52 @@ class Diagnose(_WhenItBegins):
 
     def __init__(self, loss: LossFunction | None = None, *, trainer: Trainer | None = None, **options: Any) -> None:
         super().__init__(Diagnosing(options), loss, trainer)
+
+
+class FindLearningRate(_WhenItBegins):
+    """Says when training begins which learning rates suit it, by short trainings; see :func:`initopt.find_lr`.
+
+    As :class:`Initialize`, it sees the trainer's own loss and batches, and the class and settings of its optimizer. The
+    model and the optimizer are as they were afterwards. Clipping and accumulation of gradients are not in it. Add it after
+    ``Initialize``, since new weights may want another rate. In one process only.
+
+    Args:
+        loss: a loss in the place of the trainer's, as for :func:`initopt.measure`.
+        trainer: the trainer that this is a callback of, whose ``compute_loss`` is the loss; not needed with a ``loss``.
+        set_rate: whether the optimizer and its schedule get the rate that was found; by default, it is only said.
+        options: of :func:`initopt.find_lr`: ``budget=1000``, ``seeds=2``.
+
+    Attributes:
+        result: the :class:`initopt.choice.rate_result.LearningRates` of the last training; ``None`` if a checkpoint was
+            loaded.
+
+    Raises:
+        TypeError: for an unknown option.
+        ValueError: in several processes, and as :class:`Initialize`.
+
+    Example::
+
+        trainer.add_callback(initopt.integrations.transformers.FindLearningRate(trainer=trainer, set_rate=True))
+    """
+
+    result: LearningRates | None = None
+
+    def __init__(
+        self,
+        loss: LossFunction | None = None,
+        *,
+        trainer: Trainer | None = None,
+        set_rate: bool = False,
+        **options: Any,
+    ) -> None:
+        self._search = FindingRate(set_rate, options)
+        super().__init__(self._search, loss, trainer)
+
+    def _done(self, optimizer: Any, scheduler: Any) -> None:
+        own = bare_optimizer(optimizer)
+        assert self.result is not None
+        assert own is not None  # it has been looked at
+        self._search.set(self.result, own, [getattr(scheduler, "scheduler", scheduler)])
 
 
 def _refuse_strategy(args: TrainingArguments) -> None:

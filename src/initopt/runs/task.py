@@ -35,6 +35,7 @@ class Settings:
     checkpoint_every: int
     on_harm: OnHarm
     allow_trained: bool
+    diagnose: bool
 
 
 @dataclass(frozen=True)
