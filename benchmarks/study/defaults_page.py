@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from records import RESULTS, Results, load
+from records import RESULTS, VARIANTS, Results, load
 from starts import STARTS
 from subjects import NETWORKS
 
@@ -58,6 +58,33 @@ def differences(
         if any(cells):
             rows.append([start, *cells])
     return markdown(["start", *(NETWORKS[network].title for network in networks)], rows)
+
+
+VARIED = {
+    "overlap": ("nio, no overlap", "idea: cosine less what shared samples give"),
+    "settings": (
+        *("nio, D = 2", "nio, D = 8", "nio, no overlap", "nio, bound 2", "nio, bound 5", "nio, bound 10"),
+        *("nio, cosine", "nio, cosine+sqnorm", "nio, variance", "nio, variance+lognorm", "nio, variance+sqnorm"),
+        *("published", "published_class_defaults"),
+    ),
+}
+"""Starts that are compared with ``nio``, table by table."""
+
+
+def against_nio(results: Results, starts: Sequence[str]) -> str:
+    """Paired differences to ``nio`` in points, on the networks that some of the starts were run on."""
+    networks = [name for name in NETWORKS if any(results.of(name, start) for start in starts)]
+    found = {
+        (name, start): results.at_best(name, start, "validation")
+        for name in networks
+        for start in (REFERENCE, "nio", *starts)
+    }
+    rows = [[f"`{start}`, %", *(spread(found[name, start].values()) for name in networks)] for start in (REFERENCE, "nio")]
+    for start in starts:
+        cells = [_difference(found[name, start], found[name, "nio"]) for name in networks]
+        if any(cells):
+            rows.append([f"`{start}`", *cells])
+    return markdown(["start", *(NETWORKS[name].title for name in networks)], rows)
 
 
 def old_and_new(results: Results, networks: Sequence[str]) -> str:
@@ -136,7 +163,7 @@ def _measured(runs: Sequence[RunRecord]) -> tuple[list[dict[str, float]], list[d
 
 def page(runs: Iterable[RunRecord]) -> str:
     """The whole page."""
-    results = Results(runs)
+    results, variants = Results(runs), Results(load(VARIANTS))
     seen = [name for name in NETWORKS if results.of(name, REFERENCE)]
     choice = [name for name in seen if NETWORKS[name].role == "choice"]
     confirmation = [name for name in seen if NETWORKS[name].role == "confirmation"]
@@ -150,6 +177,7 @@ def page(runs: Iterable[RunRecord]) -> str:
         "deep": accuracies(results, deep),
         "confirmation": differences(results, confirmation, starts, "test"),
         "against the best": against_the_best(results, confirmation),
+        **{name: against_nio(variants, starts) for name, starts in VARIED.items()},
         "changes": changes(results, [*choice, *confirmation], "nio"),
     }
     return fill(TEXT.read_text(), parts)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from initopt import functional
-from initopt.batches.subbatches import SubBatches
+from initopt.batches.subbatches import SubBatches, Windows
 from initopt.engines.invariance import scale_invariant
 from initopt.gram.objectives import get
 from initopt.methods.scale_optimizer import Kind, ScaleAdam
@@ -46,6 +46,8 @@ class Idea:
         preconditioned: GradCosine is that of gradients divided by their root mean square over the sub-batches, for each
             ``"entry"`` as in Adam's first step, or for each ``"tensor"``. The norm is that of the plain gradients.
         batches: for each step; their derivatives are averaged.
+        excess: GradCosine is that of Gram matrices without what shared samples give: the noise that two windows have in
+            common, by the estimate of its variance on the same batch, is taken off their inner product.
         centred: gradients are centred by the mean slope of the sub-batch, as the defaults have it now, or of the batch.
     """
 
@@ -55,6 +57,7 @@ class Idea:
     preconditioned: Literal["entry", "tensor"] | None = None
     batches: int = 1
     centred: Literal["subbatch", "batch"] | None = None
+    excess: bool = False
 
 
 def nio_with(
@@ -77,7 +80,7 @@ def nio_with(
     for number in range(steps):
         taken = [next(source) for _ in range(idea.batches)]
         if run is None:
-            run = _Run(model, idea, lr, _scaled(problem, taken[0]))
+            run = _Run(model, idea, lr, _scaled(problem, taken[0]), problem.prepare(taken[0], 0).windows)
         with plain_attention():
             run.step(
                 number, [[(b[0][window], b[1][window]) for window in problem.prepare(b, 0).windows.indices] for b in taken]
@@ -94,8 +97,8 @@ def _scaled(problem: Problem, batch: Batch) -> list[str]:
 
 
 class _Run:
-    def __init__(self, model: nn.Module, idea: Idea, lr: float, scaled: Sequence[str]) -> None:
-        self._model, self._idea = model, idea
+    def __init__(self, model: nn.Module, idea: Idea, lr: float, scaled: Sequence[str], windows: Windows) -> None:
+        self._model, self._idea, self._windows = model, idea, windows
         self._originals = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._shapes = {name: _shape(self._originals[name], idea.per_channel) for name in scaled}
         count = sum(shape.numel() for shape in self._shapes.values())
@@ -173,9 +176,19 @@ class _Run:
 
     def _objective_of(self, plain: Tensor, shown: Tensor) -> Tensor:
         both = self._objective(plain)
-        if self._idea.preconditioned is None:
+        if self._idea.excess:
+            shown = self._without_shared_noise(shown)
+        elif self._idea.preconditioned is None:
             return both
         return both + functional.grad_cosine(plain) - functional.grad_cosine(shown)
+
+    def _without_shared_noise(self, gram: Tensor) -> Tensor:
+        """Gram matrices whose entries off the diagonal have the expected value that they have without overlap."""
+        windows = self._windows
+        weights = windows.weights().to(gram)
+        shared = weights @ weights.T  # of windows of n and m samples that share s: s / (n m)
+        shared = shared - shared.diagonal().diag()
+        return gram - functional.noise_trace(gram, windows.small_batch, windows.big_batch) * shared
 
     def finish(self) -> None:
         """Write the scaled weights into the model."""

@@ -18,10 +18,11 @@ from initopt.comparison.analysis.outcome import Outcome
 from initopt.comparison.running.execute import choose_lr
 from initopt.comparison.storage.record import CurvePoint, Purpose, Subset
 
-__all__ = ["RESULTS", "WIDE", "Results", "load"]
+__all__ = ["RESULTS", "VARIANTS", "WIDE", "Results", "load"]
 
 RESULTS = Path(__file__).parents[1] / "results" / "defaults.jsonl"
 WIDE = RESULTS.with_name("learning-rates.jsonl")
+VARIANTS = RESULTS.with_name("variants.jsonl")
 
 _PURPOSES: dict[Subset, Purpose] = {"validation": "selection", "test": "final"}
 _FIGURES = {"grad_cosine": "grad_cosine", "grad_norm": "grad_norm", "start_loss": "loss"}

@@ -8,12 +8,14 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from ideas import Idea, nio_with
 from subjects import Network
 from torch import nn
 
 import initopt
 from initopt.comparison import Initialization
+from initopt.methods import presets
 from initopt.model.parameters import is_bias
 
 __all__ = ["STARTS", "Start", "in_folders"]
@@ -63,6 +65,26 @@ def bounded_nio(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, times
     initopt.nio(
         model, batches, loss_fn, max_grad_norm=bound, measure_batches=0, progress=False, allow_trained=True, **options
     )
+
+
+def multiplied(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, factor: float) -> None:
+    """Multiply every matrix by the same number."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+
+
+def rescaled(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, draw: int, spread: float = 0.5) -> None:
+    """Multiply every matrix by a number of its own, log-normal with that spread: a random place where NIO could end.
+
+    The numbers follow from torch's random state, which follows from the seed of the run, and from ``draw``.
+    """
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    logarithms = spread * torch.randn(draw + 1, len(matrices))[draw]
+    with torch.no_grad():
+        for matrix, logarithm in zip(matrices, logarithms, strict=True):
+            matrix.mul_(float(logarithm.exp()))
 
 
 def matrices_only(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
@@ -150,6 +172,7 @@ STARTS: dict[str, Start] = {
     "uncentred nio, least scale 0.3": Start("nio", UNCENTRED | {"min_scale": 0.3}),
     "uncentred nio, least scale 0.5": Start("nio", UNCENTRED | {"min_scale": 0.5}),
     "uncentred nio, cosine": Start("nio", UNCENTRED | {"objective": "cosine"}),
+    "uncentred nio, cosine, 40 steps": Start("nio", UNCENTRED | {"objective": "cosine", "steps": 40}),
     "uncentred nio from kaiming_normal": Start("nio", UNCENTRED | {"scheme": "kaiming_normal"}),
     "uncentred nio from orthogonal": Start("nio", UNCENTRED | {"scheme": "orthogonal"}),
     "uncentred nio after lsuv": Start(["lsuv", {"method": "nio", "options": UNCENTRED}]),
@@ -159,8 +182,25 @@ STARTS: dict[str, Start] = {
     "nio, bound 5": Start("nio", {"max_grad_norm": 5.0}),
     "nio, bound 10": Start("nio", {"max_grad_norm": 10.0}),
     "nio, norm weight 1": Start("nio", {"norm_weight": 1.0}),
+    "nio, bound 2": Start("nio", {"max_grad_norm": 2.0}),
+    "nio, 40 steps": Start("nio", {"steps": 40}),
+    "nio, D = 2": Start("nio", {"num_subbatches": 2}),
+    "nio, D = 8": Start("nio", {"num_subbatches": 8}),
+    "nio, no overlap": Start("nio", {"overlap": 0.0}),
+    "nio, cosine": Start("nio", {"objective": "cosine"}),
+    "nio, cosine+sqnorm": Start("nio", {"objective": "cosine+sqnorm"}),
+    "nio, variance": Start("nio", {"objective": "variance"}),
+    "nio, variance+lognorm": Start("nio", {"objective": "variance+lognorm"}),
+    "nio, variance+sqnorm": Start("nio", {"objective": "variance+sqnorm"}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
     "nio after lsuv": Start(["lsuv", "nio"]),
+    "published": Start("nio", presets.published),
+    "published_class_defaults": Start("nio", presets.published_class_defaults),
+    "own weights x 0.7": Start(partial(multiplied, factor=0.7)),
+    "own weights x 1.4": Start(partial(multiplied, factor=1.4)),
+    "random scales, 1st": Start(partial(rescaled, draw=0)),
+    "random scales, 2nd": Start(partial(rescaled, draw=1)),
+    "random scales, 3rd": Start(partial(rescaled, draw=2)),
     "idea: logarithms of scales": _idea(logarithms=True),
     "idea: scales averaged": _idea(averaged=True),
     "idea: a scale per channel": _idea(per_channel=True),
@@ -168,5 +208,6 @@ STARTS: dict[str, Start] = {
     "idea: cosine by tensor": _idea(preconditioned="tensor"),
     "idea: four batches a step": _idea(batches=4),
     "idea: centred by the mean of the batch": _idea(centred="batch"),
+    "idea: cosine less what shared samples give": _idea(centred="subbatch", excess=True),
 }
 """Starts by name; ``nio`` has the defaults of the installed version."""

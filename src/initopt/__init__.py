@@ -16,6 +16,7 @@ from initopt._support.errors import (
     LossError,
     MismatchError,
     NonFiniteError,
+    RankError,
     TrainedModelError,
     ZeroGradientError,
 )
@@ -28,28 +29,34 @@ from initopt.runs.measuring import measure
 from initopt.runs.result import Result
 
 if TYPE_CHECKING:
+    from initopt.choice import Choice, LearningRates, choose, find_lr
     from initopt.diagnosis import Diagnosis, Finding, check, diagnose
 
 __all__ = [
+    "Choice",
     "Diagnosis",
     "Finding",
     "HarmError",
     "InitoptWarning",
     "LayerRecord",
+    "LearningRates",
     "LoaderError",
     "LossError",
     "Measurement",
     "Measuring",
     "MismatchError",
     "NonFiniteError",
+    "RankError",
     "Result",
     "StepRecord",
     "TrainedModelError",
     "ZeroGradientError",
     "__version__",
     "check",
+    "choose",
     "compare",
     "diagnose",
+    "find_lr",
     "functional",
     "gradinit",
     "lsuv",
@@ -69,17 +76,20 @@ for _name, _module in {"functional": functional, "objectives": objectives, "pres
 _LATER = ("data", "zoo")
 """Packages that are imported when they are asked for, so that ``import initopt`` does not take longer for them."""
 
-_OF_DIAGNOSIS = ("Diagnosis", "Finding", "check", "diagnose")
-"""Names of :mod:`initopt.diagnosis`, likewise."""
+_OF_ROOMS = {
+    **dict.fromkeys(("Diagnosis", "Finding", "check", "diagnose"), "initopt.diagnosis"),
+    **dict.fromkeys(("Choice", "LearningRates", "choose", "find_lr"), "initopt.choice"),
+}
+"""Names of rooms that are imported likewise."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return import_module(f"initopt.{name}")
-    if name in _OF_DIAGNOSIS:
-        return getattr(import_module("initopt.diagnosis"), name)
+    if name in _OF_ROOMS:
+        return getattr(import_module(_OF_ROOMS[name]), name)
     raise AttributeError(f"module 'initopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER, *_OF_DIAGNOSIS})
+    return sorted({*globals(), *_LATER, *_OF_ROOMS})

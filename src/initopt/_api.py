@@ -23,10 +23,17 @@ from initopt.model.centring import Centre
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
+from initopt.model.ranks import ProcessGroup, Share, check_share, ranks_of
+from initopt.model.sharded import unsharded
+from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
+from initopt.runs.shared import refuse_ranks
 from initopt.runs.task import Callback, Settings, Task
+from initopt.runs.trial import check_training
 from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.schemes import Scheme
+from initopt.training.optimizers import OptimizerFactory
 
 __all__ = ["gradinit", "lsuv", "metainit", "nio", "optimize"]
 
@@ -49,6 +56,8 @@ def optimize(
     checkpoint_every: int = 10,
     on_harm: OnHarm = "restore",
     allow_trained: bool = False,
+    process_group: ProcessGroup = "auto",
+    share: Share = "union",
     diagnose: bool = True,
     **options: Any,
 ) -> Result:
@@ -76,12 +85,19 @@ def optimize(
             stays when the run is done, and a later call with more ``steps`` goes on.
         checkpoint_every: steps between two checkpoints; the end always makes one.
         on_harm: what to do if the network is worse for it on the batches held back: its outputs no longer depend on its
-            inputs, scales stand at their minimum, the gradient norm is beyond its bound, or the loss has more than doubled.
+            inputs, scales stand at their minimum, the gradient norm is beyond its bound, the loss has more than doubled, or
+            it trains worse, where the method knows the optimizer.
             ``"restore"`` puts the weights back, with a warning, also (without one) where nothing is gained beyond noise;
             ``"warn"`` keeps the new ones; ``"raise"`` raises a :class:`initopt.HarmError`. ``Result.verdict`` says what
             came of it.
         allow_trained: whether a model may have been trained: one whose loss is less than half of that with the targets of
             other samples is refused otherwise.
+        process_group: the processes of ``torch.distributed`` that do this together, each with its own part of the data,
+            when the call is made on all of them: a group; ``"auto"``, that of a ``DistributedDataParallel``; ``None`` for
+            this process alone. All end with the same weights and the same result, and an exception on one ends it on all.
+        share: what processes have in common. ``"union"``: each sub-batch has a part on every process, so that the result
+            is that of one process with all the data. ``"average"``: each has sub-batches of its own, and only norms and
+            derivatives are averaged, where gradients are too large to be sent.
         diagnose: whether to look at the layers before and after, on up to 4 of the batches held back, for the price of 6
             training steps at most: ``Result.diagnosis``.
         **options: the options of a method that is given by its name.
@@ -99,6 +115,7 @@ def optimize(
             buffers, frozen parameters or first batch. The message says which.
         NonFiniteError: if a loss or gradient is not finite; the message names step and parameter.
         ZeroGradientError: if all gradients of a batch are zero.
+        RankError: if processes that work together differ in weights, options or number of batches, or another one fails.
 
     Warns:
         InitoptWarning: if an engine chosen by itself has to go over to another one, with the operator that is the reason;
@@ -133,11 +150,25 @@ def optimize(
         diagnose=diagnose,
     )
     how = chosen.measuring(measuring)
-    check_batches(batches)
-    loss = as_loss(loss_fn)
-    parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
-    task = Task(model, batches, loss, chosen, how, parameters, settings)
-    return preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+    check_share(share)
+    ranks = ranks_of(model, process_group, share)
+    refuse_ranks(ranks, chosen, checkpoint)
+    model = bare(model)
+    with ranks.together():
+        check_batches(batches)
+        loss = as_loss(loss_fn)
+        with unsharded(model) as shards:
+            parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
+            if chosen.training is not None:
+                check_training(chosen.training, parameters)
+            task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
+            result = preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+        if shards is not None and result.tried_scales is None:
+            if chosen.scheme is None:
+                shards.scale(result.scales)
+            else:
+                shards.put(result.weights)
+        return result
 
 
 def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
@@ -201,8 +232,12 @@ def nio(
     scale_params: ParameterFilter | None = None,
     scale_biases: bool = False,
     scale_invariant: bool = False,
+    optimizer: OptimizerFactory | None = None,
+    clip_grad_norm: float | None = None,
+    trial_steps: int = 20,
+    max_decrease: float | None = None,
     grad_params: ParameterFilter | None = None,
-    scheme: str | None = None,
+    scheme: str | Scheme | None = None,
     engine: str = "auto",
     train_mode: bool = False,
     microbatch: int | None = None,
@@ -215,6 +250,8 @@ def nio(
     checkpoint_every: int = 10,
     on_harm: OnHarm = "restore",
     allow_trained: bool = False,
+    process_group: ProcessGroup = "auto",
+    share: Share = "union",
     diagnose: bool = True,
 ) -> Result:
     """Neural Initialization Optimization: learn one scale per parameter tensor, in place.
@@ -254,10 +291,20 @@ def nio(
         scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
             Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
             training step.
+        optimizer: how the network is going to be trained: a function of parameters that makes the optimizer, such as
+            ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the optimizer itself. The new weights are then tried: old
+            and new ones are trained on the same batches, at the optimizer's learning rate, and the old ones are put back if
+            they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
+        clip_grad_norm: the norm that the training clips gradients to; none, by default.
+        trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
+        max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
+            step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
+            of the gradient for SGD, and times the 1-norm for Adam.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
+            drawn with ``seed``, are the start to which the scales refer; the model's own weights by default.
+            ``Result.before`` is of the model's own in either case.
         engine: how gradients are computed: ``"auto"``, ``"exact"`` or a name in :data:`initopt.engines.ENGINES`.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
@@ -273,6 +320,8 @@ def nio(
         checkpoint_every: steps between two checkpoints.
         on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network is worse for it; see :func:`initopt.optimize`.
         allow_trained: whether a model that looks trained is not refused.
+        process_group: ``"auto"``, ``None``, or the processes that do this together; see :func:`initopt.optimize`.
+        share: ``"union"`` or ``"average"``: what these have in common.
         diagnose: whether to look at the layers before and after; see :func:`initopt.optimize`.
 
     Returns:
@@ -308,6 +357,10 @@ def nio(
         scale_params=scale_params,
         scale_biases=scale_biases,
         scale_invariant=scale_invariant,
+        optimizer=optimizer,
+        clip_grad_norm=clip_grad_norm,
+        trial_steps=trial_steps,
+        max_decrease=max_decrease,
         grad_params=grad_params,
         scheme=scheme,
         engine=engine,
@@ -328,6 +381,8 @@ def nio(
         checkpoint_every=checkpoint_every,
         on_harm=on_harm,
         allow_trained=allow_trained,
+        process_group=process_group,
+        share=share,
         diagnose=diagnose,
     )
 

@@ -27,6 +27,8 @@ OF_A_RUN = (
     "checkpoint_every",
     "on_harm",
     "allow_trained",
+    "process_group",
+    "share",
     "diagnose",
 )
 
@@ -49,7 +51,7 @@ def defaults(owner: type[Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("function", "owner", "others"), [
     (initopt.nio, NIO, OF_A_RUN),
-    (initopt.measure, Measuring, ("num_batches", "train_mode", "centre", "seed", "progress")),
+    (initopt.measure, Measuring, ("num_batches", "train_mode", "centre", "seed", "progress", "process_group", "share")),
 ])  # fmt: skip
 def test_a_function_with_all_options_spelled_out_is_as_its_class(
     function: Callable[..., Any], owner: type[Any], others: tuple[str, ...]

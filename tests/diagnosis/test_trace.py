@@ -36,6 +36,28 @@ def test_outputs_and_gradients_are_those_of_pytorch():
     assert sum(block.share for block in seen.blocks) == pytest.approx(1)
 
 
+def test_the_measures_of_single_tensors_are_those_of_the_gradients_of_single_samples():
+    torch.manual_seed(0)
+    model, (x, y) = mlp(3, activation=nn.Tanh).double(), labelled(size=32)[0]
+    x = x.double()
+    seen = trace(model, [(x, y)], num_subbatches=32)
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    parameters = list(model.parameters())
+    samples = zip(*[torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses], strict=True)
+    gradients = [torch.stack(column).reshape(32, -1) for column in samples]
+    signs = torch.cat([rows.sign() for rows in gradients], 1)
+    assert seen.sign_agreement == pytest.approx(float(signs.mean(0).abs().mean()))
+    table = seen.to_dataframe().set_index("name")
+    assert list(table.index) == [name for name, _ in model.named_parameters()]
+    for rows, (_, found) in zip(gradients, table.iterrows(), strict=True):
+        variance = rows.var(0).sum() / 32  # of the mean of the batch
+        signal = rows.mean(0).square().sum() - variance
+        assert found.signal_to_noise == pytest.approx(max(float(signal / variance), 0.0))
+        assert found.coherence == pytest.approx(float(rows.sum(0).square().sum() / rows.square().sum()))
+        assert found.sign_agreement == pytest.approx(float(rows.sign().mean(0).abs().mean()))
+        assert found.grad_norm == pytest.approx(float(rows.norm(dim=1).mean()))
+
+
 def test_the_gradient_of_an_output_is_that_of_the_loss_of_a_sample():
     torch.manual_seed(0)
     model, (x, y) = mlp(3), labelled()[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initopt
-from initopt.engines.first_batch import examine
+from initopt.engines.first_batch import _compared, examine
 from initopt.model.modes import measuring
 from initopt.model.preserve import preserved
 from tests.engines._tanh import TanhOnce
@@ -194,6 +194,28 @@ def test_no_false_alarm_where_single_precision_is_hard_coded() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         initopt.nio(network(nn.Sequential(InnerCasts(), nn.Tanh())), make_batches(), steps=1, measure_batches=0)
+
+
+class Jump:
+    """Directions in which a gradient jumps at the weights themselves: a difference over a step goes as one over it."""
+
+    def exact(self) -> tuple[float, float]:
+        return 1.8, 1.0
+
+    def differences(self, step: float) -> tuple[float, float]:
+        return 1.8 + 8e-6 / step, 1.8 + 8.1e-6 / step
+
+
+class Wrong(Jump):
+    """A second derivative that is not that of the gradients, at any step."""
+
+    def differences(self, step: float) -> tuple[float, float]:
+        return 9.9, 9.9
+
+
+def test_no_false_alarm_beside_a_kink() -> None:
+    assert _compared(Jump(), (1e-6,), 1e-3) is None
+    assert "1.8 in place of 9.9" in _compared(Wrong(), (1e-6,), 1e-3)
 
 
 class Branches(nn.Module):

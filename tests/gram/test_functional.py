@@ -119,3 +119,45 @@ class TestCoherence:
         assert float(value.detach()) == 0.0
         assert gram.grad is not None
         assert not gram.grad.any()
+
+
+def test_signal_to_noise_of_many_draws_is_that_of_a_batch() -> None:
+    gram = synthetic_grams(split_windows(16, 4))
+    assert float(functional.signal_to_noise(gram, 4)) == pytest.approx(SIGNAL_SQNORM / (NOISE_TRACE / 16), rel=0.03)
+    assert float(functional.signal_to_noise(gram, 4) * functional.noise_scale(gram, 4)) == pytest.approx(16)
+
+
+def test_signal_to_noise_at_its_ends() -> None:
+    assert float(functional.signal_to_noise(torch.eye(4), 8)) == 0
+    assert float(functional.signal_to_noise(torch.ones(4, 4), 8)) == math.inf
+    assert math.isnan(float(functional.signal_to_noise(torch.zeros(4, 4), 8)))
+
+
+def test_sign_agreement_counts_signs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(5, 3, 4, generator=generator)
+    gradients[:, 0, 0] = 0.0
+    total = 0.0
+    for entry in gradients.reshape(5, -1).T.tolist():
+        total += abs(sum(value > 0 for value in entry) - sum(value < 0 for value in entry)) / 5
+    assert float(functional.sign_agreement(gradients)) == pytest.approx(total / 12)
+    assert float(functional.sign_agreement(gradients.abs() + 1)) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 16])
+def test_the_floor_of_sign_agreement_is_that_of_all_tosses_of_a_coin(count: int) -> None:
+    tosses = [[1 - 2 * (number >> d & 1) for d in range(count)] for number in range(2**count)]
+    assert functional.sign_floor(count) == pytest.approx(sum(abs(sum(signs)) for signs in tosses) / count / 2**count)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "message"),
+    [
+        (torch.ones(1, 3), r"two gradients or more, shape \(D, ...\); got \(1, 3\)"),
+        (torch.tensor(1.0), r"two gradients or more"),
+        (torch.ones(2, 3, dtype=torch.complex64), r"complex gradients have no signs; give torch.view_as_real"),
+    ],
+)
+def test_what_has_no_signs_is_refused(gradients: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        functional.sign_agreement(gradients)

@@ -140,7 +140,7 @@ def test_the_start_of_the_published_scripts(name, classifier):
     *_, last = model.modules()
     before = last.weight.detach().clone()
     for step in plan.initializations[PUBLISHED].steps:
-        initopt.schemes.apply_(model, step.name, seed=0, **step.options)
+        initopt.schemes.apply_(model, step.scheme, params=step.params, seed=0)
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     for conv in convolutions:
         expected = (2 / (conv.out_channels * conv.kernel_size[0] ** 2)) ** 0.5

@@ -65,7 +65,7 @@ def folder(sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-@pytest.mark.parametrize("module", [cifar, cifar_training, resnet50])
+@pytest.mark.parametrize("module", [cifar, cifar_training])
 def test_examples(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted

@@ -31,7 +31,7 @@ for make in (plain, normed):
     torch.manual_seed(0)
     one = make()
     centred, too = copy.deepcopy(one), copy.deepcopy(one)
-    two, others = copy.deepcopy(one), [copy.deepcopy(one) for _ in range(7)]
+    two, others = copy.deepcopy(one), [copy.deepcopy(one) for _ in range(8)]
     batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(60)]
     initopt.nio(one, batches, loss_of, steps=15, measure_batches=0, progress=False, **UNCENTRED)
     nio_with(two, batches, idea=Idea(), steps=15)
@@ -42,7 +42,7 @@ for make in (plain, normed):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     changed = [Idea(logarithms=True), Idea(averaged=True), Idea(per_channel=True), Idea(preconditioned="entry"),
                Idea(preconditioned="tensor"), Idea(batches=4),
-               Idea(centred="batch")]
+               Idea(centred="batch"), Idea(excess=True)]
     for other, idea in zip(others, changed, strict=True):
         nio_with(other, batches, idea=idea, steps=15)
         assert any(not torch.allclose(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True)), idea

@@ -291,10 +291,11 @@ class TestSummary:
         result, _ = quiet(initopt.nio, mlp(6), digits_like(), steps=30, measure_batches=4, seed=0)
         text = str(result)
         assert text.startswith("nio: improved: centred GradCosine ")
-        for words in ("before", "after", "moved most:", "left alone:", "a bias", "training steps", "Next: train, but look"):
+        for words in ("before", "after", "moved most:", "left alone:", "a bias", "training steps", "Next: train, but ask"):
             assert words in text
         lines = text.splitlines()
         assert len(lines) <= 24
+        assert "initopt.find_lr(model, loader, optimizer)" in text
         assert text.endswith("worth.")
 
     def test_of_weights_that_were_put_back(self) -> None:
@@ -302,6 +303,7 @@ class TestSummary:
         result, _ = quiet(initopt.nio, mlp(3), digits_like(), seed=0, **options)
         assert result.verdict.startswith("restored")
         assert "tried, and given up" in str(result)
+        assert "find_lr" not in str(result)
         assert "Next: look for a layer that is dead" in str(result)
 
     def test_has_a_picture_in_notebooks(self) -> None:

@@ -28,6 +28,9 @@ def wide() -> nn.Sequential:
     )
 
 
+DRAWS = schemes.NAMES[: schemes.NAMES.index("trunc_normal") + 1]
+"""Those of torch.nn.init, for any model."""
+
 FANS = {"0.weight": (4 * 9, 64 * 9), "2.weight": (16 * 9, 8 * 9), "4.weight": (8192, 100)}
 """In and out as torch has them for convolutions, which counts the outputs of all groups; of a transposed one, a group's."""
 
@@ -181,7 +184,7 @@ def test_default_draws_what_the_constructors_draw() -> None:
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", schemes.NAMES)
+@pytest.mark.parametrize("name", DRAWS)
 def test_seeds(name: str) -> None:
     """A seed gives the same weights, and leaves torch's random state alone; without one, it advances."""
     model = make_model()
@@ -305,9 +308,14 @@ def test_arguments_of_a_nonlinearity_count() -> None:
         (
             "xavier_normal",
             {"mode": "fan_out"},
-            "mode='fan_out' is for the kaiming schemes; 'xavier_normal' has no use for it",
+            "scheme 'xavier_normal' has no option 'mode'; it has gain, nonlinearity",
         ),
-        ("xavier_normal", {"std": 0.1}, "std=0.1 is for the schemes 'normal' and 'trunc_normal'"),
+        ("xavier_normal", {"std": 0.1}, "scheme 'xavier_normal' has no option 'std'; it has gain, nonlinearity"),
+        ("normal", {"st": 0.1}, r"scheme 'normal' has no option 'st'; did you mean 'std'\?"),
+        ("default", {"std": 0.1}, "scheme 'default' has no option 'std'; it has none"),
+        (schemes.Normal(std=0.1), {"std": 0.2}, r"std: give the options to Normal\(\.\.\.\) itself"),
+        (schemes.Normal, {}, r"scheme is the class Normal; pass an instance, Normal\(\), or its name"),
+        ("zero_branches", {}, r"has to see the model run: give it a batch, apply_\(model, 'zero_branches', batch\)"),
         ("trunc_normal", {"std": 0.0}, "std must be a number above 0; got 0.0"),
         ("orthogonal", {"gain": -1.0}, "gain must be a number above 0; got -1.0"),
         ("orthogonal", {"gain": "big"}, "gain must be a number above 0; got 'big'"),
@@ -320,7 +328,7 @@ def test_arguments_of_a_nonlinearity_count() -> None:
 def test_bad_arguments(scheme: Any, options: dict[str, Any], message: str) -> None:
     model = make_model()
     before = values(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         schemes.apply_(model, scheme, **options)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -351,13 +359,60 @@ LEARNED: list[Method] = [initopt.nio, initopt.gradinit, initopt.metainit, initop
 @pytest.mark.parametrize("method", LEARNED, ids=[method.__name__ for method in LEARNED])
 def test_any_method_starts_from_any_scheme(method: Method) -> None:
     """The scales refer to the scheme's weights, and what is measured before is the model's own."""
-    for scheme in schemes.NAMES:
+    for scheme in DRAWS:
         model, other = make_model(), make_model()
         result = method(model, make_batches(7), steps=1, measure_batches=2, scheme=scheme, seed=3, on_harm="warn")
         schemes.apply_(other, scheme, make_batches(1)[0], seed=3)
         for (n, p), start in zip(model.named_parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(p, start * result.scales[n], rtol=1e-6, atol=0)
         assert result.options["scheme"] == scheme
+
+
+@pytest.mark.filterwarnings("ignore::initopt.InitoptWarning")
+@pytest.mark.parametrize("scheme", [name for name in schemes.NAMES if name not in DRAWS])
+def test_a_method_starts_from_a_scheme_that_sees_the_model_run(scheme: str) -> None:
+    models = [zoo.small_vit(8, 4, depth=1, width=8, heads=2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    batches = [(torch.randn(64, 3, 8, 8), torch.randint(10, (64,))) for _ in range(2)]
+    result = initopt.nio(models[0], batches, steps=1, measure_batches=1, scheme=scheme, seed=3, on_harm="warn")
+    schemes.apply_(models[1], scheme, batches[0], seed=3)
+    for (n, p), start in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, start * result.scales.get(n, 1.0), rtol=1e-6, atol=0)
+
+
+def test_a_scheme_with_options_is_the_start_of_a_method_and_of_its_checkpoint(tmp_path: Any) -> None:
+    options = {"steps": 2, "measure_batches": 1, "seed": 1, "checkpoint": tmp_path / "run", "on_harm": "warn"}
+    result = initopt.nio(make_model(), make_batches(), scheme=schemes.Normal(std=0.3), **options)
+    assert result.options["scheme"] == {"scheme": "normal", "std": 0.3}
+    result.save(tmp_path / "saved")
+    assert initopt.Result.load(tmp_path / "saved").options["scheme"] == {"scheme": "normal", "std": 0.3}
+    with pytest.raises(initopt.MismatchError, match="scheme was"):
+        initopt.nio(make_model(), make_batches(), scheme=schemes.Normal(std=0.4), **(options | {"steps": 3}))
+    with pytest.raises(ValueError, match="unknown scheme 'orthogonl'"):
+        initopt.methods.NIO(scheme="orthogonl")
+
+
+def test_what_was_applied_in_words() -> None:
+    assert str(schemes.apply_(make_model(), "orthogonal", seed=0)) == (
+        "orthogonal: 6 tensors set, 2 left as they were\n"
+        "Train from these weights, or improve them first: initopt.nio(model, batches)."
+    )
+    vit = zoo.small_vit(8, 4, depth=1, width=8, heads=2)
+    text = str(schemes.apply_(vit, "mimetic", seed=0))
+    assert "query, key, value: blocks.0.queries_keys_values.weight" in text
+    assert text.splitlines()[-1].startswith("Look whether these are what they are taken for, then train")
+    frozen = nn.Sequential(nn.LayerNorm(3))
+    assert "Nothing in this model is for this scheme" in str(schemes.apply_(frozen, "orthogonal"))
+
+
+def test_names_and_classes() -> None:
+    assert tuple(schemes.SCHEMES) == schemes.NAMES
+    for name, kind in schemes.SCHEMES.items():
+        scheme = schemes.create_scheme(name)
+        assert scheme == kind()
+        assert scheme.as_plain() == name
+    for kind in schemes.SCHEMES.values():
+        assert kind.__name__ in schemes.__all__
 
 
 @pytest.mark.parametrize("method", LEARNED, ids=[method.__name__ for method in LEARNED])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, overrides
 from torch.utils import _python_dispatch
+from torch.utils.data import DataLoader
 
 __all__ = [
     "ATTRIBUTES",
@@ -36,6 +37,7 @@ __all__ = [
     "convolution",
     "convolution_backward",
     "dispatch_modes",
+    "forget_iterator",
     "function_modes",
     "hooks_of",
     "in_functorch",
@@ -304,6 +306,36 @@ def reset_of(module: nn.Module) -> Callable[[], None] | None:
     return reset if callable(reset) else None
 
 
+# torch.distributed
+
+
+def resharding(module: Any) -> list[tuple[Any, ...]]:
+    """When a module of ``fully_shard`` lets go of its whole parameters; there are public functions to set that, not to ask.
+
+    Should the names be gone, training goes on right after initopt, and with more memory than before.
+    """
+    state = module._get_fsdp_state()
+    own = [("_auto_reshard_after_forward", getattr(state, "_auto_reshard_after_forward", None))]
+    names = ("post_forward_mesh_info", "reshard_after_backward")
+    groups = [[(name, getattr(group, name)) for name in names] for group in _shard_groups(state)]
+    return [tuple(own), *map(tuple, groups)]
+
+
+def set_resharding(module: Any, settings: list[tuple[Any, ...]]) -> None:
+    """The inverse of :func:`resharding`."""
+    state = module._get_fsdp_state()
+    for owner, values in zip([state, *_shard_groups(state)], settings, strict=True):
+        for name, value in values:
+            setattr(owner, name, value)
+
+
+def _shard_groups(state: Any) -> list[Any]:
+    several = getattr(state, "_fsdp_param_groups", None)  # since 2.13
+    if several is not None:
+        return list(several)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
 # torch.compile
 
 ORIGINAL = "_orig_mod"
@@ -386,3 +418,12 @@ def autocast_nesting() -> int:
     """How many blocks of autocast are open: what entering and leaving one gives, in lack of a question."""
     torch.autocast_increment_nesting()
     return int(torch.autocast_decrement_nesting())
+
+
+def forget_iterator(loader: DataLoader[Any]) -> None:
+    """Have a loader begin anew with workers of its own when it is iterated over next.
+
+    With ``persistent_workers`` it has one iterator for all its life, which the next ``iter()`` would wind back, whoever is
+    reading from it. The attributes that it had before bring that iterator back.
+    """
+    loader._iterator = None

@@ -17,6 +17,7 @@ __all__ = [
     "LossError",
     "MismatchError",
     "NonFiniteError",
+    "RankError",
     "TrainedModelError",
     "ZeroGradientError",
     "located",
@@ -46,6 +47,10 @@ class MismatchError(ValueError):
 
 class NonFiniteError(ArithmeticError):
     """A loss or a gradient is infinite or not a number."""
+
+
+class RankError(RuntimeError):
+    """Another process of the group has failed, or differs in what has to be the same on all."""
 
 
 class TrainedModelError(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import json
 import math
 import os
@@ -246,11 +247,16 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 def plain(value: Any) -> Any:
     """A value as JSON has it: functions by their name, numbers that are not finite as strings.
 
-    What says nothing of itself but where it is in memory, which is another place each time, is the name of its class.
+    What has a method ``as_plain`` says itself what it is known by. What says nothing of itself but where it is in memory,
+    which is another place each time, is the name of its class.
 
     >>> plain({"bound": math.inf, "filter": math.sqrt, "betas": (0.9, 0.999)})
     {'bound': 'inf', 'filter': 'math.sqrt', 'betas': [0.9, 0.999]}
+    >>> plain(functools.partial(math.isclose, rel_tol=0.1))
+    'math.isclose(rel_tol=0.1)'
     """
+    if hasattr(value, "as_plain") and not isinstance(value, type):
+        return plain(value.as_plain())
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -261,10 +267,18 @@ def plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, functools.partial):
+        given = [*map(_short, value.args), *(f"{name}={_short(item)}" for name, item in value.keywords.items())]
+        return f"{plain(value.func)}({', '.join(given)})"
     if callable(value):
         return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     text = str(value)
     return f"{type(value).__module__}.{type(value).__qualname__}" if _ADDRESS.search(text) else text
+
+
+def _short(value: Any) -> str:
+    found = plain(value)
+    return found if isinstance(found, str) and not isinstance(value, str) else repr(found)
 
 
 def unplain(value: Any) -> Any:

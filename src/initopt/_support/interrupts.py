@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["Terminated", "all_or_nothing", "safe_point", "terminable"]
+__all__ = ["Terminated", "all_or_nothing", "safe_point", "signals_held", "terminable"]
 
 _T = TypeVar("_T")
 
@@ -88,6 +88,20 @@ def all_or_nothing(begin: Callable[[], None], work: Callable[[], _T], settle: Ca
         elif gate.raised is not error:  # clean-up of others on its way has failed, broken into as it was
             raise gate.raised from error
         raise
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """A block within work of :func:`all_or_nothing` that is not to be left half done: signals wait for its end."""
+    gate = _gates[-1] if _gates and _in_main_thread() else None
+    if gate is None or not gate.is_open:
+        yield
+        return
+    gate.is_open = False
+    try:
+        yield
+    finally:
+        gate.open()
 
 
 def _finalize_frames(error: BaseException | None) -> None:

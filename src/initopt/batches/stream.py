@@ -67,6 +67,7 @@ class BatchStream:
         held_back: how many to keep for :attr:`held`; fewer of a re-iterable that has no more than that.
         skip: how many of the first ones to pass over, for a run that is resumed; they count as handed out.
         on_first: is called with the first batch that is read, before any is handed out.
+        remembered: how many of the batches that were handed out last, or passed over, to keep for :attr:`recent`.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class BatchStream:
         held_back: int = 0,
         skip: int = 0,
         on_first: Callable[[Any], None] | None = None,
+        remembered: int = 0,
     ) -> None:
+        self.recent: deque[Any] = deque(maxlen=remembered)
         self.cycled = False
         self._batches = batches
         self._count = count
@@ -86,7 +89,12 @@ class BatchStream:
         self._queue: deque[Any] = deque()
 
     def __iter__(self) -> Iterator[Any]:
-        yield from itertools.islice(self._cycle(), self._skip, self._count)
+        yield from itertools.islice(self._remembering(), self._skip, self._count)
+
+    def _remembering(self) -> Iterator[Any]:
+        for batch in self._cycle():
+            self.recent.append(batch)
+            yield batch
 
     def _cycle(self) -> Iterator[Any]:
         iterator = iter(self._batches)

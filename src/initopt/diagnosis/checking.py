@@ -18,11 +18,12 @@ from initopt.diagnosis.diagnosis import Diagnosis
 from initopt.diagnosis.remedies import Remedies, remedies_for
 from initopt.diagnosis.rules.base import RULES, Evidence, Finding, chosen_rules, found_in, notable
 from initopt.diagnosis.trace import trace
-from initopt.diagnosis.updates import OptimizerFactory, check_optimizer
 from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.randomness import derive_seed
+from initopt.model.wrappers import bare
 from initopt.schemes import NAMES
+from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
 __all__ = ["assert_healthy", "check", "diagnose"]
 
@@ -72,6 +73,7 @@ def check(
         if not isinstance(given, nn.Module) and not (name == "against" and given is None):
             raise TypeError(f"{name} must be a torch.nn.Module; got {type(given).__name__}")
     chosen_rules(select, ignore)
+    model, against = bare(model), None if against is None else bare(against)
     alone = Evidence(model, against=against)
     if batch is None or any(True for code in _HOPELESS for _ in RULES[code].find(alone)):
         return found_in(alone, select, ignore)
@@ -138,6 +140,7 @@ def diagnose(
     check_batches(loader)
     check_optimizer(optimizer)
     chosen_rules(select, ignore)
+    model = bare(model)
     wanted = None if tries is None else _checked(tries)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
     batches = list(itertools.islice(loader, num_batches))

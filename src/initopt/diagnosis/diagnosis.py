@@ -182,7 +182,7 @@ class Diagnosis:
             "tried": [trial.to_dict() for trial in self.tried],
             "untried": self.untried,
             "blocks": blocks,
-            "whole": _of_block(trace.whole),
+            "whole": _of_block(trace.whole) | {"sign_agreement": trace.sign_agreement},
             "attention_entropy": trace.attention,
             "rows": [{f.name: _listed(getattr(row, f.name)) for f in fields(row)} for row in self.rows],
         }
@@ -235,7 +235,7 @@ def _listed(value: Any) -> Any:
 
 def _of_block(block: Block) -> dict[str, Any]:
     figures = {"grad_cosine": block.cosine, "signal_to_noise": block.signal_to_noise, "grad_norm": block.norm}
-    return {"name": block.name, "share": block.share} | figures
+    return {"name": block.name, "share": block.share, "coherence": block.coherence} | figures
 
 
 def _short(text: str) -> str:

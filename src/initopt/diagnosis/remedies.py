@@ -10,21 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from initopt import schemes
 from initopt._support.errors import InitoptWarning
-from initopt.batches.nested import batch_size, map_tensors, to_device
 from initopt.diagnosis.rules import Evidence, Finding, found_in
 from initopt.diagnosis.rules.base import notable
 from initopt.diagnosis.seen import Trace
 from initopt.diagnosis.trace import trace
-from initopt.diagnosis.updates import OptimizerFactory, make_optimizer
 from initopt.methods import LSUV, NIO
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.randomness import seeded
+from initopt.training.optimizers import OptimizerFactory, make_optimizer
+from initopt.training.steps import Trainer, only_own_gradients, train_steps
 
 __all__ = ["Remedies", "Trial", "remedies_for", "vital_signs"]
 
@@ -238,6 +237,7 @@ class Remedies:
             "seed": self.seed,
             "progress": False,
             "allow_trained": True,
+            "process_group": None,  # a copy, on this process
         }
         if name == "lsuv":
             optimize(model, self.batches, self.loss_fn, LSUV(), **options)
@@ -247,24 +247,17 @@ class Remedies:
             schemes.apply_(model, name, self.batches[0], self.loss_fn, seed=self.seed)
 
     def _trained(self, model: nn.Module, steps: int) -> float:
-        """Mean loss over the last fifth of some training steps, on a copy."""
+        """Mean loss over the last fifth of some training steps, on a copy; infinite where they diverge, nan without any."""
         if steps == 0 or self.optimizer is None:
             return math.nan
         own = trainable_parameters(self.model)
         other = copy.deepcopy(model)
         parameters: list[Tensor] = [parameter.value for parameter in trainable_parameters(other)]
         optimizer = make_optimizer(self.optimizer, parameters, {id(p.value): i for i, p in enumerate(own)})
-        loss, losses = as_loss(self.loss_fn), []
         other.train()
-        device = parameters[0].device
-        with seeded(self.seed), torch.enable_grad():
-            for data in itertools.islice(itertools.cycle(self.batches), steps):
-                value = loss(other, map_tensors(torch.clone, to_device(data, device)), batch_size(data))
-                # Not backward(): a loss that holds another model would add to the gradients of that.
-                gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                optimizer.step()
-                losses.append(float(value.detach()))
-        last = losses[-max(1, steps // 5) :]
+        trainer = Trainer(other, optimizer, as_loss(self.loss_fn), backward=only_own_gradients(optimizer))
+        course = train_steps(trainer, itertools.islice(itertools.cycle(self.batches), steps), self.seed)
+        if course.diverged:
+            return math.inf
+        last = course.losses[-max(1, steps // 5) :]
         return sum(last) / len(last)

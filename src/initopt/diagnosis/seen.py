@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
+from initopt._support.checks import data_frame
 from initopt.diagnosis.data import DataFacts, OutputFacts
 from initopt.gram import functional
 
@@ -102,9 +104,13 @@ class Block:
         """Squared norm of the expected gradient over the variance of that of a batch; none below zero."""
         if not self.small_batch < self.big_batch:
             return math.nan
-        noise = float(functional.noise_trace(self.gram, self.small_batch, self.big_batch).mean()) / self.big_batch
-        signal = float(functional.signal_sqnorm(self.gram, self.small_batch, self.big_batch).mean())
-        return math.nan if not noise > 0 else max(signal, 0.0) / noise
+        found = float(functional.signal_to_noise(self.gram, self.small_batch, self.big_batch))
+        return found if math.isfinite(found) else math.nan
+
+    @property
+    def coherence(self) -> float:
+        """m-coherence of the sub-batches, 0 to D."""
+        return float(functional.coherence(self.gram).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +199,21 @@ class Trace:
     opened: Opened | None = None
 
     @property
+    def sign_agreement(self) -> float:
+        """That of all parameters that train together (:func:`initopt.functional.sign_agreement`); nan without any."""
+        known = [(t.agreement, math.prod(t.shape)) for t in self.tensors if not math.isnan(t.agreement)]
+        entries = sum(count for _, count in known)
+        return sum(value * count for value, count in known) / entries if entries else math.nan
+
+    def to_dataframe(self) -> Any:
+        """The tensors as a :class:`pandas.DataFrame`: what is known of the gradient of each, in the order of the model.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        return data_frame([_of_tensor(tensor) for tensor in self.tensors])
+
+    @property
     def extent(self) -> str:
         """How much was seen, in words."""
         return f"{self.num_batches} batch{'es' if self.num_batches > 1 else ''}, {self.data.samples} samples"
@@ -201,6 +222,20 @@ class Trace:
     def loss(self) -> float:
         """Mean loss."""
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+
+def _of_tensor(tensor: TensorTrace) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "shape": tensor.shape,
+        "fate": tensor.fate,
+        "share": tensor.share,
+        "grad_norm": tensor.norm,
+        "grad_cosine": tensor.cosine,
+        "coherence": tensor.coherence,
+        "signal_to_noise": tensor.signal_to_noise,
+        "sign_agreement": tensor.agreement,
+    }
 
 
 def block_of(name: str) -> str:

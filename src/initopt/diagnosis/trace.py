@@ -21,9 +21,10 @@ from initopt.batches.subbatches import SubBatches
 from initopt.diagnosis.data import DataFacts, OutputFacts
 from initopt.diagnosis.recording import Node, Recorder, is_tiny, root_mean_square
 from initopt.diagnosis.seen import Block, Call, Opened, TensorTrace, Trace, block_of
-from initopt.diagnosis.updates import OptimizerFactory, check_optimizer, few_samples, first_updates, woken
+from initopt.diagnosis.updates import few_samples, first_updates, woken
 from initopt.engines.base import BLOCK, Gradients, GramSum
 from initopt.engines.invariance import ALIGNED
+from initopt.gram import functional
 from initopt.model.double_backward import plain_attention, uses_autocast
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.modes import measuring
@@ -31,6 +32,8 @@ from initopt.model.parameters import NamedParameter, Parameters, is_bias
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import derive_seed, seeded
+from initopt.model.wrappers import bare
+from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
 __all__ = ["trace"]
 
@@ -76,6 +79,7 @@ def trace(
     check_batches(batches)
     check_optimizer(optimizer)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    model = bare(model)
     parameters, loss = Parameters.of(model), as_loss(loss_fn)
     subbatches = SubBatches(count=num_subbatches)
 
@@ -324,7 +328,7 @@ class _TensorSums:
             part = torch.stack([row[start : start + step] for row in rows])
             gram.add_rows(part)
             dots += (part.double() @ weight[start : start + step].double()).cpu()
-            signs = signs + part.sign().float().mean(0).abs().sum()
+            signs = signs + functional.sign_agreement(part) * part.shape[1]
             tiny = tiny + is_tiny(part).float().mean(0).sum()
             mean = mean + (part.float() / scale).mean(0).square().sum()
         matrix = gram.matrix()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,59 +11,9 @@ from initopt.diagnosis.recording import root_mean_square
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
+from initopt.training.optimizers import OptimizerFactory, make_optimizer
 
-__all__ = ["OptimizerFactory", "check_optimizer", "few_samples", "first_updates", "make_optimizer", "woken"]
-
-OptimizerFactory = Callable[..., torch.optim.Optimizer] | torch.optim.Optimizer
-"""A function of parameters, such as ``functools.partial(torch.optim.AdamW, lr=3e-4)``; or an optimizer of the model."""
-
-
-def check_optimizer(optimizer: OptimizerFactory | None) -> None:
-    """Refuse what makes no optimizer of parameters alone.
-
-    Raises:
-        TypeError: the message says what does.
-    """
-    if optimizer is None or isinstance(optimizer, torch.optim.Optimizer):
-        return
-    hint = "pass functools.partial(torch.optim.AdamW, lr=3e-4), say, or the optimizer of the model"
-    if not callable(optimizer):
-        raise TypeError(
-            f"optimizer must be a function that makes one of parameters; got {type(optimizer).__name__}; {hint}"
-        )
-    try:
-        inspect.signature(optimizer).bind(())
-    except TypeError as error:
-        raise TypeError(f"optimizer cannot be called with the parameters alone ({error}); {hint}") from None
-    except ValueError:  # has no signature
-        pass
-
-
-def make_optimizer(
-    optimizer: OptimizerFactory, parameters: Sequence[Tensor], places: dict[int, int]
-) -> torch.optim.Optimizer:
-    """An optimizer of other parameters.
-
-    Args:
-        optimizer: what makes it, or one whose class and settings it has.
-        parameters: for which it is made.
-        places: which of them stands for a parameter of the given optimizer, by its id.
-    """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        return optimizer(parameters)
-    groups: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        inner = [parameters[places[id(p)]] for p in group["params"] if id(p) in places]
-        if inner:
-            groups.append({name: value for name, value in group.items() if name != "params"} | {"params": inner})
-    if not groups:
-        raise ValueError("the optimizer has none of the model's trainable parameters; was it made for another model?")
-    return type(optimizer)(groups, **_accepted(type(optimizer), optimizer.defaults))
-
-
-def _accepted(kind: type, defaults: dict[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(kind).parameters
-    return {name: value for name, value in defaults.items() if name in known}
+__all__ = ["few_samples", "first_updates", "woken"]
 
 
 def first_updates(problem: Problem, optimizer: OptimizerFactory, gradients: Sequence[Tensor | None]) -> dict[str, float]:
@@ -73,8 +21,6 @@ def first_updates(problem: Problem, optimizer: OptimizerFactory, gradients: Sequ
     copies = [nn.Parameter(p.value.detach().clone()) for p in problem.grad_params]
     places = {id(p.value): i for i, p in enumerate(problem.grad_params)}
     made = make_optimizer(optimizer, copies, places)
-    if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(f"optimizer made {type(made).__name__}, which is not a torch.optim.Optimizer")
     for copy, gradient in zip(copies, gradients, strict=True):
         copy.grad = None if gradient is None else gradient.to_dense().to(copy.dtype)
     made.step()

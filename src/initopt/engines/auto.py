@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from initopt._support._torch_messages import (
@@ -18,14 +18,14 @@ from initopt._support._torch_messages import (
 from initopt._support.checks import check_choice
 from initopt._support.devices import free_memory
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
-from initopt.engines.base import Engine, Evaluation
+from initopt.engines.base import Engine, Evaluation, Gradients
 from initopt.engines.finite_differences import DifferencesEngine
+from initopt.engines.memory import Need, estimate
 from initopt.engines.per_subbatch import GraphEngine, PlainEngine, RecomputeEngine
 from initopt.engines.stacked.engine import GroupsEngine
+from initopt.engines.united import UnitedEngine
 from initopt.engines.whole_batch import CoupledEngine
-from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Problem
-from initopt.model.randomness import seeded
 
 __all__ = [
     "ENGINES",
@@ -74,6 +74,8 @@ def create_engine(engine: str, problem: Problem, memory_budget: float | None = N
         ValueError: if the name is unknown or the named engine cannot work on the problem; the message says why.
     """
     check_engine(engine)
+    if problem.ranks.union:
+        return UnitedEngine.named(problem, engine, memory_budget)
     if engine in ENGINES:
         reason = ENGINES[engine].refusal(problem)
         if reason is not None:
@@ -93,7 +95,7 @@ class FallingBackEngine(Engine):
     - From ``groups``, for models without batch norm or 8 sub-batches or more, to ``graph`` on a model beyond it; both are
       exact, and with 8 sub-batches or more, where ``graph`` takes longer, there is a warning.
     - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
-      if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.auto`).
+      if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.memory`).
     - The same when memory runs out all the same, with a warning, and when each pass writes into what the last one saved.
     - From an exact engine to ``differences`` when an operation has no second derivative, or one that is not to be trusted,
       with a warning.
@@ -265,70 +267,19 @@ class _FallingBack(Evaluation):
         self.gram = inner.gram
 
     def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
+        return self._derivatives(lambda evaluation: evaluation.scale_derivatives(gram_derivative))
+
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
+        return self._derivatives(lambda evaluation: evaluation.vector_derivatives(vectors))
+
+    def _derivatives(self, of: Callable[[Evaluation], Tensor]) -> Tensor:
         try:
-            return self._inner.scale_derivatives(gram_derivative)
+            return of(self._inner)
         except Exception as error:
             del self._inner  # and its graphs
             self._engine._fall_back(error, second=True)
         self._engine.free_cached()
-        return self._engine.evaluate(self._batch, differentiate=True).scale_derivatives(gram_derivative)
+        return of(self._engine.evaluate(self._batch, differentiate=True))
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         return self._inner.derivatives_along(weights)
-
-
-_GRAPHS = 3.5
-"""Peak of an engine that keeps all graphs, in what a forward pass over the same samples saves: 2.1 to 3.5 in
-docs/benchmarks.md."""
-
-_ONE_GRAPH = 4.0
-"""The same for the graph of one sub-batch and its double backward, at their most."""
-
-
-class Need:
-    """Bytes that engines need beside model and batch, by estimate.
-
-    Args:
-        saved: bytes that the forward pass over one sub-batch saves for its backward pass.
-        parameters: bytes of a gradient.
-        count: D, the number of sub-batches.
-        samples: samples in a sub-batch.
-    """
-
-    def __init__(self, saved: int, parameters: int, count: int, samples: int) -> None:
-        self._saved, self._count, self._samples = saved, count, samples
-        self._gradients = 2 * count * parameters  # g_d and v_d
-
-    @property
-    def keeping_graphs(self) -> float:
-        """Of the engines ``graph`` and ``groups``."""
-        return self._gradients + _GRAPHS * self._count * self._saved
-
-    @property
-    def recomputing(self) -> float:
-        """Of the engine ``recompute`` with whole sub-batches."""
-        return self._gradients + _ONE_GRAPH * self._saved
-
-    def microbatch(self, budget: float) -> int:
-        """Samples that ``recompute`` may run at a time, one at least."""
-        share = (budget - self._gradients) / (_ONE_GRAPH * self._saved) if self._saved else 1.0
-        return max(1, min(self._samples, int(share * self._samples)))
-
-
-def estimate(problem: Problem, batch: Batch) -> Need:
-    """What a step on a batch needs, from a forward pass over its first sub-batch."""
-    seen: dict[int, int] = {}
-    # A parameter that a layer saves takes nothing more.
-    own = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() not in own:
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with plain_attention(), seeded(*batch.seed, 0), hooks:
-        loss = problem.subbatch_loss(batch, 0)
-    del loss  # alive so far, so that no two tensors had one place
-    parameters = sum(p.value.numel() * p.value.element_size() for p in problem.grad_params)
-    return Need(sum(seen.values()), parameters, len(batch.windows), len(batch.windows.indices[0]))

@@ -47,12 +47,14 @@ def scale_invariant(
     if not in_low_precision(problem):
         return _below(_cosines(problem, batch, microbatch, {}), problem, ALIGNED)
     # Rounding to 8 or 11 bits alone makes cosines of 1e-3. Autocast leaves float64 alone.
+    problem.ranks.agree("tensors whose scale does not matter")
     try:
         if not fits_memory(problem, torch.float64, memory_budget):
             raise MemoryError
         with problem.state.stand_ins(torch.float64) as leaves:
             return _below(_cosines(problem, in_precision(batch, torch.float64), microbatch, leaves), problem, ALIGNED)
-    except Exception:  # also a kernel of the user's own that has the one precision only, say
+    except Exception as error:  # also a kernel of the user's own that has the one precision only, say
+        problem.ranks.tell(error)  # so that all ranks look in the same way
         eps = max(torch.finfo(parameter.value.dtype).eps for parameter in problem.scale_params)
         return _below(_cosines(problem, batch, microbatch, {}), problem, max(eps, _AUTOCAST_EPS))
 
@@ -87,7 +89,9 @@ def _cosines(problem: Problem, batch: Batch, microbatch: int | None, leaves: Map
     """The largest cosine of gradient and weight over the sub-batches, for each tensor."""
     values = [leaves.get(parameter.value, parameter.value) for parameter in problem.scale_params]
     found = torch.zeros(len(values), dtype=torch.float64, device="cpu")
-    for gradients in subbatch_gradients(problem, batch, values, microbatch):
+    shares = problem.shares(batch)
+    for share, (_, own) in zip(shares, subbatch_gradients(problem, batch, values, microbatch), strict=True):
+        gradients = problem.summed(own, share, values)
         cosines = [_cosine(gradient, value) for gradient, value in zip(gradients, values, strict=True)]
         found = torch.maximum(found, torch.tensor(cosines, dtype=torch.float64, device="cpu"))
     return found

@@ -10,6 +10,7 @@ import torch
 
 from initopt._support._torch_messages import free_cached_memory, is_out_of_memory
 from initopt._support.errors import warn
+from initopt.model.centring import Means
 from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
 
@@ -51,13 +52,22 @@ class Microbatches:
         """The inverse of :meth:`state`."""
         self.size = state["microbatch"]
 
-    def run(self, batch: Batch, d: int, function: Callable[[list[Part]], _T]) -> _T:
-        """What a function makes of the parts of sub-batch d, with parts half as large each time that memory runs out."""
+    def run(self, batch: Batch, d: int, function: Callable[[list[Part]], _T], means: Means | None = None) -> _T:
+        """What a function makes of the parts of sub-batch d, with parts half as large each time that memory runs out.
+
+        Args:
+            batch: of which it is a sub-batch.
+            d: its number.
+            function: is given the parts, which are centred by what they have in common.
+            means: what to centre by, if that is known.
+        """
         while True:
             try:
                 parts = self._problem.parts(batch, d, self.size)
                 if len(parts) > 1 and not self._checked:
                     self._check(batch)
+                if means is not None:
+                    return function([replace(part, means=means) for part in parts])
                 return function(self._problem.centred_by_all(batch, parts) if len(parts) > 1 else parts)
             except RuntimeError as error:
                 self._halve_for(error, len(batch.windows.indices[d]))

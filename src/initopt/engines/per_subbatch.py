@@ -19,7 +19,7 @@ from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
 
-__all__ = ["GraphEngine", "PlainEngine", "RecomputeEngine"]
+__all__ = ["GraphEngine", "Plain", "PlainEngine", "RecomputeEngine", "Recomputed"]
 
 _T = TypeVar("_T")
 
@@ -83,7 +83,7 @@ class RecomputeEngine(_SeparateEngine):
         self._microbatches.load_state(state)
 
     def _evaluation(self, batch: Batch) -> Evaluation:
-        return _Recompute(self.problem, batch, self._microbatches)
+        return Recomputed(self.problem, batch, self._microbatches)
 
 
 class PlainEngine(_SeparateEngine):
@@ -95,7 +95,7 @@ class PlainEngine(_SeparateEngine):
     name = "plain"
 
     def _evaluation(self, batch: Batch) -> Evaluation:
-        return _Plain(self.problem, batch)
+        return Plain(self.problem, batch)
 
 
 class _Separate(Evaluation):
@@ -110,6 +110,9 @@ class _Separate(Evaluation):
         self._gradients = [gradients for _, gradients in found]
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, [loss for loss, _ in found], self._gradients, problem.grad_params)
+
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        return self.vector_derivatives(weighted_sums(self._gradients, weights))
 
     def _centred_samples(self) -> list[Part] | None:
         """Sub-batches of one sample each, which are centred by the mean of all; ``None`` for larger ones."""
@@ -172,17 +175,18 @@ class _Graph(_Separate):
         with self._ops.replacing():
             return self._gradient(whole, create_graph=True)
 
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        vectors = weighted_sums(self._gradients, weights)
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         samples = self._samples or []
         total = self._ops.along_weights(joined(self._gradients), joined(vectors), samples[0].means if samples else None)
         return total + self._through_means(samples)
 
 
-class _Recompute(_Separate):
-    def derivatives_along(self, weights: Tensor) -> Tensor:
+class Recomputed(_Separate):
+    """Gradients without their graphs; each sub-batch is run once more for its Hessian-vector product."""
+
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64, device="cpu")
-        for d, vector in enumerate(weighted_sums(self._gradients, weights)):
+        for d, vector in enumerate(vectors):
 
             def of_parts(parts: list[Part], vector: Gradients = vector) -> Tensor:
                 along = [self._along(part, vector) for part in parts]
@@ -198,7 +202,9 @@ class _Recompute(_Separate):
         return ops.along_weights(gradients, vector, part.means)
 
 
-class _Plain(_Recompute):
+class Plain(Recomputed):
+    """The same with no operation replaced."""
+
     def _along(self, part: Part, vector: Gradients) -> Tensor:
         _, gradients = self._gradient(part, create_graph=True)
         return along_weights(gradients, vector, self._problem.scale_params, means=part.means)

@@ -5,14 +5,20 @@ that this package looks at is a function of :math:`K_{de} = \langle g_d, g_e \ra
 ``(D, D)``. Every function here takes one such matrix, or a stack of them of shape ``(..., D, D)``, and returns one
 number per matrix, of shape ``(...)``.
 
+:func:`sign_agreement` alone is not a function of K, and takes the gradients themselves.
+
 A sub-batch whose gradient is exactly zero has no direction: its cosines count as zero, and neither its norm nor its
 cosines pass a derivative on (the subgradient 0 is chosen).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from initopt._support.checks import check_integer
 
 __all__ = [
     "coherence",
@@ -25,7 +31,10 @@ __all__ = [
     "noise_scale",
     "noise_to_signal",
     "noise_trace",
+    "sign_agreement",
+    "sign_floor",
     "signal_sqnorm",
+    "signal_to_noise",
 ]
 
 
@@ -222,3 +231,77 @@ def noise_to_signal(noise: Tensor, signal: Tensor) -> Tensor:
     """
     ratio = noise.clamp_min(0.0) / signal.clamp_min(torch.finfo(signal.dtype).tiny)
     return torch.where(signal <= 0, torch.inf, ratio)
+
+
+def signal_to_noise(gram: Tensor, small_batch: float, big_batch: float | None = None) -> Tensor:
+    r"""Signal-to-noise ratio of the mean gradient of a batch, :math:`\|G\|^2 / (\operatorname{tr} \Sigma / B)`.
+
+    B over the noise scale: 1 where the expected gradient and the noise of a batch are equally long. Of the Gram matrix of
+    one tensor's gradients, it is that of this tensor. A stack of Gram matrices gives *one* number, as in
+    :func:`noise_scale`, and for the same reason. 0 where the data show no signal, infinite where they show no noise, and
+    nan where there is no gradient.
+
+    Args:
+        gram: Gram matrices, shape ``(..., D, D)``.
+        small_batch: samples in a sub-batch.
+        big_batch: samples :math:`B` in the mean gradient; ``D * small_batch`` if not given.
+
+    >>> signal_to_noise(torch.tensor([[4.0, 2.0], [2.0, 4.0]]), small_batch=8)
+    tensor(2.)
+    """
+    _, big = _sizes(gram, small_batch, big_batch)
+    noise = noise_trace(gram, small_batch, big_batch).mean() / big
+    signal = signal_sqnorm(gram, small_batch, big_batch).mean()
+    found = noise_to_signal(signal, noise)
+    return torch.where((gram == 0).all(), torch.nan, found)
+
+
+def sign_agreement(gradients: Tensor) -> Tensor:
+    r"""Sign agreement, :math:`\frac1n \sum_k | \frac1D \sum_d \operatorname{sign} g_{dk} |`: how far entries have one sign.
+
+    1 if each entry of the gradient has the same sign in all sub-batches. Independent signs do not give 0, but
+    :func:`sign_floor`; entries that are zero count as disagreement, so that units that nothing goes through lower it. It is
+    what matters to optimizers that divide gradients by their size, such as Adam, and GradSign's score, divided by D and n,
+    where every sub-batch is a single sample. It is no function of a Gram matrix. Not differentiable.
+
+    :func:`initopt.diagnosis.trace` takes it of every tensor of a model, and of all.
+
+    Args:
+        gradients: of D sub-batches, shape ``(D, n)`` or ``(D, ...)``; real.
+
+    Returns:
+        One number, in [0, 1]; nan of a tensor without entries.
+
+    Raises:
+        ValueError: of a single gradient, which has nothing to agree with, or complex ones, which have no signs.
+
+    Source: Zhang and Jia, "GradSign: Model Performance Inference with Theoretical Insights", arXiv 2110.08616.
+
+    >>> sign_agreement(torch.tensor([[0.1, -2.0, 3.0], [5.0, 0.1, -0.1]]))
+    tensor(0.3333)
+    """
+    if gradients.ndim < 1 or len(gradients) < 2:
+        raise ValueError(f"sign agreement is that of two gradients or more, shape (D, ...); got {tuple(gradients.shape)}")
+    if gradients.is_complex():
+        raise ValueError("complex gradients have no signs; give torch.view_as_real of them")
+    signs = gradients.detach().sign()
+    return signs.to(torch.promote_types(gradients.dtype, torch.float32)).mean(0).abs().mean()
+
+
+def sign_floor(count: int) -> float:
+    """The sign agreement of gradients whose entries are positive or negative by chance, each for itself.
+
+    0.375 for 4 sub-batches and 0.099 for 64: compare values at the same D, beside this.
+
+    Args:
+        count: D, the number of gradients.
+
+    Raises:
+        ValueError: for fewer than 1.
+
+    >>> sign_floor(4)
+    0.375
+    """
+    check_integer("count", count, 1)
+    tosses = count - count % 2
+    return math.comb(tosses, tosses // 2) / float(2**tosses)

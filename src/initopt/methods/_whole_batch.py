@@ -33,7 +33,7 @@ def whole_batch(problem: Problem, data: Any, *number: int) -> Batch:
     """
     size = batch_size(data)
     window = torch.arange(size, device="cpu")
-    return Batch(to_device(data, problem.device), Windows((window,), size), (problem.seed, *number))
+    return Batch(to_device(data, problem.device), Windows((window,), size), problem.seed_of(*number))
 
 
 def loss_of(problem: Problem, batch: Batch) -> Tensor:
@@ -50,10 +50,9 @@ def loss_of(problem: Problem, batch: Batch) -> Tensor:
 
 
 class LossGradient:
-    """The gradient of the mean loss of a whole batch, and its derivatives along the weights.
+    """The gradient of the mean loss of a whole batch, that of all ranks, and its derivatives along the weights.
 
     Attributes:
-        loss: the mean loss.
         gradients: its gradient, a dense tensor per ``problem.grad_params``, ``None`` where the loss does not reach one.
 
     Raises:
@@ -69,8 +68,9 @@ class LossGradient:
             parameters = [p.value for p in problem.grad_params]
             with plain_attention():  # activation checkpointing runs parts of the model again
                 self._graph = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        self.loss = float(loss.detach())
-        self.gradients: Gradients = [None if g is None else g.detach().to_dense() for g in self._graph]
+        self._share = problem.shares(batch)[0]
+        own = [None if g is None else g.detach().to_dense() for g in self._graph]
+        self.gradients: Gradients = problem.summed(own, self._share, parameters)
         check_gradients(self.gradients, problem.grad_params)
 
     def along_weights(self, vectors: Gradients) -> Tensor:
@@ -83,10 +83,12 @@ class LossGradient:
             float64, on the CPU, shape ``(num_scales,)``.
         """
         try:
-            return self._ops.along_weights(self._graph, vectors)
+            own = self._ops.along_weights(self._graph, vectors)
         except Exception as error:
             explain_missing(error)
             raise
+        ranks = self._problem.ranks
+        return ranks.sum(self._share * own, "derivatives") if ranks.union else own
 
 
 def sum_over(gradients: Gradients, function: Any) -> float:

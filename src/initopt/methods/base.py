@@ -18,9 +18,10 @@ from initopt.methods.records import Record, StepRecord, steps_taken
 from initopt.model.parameters import ParameterFilter
 from initopt.model.preserve import Originals
 from initopt.model.problem import Problem
-from initopt.schemes import check_scheme
+from initopt.schemes import Scheme, check_scheme
+from initopt.training.optimizers import OptimizerFactory
 
-__all__ = ["Measuring", "Method", "MethodRun"]
+__all__ = ["Measuring", "Method", "MethodRun", "Training"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,21 @@ class Measuring:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is going to be trained, for methods that are told.
+
+    Attributes:
+        optimizer: makes the optimizer, at the learning rate of the training's first steps; or is it.
+        clip_grad_norm: the norm that gradients are clipped to; none, by default.
+        trial_steps: training steps of a trial of the new weights; 0 for none.
+    """
+
+    optimizer: OptimizerFactory
+    clip_grad_norm: float | None = None
+    trial_steps: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """An initialization method with its options, checked when it is made.
 
@@ -91,8 +107,9 @@ class Method(ABC):
         steps: number of steps.
         scale_params: a function of (qualified name, parameter, owning module) that says which tensors get a scale; all
             that train, by default.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer; the model's own weights by default. ``Result.before`` is of the model's own in either case.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
+            drawn with ``seed``, are the start to which the scales refer; the model's own weights by default.
+            ``Result.before`` is of the model's own in either case.
         train_mode: run the model wholly in training mode, dropout included; by default, everything that only adds noise
             is off.
     """
@@ -101,12 +118,14 @@ class Method(ABC):
     """Name of the method."""
     differentiates: ClassVar[bool] = True
     """Whether it takes second derivatives."""
+    unites: ClassVar[bool] = True
+    """Whether its steps are right where each rank has a share of every batch, and derivatives are those of all ranks."""
     record: ClassVar[type[Record]] = StepRecord
     """What its steps leave in the history; a plug-in may have a class of its own."""
 
     steps: int = 100
     scale_params: ParameterFilter | None = None
-    scheme: str | None = None
+    scheme: str | Scheme | None = None
     train_mode: bool = False
 
     def __post_init__(self) -> None:
@@ -133,6 +152,11 @@ class Method(ABC):
                 "them to the method"
             )
         return replace(asked, **own)
+
+    @property
+    def training(self) -> Training | None:
+        """How the network is going to be trained, if the method is told; the new weights are then tried by it."""
+        return None
 
     @property
     def batches_per_step(self) -> int:

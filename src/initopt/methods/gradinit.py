@@ -103,7 +103,7 @@ class _GradInitRun(ScalesRun):
         halves = [next(batches), next(batches)]
         start = time.perf_counter()
         gradient = LossGradient(self._problem, whole_batch(self._problem, concatenate(halves), number, 0))
-        norm = self._norm(gradient.gradients)
+        norm = self._mean_over_ranks(self._norm(gradient.gradients))
         constrained = norm > self._max_grad_norm
         objective = None
         if constrained:
@@ -121,6 +121,10 @@ class _GradInitRun(ScalesRun):
             self.descend(along_weights)
         seconds = time.perf_counter() - start
         return [StepRecord(number, None, norm, None, objective, constrained, seconds)]
+
+    def _mean_over_ranks(self, value: float) -> float:
+        ranks = self._problem.ranks
+        return value if ranks.union else ranks.mean(value, "figures")
 
     def _norm(self, gradients: Gradients) -> float:
         if self._method.optimizer == "adam":
@@ -155,7 +159,11 @@ class _GradInitRun(ScalesRun):
                 products[k] = inner_product(as_real(gradient).double(), as_real(weight.detach()).double())
         if not torch.isfinite(products).all():
             check_gradients(gradients, self._problem.scale_params)
-        return float(loss.detach()) / eta, products / eta
+        share, ranks = self._problem.shares(batch)[0], self._problem.ranks
+        both = torch.cat([loss.detach().double().cpu().reshape(1), products]) / eta
+        if ranks.union:
+            both = ranks.sum(share * both, "the loss after a step")
+        return self._mean_over_ranks(float(both[0])), both[1:]
 
 
 def _signs(gradients: Gradients) -> Gradients:

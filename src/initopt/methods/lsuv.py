@@ -24,6 +24,8 @@ from initopt.methods.scales import Scales
 from initopt.model.parameters import NamedParameter
 from initopt.model.preserve import Originals
 from initopt.model.problem import Problem
+from initopt.model.ranks import Ranks
+from initopt.schemes import Scheme
 from initopt.schemes.matrices import is_embedding, matrices_of
 
 __all__ = ["LSUV"]
@@ -48,8 +50,9 @@ class LSUV(Method):
         steps: number of passes over the network, each on the next batch.
         tolerance: how far from 1 a variance may be, in (0, 1).
         max_iterations: most rescalings of a layer. A layer without bias needs one.
-        scheme: one of :data:`initopt.schemes.NAMES`, whose weights, drawn with ``seed``, are the start to which the scales
-            refer, with biases of 0; ``None`` for the model's own weights. ``Result.before`` is of the model's own.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme`, whose weights, drawn with
+            ``seed``, are the start to which the scales refer, with biases of 0 for the default; ``None`` for the model's
+            own weights. ``Result.before`` is of the model's own.
 
     >>> LSUV().scheme
     'orthogonal'
@@ -60,7 +63,7 @@ class LSUV(Method):
     record: ClassVar[type[Record]] = LayerRecord
 
     steps: int = 1
-    scheme: str | None = "orthogonal"
+    scheme: str | Scheme | None = "orthogonal"
     tolerance: float = 0.1
     max_iterations: int = 10
 
@@ -91,7 +94,7 @@ class _LSUVRun(MethodRun):
 
     def step(self, number: int, batches: Iterator[Any]) -> list[Record]:
         data = next(batches)
-        pass_over = _Pass(number, self._layers, self._scales, self._method)
+        pass_over = _Pass(number, self._layers, self._scales, self._method, self._problem.ranks)
         with ExitStack() as stack:
             for module in {module for _, modules in self._layers.values() for module in modules}:
                 handle = module.register_forward_hook(pass_over.hook, prepend=True, with_kwargs=True)
@@ -142,6 +145,7 @@ class _Pass:
         layers: _Layers,
         scales: Scales,
         method: LSUV,
+        ranks: Ranks,
     ) -> None:
         self.records: list[LayerRecord] = []
         self.constant: list[str] = []
@@ -151,6 +155,7 @@ class _Pass:
         self._layers = layers
         self._scales = scales
         self._method = method
+        self._ranks = ranks
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         weight: Any = module.weight
@@ -159,12 +164,12 @@ class _Pass:
         self.seen.add(weight)
         start = time.perf_counter()
         name = self._layers[weight][0].name
-        before = variance = _variance(output, name)
+        before = variance = _variance(output, name, self._ranks)
         iterations = 0
         with torch.no_grad():
             while abs(variance - 1) > self._method.tolerance and variance > 0 and iterations < self._method.max_iterations:
                 self._scales.multiply(weight, 1 / math.sqrt(variance))
-                variance = _variance(module.forward(*args, **kwargs), name)
+                variance = _variance(module.forward(*args, **kwargs), name, self._ranks)
                 iterations += 1
         if variance == 0:
             self.constant.append(name)
@@ -178,9 +183,16 @@ class _Pass:
         return new
 
 
-def _variance(output: Tensor, name: str) -> float:
-    wide = torch.view_as_real(output.detach()) if output.is_complex() else output.detach()
-    variance = float(wide.double().var(correction=0))
+def _variance(output: Tensor, name: str, ranks: Ranks) -> float:
+    """The variance of the entries of an output, those of all ranks."""
+    wide = (torch.view_as_real(output.detach()) if output.is_complex() else output.detach()).double()
+    variance = float(wide.var(correction=0))
+    if ranks.size > 1:
+        count, mean = wide.numel(), float(wide.mean())
+        own = torch.tensor([count, count * mean], dtype=torch.float64, device="cpu")
+        total, entries = ranks.sum(own, f"the mean output of {name}").tolist()
+        squares = torch.tensor([count * (variance + (mean - entries / total) ** 2)], dtype=torch.float64, device="cpu")
+        variance = float(ranks.sum(squares, f"the variance of the output of {name}")) / total
     if not math.isfinite(variance):
         raise NonFiniteError(f"the variance of the output of the layer with {name!r} is {variance}")
     return variance

@@ -71,6 +71,7 @@ class MetaInit(ScalesMethod):
     """
 
     name: ClassVar[str] = "metainit"
+    unites: ClassVar[bool] = False
 
     inputs: Inputs = "data"
     quotient_eps: float = 1e-5
@@ -105,6 +106,8 @@ class _MetaInitRun(ScalesRun):
             explain_missing(error)
             raise
         self.descend(derivatives)
+        ranks = self._problem.ranks
+        norm, quotient = ranks.mean(norm, "the norm"), ranks.mean(quotient, "the quotient")
         return [StepRecord(number, None, norm, None, quotient, False, time.perf_counter() - start)]
 
     def _norms(self) -> ExitStack:

@@ -137,7 +137,10 @@ class ScalesRun(MethodRun):
         self._optimizer = ScaleAdam(count, method.lr, method.betas, method.eps, method.scale_grad_clip)
 
     def descend(self, along_weights: Tensor, kind: Kind = "objective") -> None:
-        """Move scales and weights against <dW_k, W_k>, float64, shape ``(num_scales,)``."""
+        """Move scales and weights against <dW_k, W_k>, float64, shape ``(num_scales,)``, averaged over ranks."""
+        ranks = self._problem.ranks
+        if not ranks.union:
+            along_weights = ranks.sum(along_weights / ranks.size, "derivatives")
         self._scales.move(self._optimizer.step(self._scales.values, along_weights, kind))
 
     def scales(self) -> dict[str, float]:

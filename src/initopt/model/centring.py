@@ -15,7 +15,7 @@ outputs do not depend on the inputs. :math:`\bar p` is itself a function of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from initopt._support.checks import check_choice
 from initopt.batches.nested import named_tensors
 
-__all__ = ["Centre", "Centring", "Means", "Output", "bent", "check_centre", "slopes", "watching"]
+__all__ = ["Centre", "Centring", "Means", "Output", "bent", "check_centre", "slopes", "watching", "watching_one_pass"]
 
 Centre = Literal["output"]
 """What gradients are centred by."""
@@ -203,6 +203,24 @@ def watching(model: nn.Module) -> Iterator[list[Any]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def watching_one_pass(model: nn.Module) -> Iterator[list[Any]]:
+    """As :func:`watching`, for a loss that may call parts of the model only, as a ``training_step`` does with ``self.net``.
+
+    If the model itself was not called, the list holds what its parts have returned that have parameters, when the block
+    ends.
+    """
+    of_parts: list[Any] = []
+    parts = [part for part in model.children() if any(True for _ in part.parameters())]
+    with watching(model) as seen, ExitStack() as stack:
+        for part in parts:
+            handle = part.register_forward_hook(lambda module, args, output: of_parts.append(output))
+            stack.callback(handle.remove)
+        yield seen
+        if not seen:
+            seen.extend(of_parts)
 
 
 @dataclass

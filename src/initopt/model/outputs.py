@@ -42,14 +42,22 @@ def look(problem: Problem, batch: Batch, microbatch: int | None = None) -> Outpu
     """
     losses: list[float] = []
     moments: dict[str, _Moments] = {}
-    for loss, outputs in _passes(problem, batch, microbatch):
-        losses.append(loss)
+    shares = problem.shares(batch)
+    for d, loss, outputs in _passes(problem, batch, microbatch):
+        losses.append(shares[d] * loss)
         for output in outputs:
             moments.setdefault(output.name, _Moments()).add(output.layout.rows(output.value.detach()))
+    loss = sum(losses) / len(batch.windows)
+    if problem.ranks.union:
+        found = problem.ranks.gather((loss, {name: each.to_cpu() for name, each in moments.items()}), "outputs")
+        loss, moments = sum(other for other, _ in found), {}
+        for _, others in found:
+            for name, each in others.items():
+                moments.setdefault(name, _Moments()).join(each)
     deviation = sum(each.deviation() for each in moments.values())
     square = sum(each.square() for each in moments.values())
     spread = (deviation / square) ** 0.5 if square > 0 else (0.0 if moments else float("nan"))
-    return Outputs(sum(losses) / len(batch.windows), spread)
+    return Outputs(loss, spread)
 
 
 def mismatched_loss(problem: Problem, data: Any) -> tuple[float, float] | None:
@@ -97,15 +105,16 @@ def _rolled(targets: Any) -> Tensor | None:
     return targets.roll(1, 0) if isinstance(targets, Tensor) and targets.ndim > 0 else None
 
 
-def _passes(problem: Problem, batch: Batch, microbatch: int | None) -> Iterator[tuple[float, Sequence[Output]]]:
+def _passes(problem: Problem, batch: Batch, microbatch: int | None) -> Iterator[tuple[int, float, Sequence[Output]]]:
+    """The number of the sub-batch, its loss or a part of that, and the outputs."""
     if problem.batch_norm == "batch":
         with seeded(*batch.seed):
             losses, outputs = problem.seen_windows(batch)
-        yield float(torch.stack([loss.detach() for loss in losses]).sum()), outputs
+        yield 0, float(torch.stack([loss.detach() for loss in losses]).sum()), outputs
         return
     for d in range(len(batch.windows)):
         for part in problem.parts(batch, d, microbatch):
-            yield _pass(problem, batch, part)
+            yield d, *_pass(problem, batch, part)
 
 
 def _pass(problem: Problem, batch: Batch, part: Part) -> tuple[float, Sequence[Output]]:
@@ -125,8 +134,16 @@ class _Moments:
     def add(self, rows: Tensor) -> None:
         """Add rows, shape ``(rows, channels)``, by the update of Chan, Golub and LeVeque, which loses no digits."""
         rows = rows.double()
-        mean, count = rows.mean(0), len(rows)
-        self._deviation += float((rows - mean).square().sum())
+        mean = rows.mean(0)
+        self._join(mean, len(rows), float((rows - mean).square().sum()))
+
+    def join(self, other: _Moments) -> None:
+        """Add all that another one has seen."""
+        if other._mean is not None:
+            self._join(other._mean, other._count, other._deviation)
+
+    def _join(self, mean: Tensor, count: int, deviation: float) -> None:
+        self._deviation += deviation
         if self._mean is None:
             self._mean, self._count = mean, count
             return
@@ -134,6 +151,11 @@ class _Moments:
         self._deviation += float(gap.square().sum()) * self._count * count / total
         self._mean = self._mean + gap * (count / total)
         self._count = total
+
+    def to_cpu(self) -> _Moments:
+        """The same on the CPU, as another process can have it."""
+        self._mean = None if self._mean is None else self._mean.cpu()
+        return self
 
     def deviation(self) -> float:
         """Sum of the squared deviations from the mean."""

@@ -25,9 +25,20 @@ from initopt._support.interrupts import all_or_nothing
 from initopt.model.modes import Eager, ModeGuard, StructureGuard
 from initopt.model.randomness import OwnGenerator, RandomState
 from initopt.model.reach import Reach
+from initopt.model.sharded import is_sharded
 from initopt.model.state import StateGuard
 
-__all__ = ["Kept", "Originals", "TorchState", "inner_work", "preserved", "preserving", "put_values", "unwritten"]
+__all__ = [
+    "Kept",
+    "Originals",
+    "TorchState",
+    "inner_work",
+    "preserved",
+    "preserving",
+    "put_values",
+    "unwritten",
+    "weights_as",
+]
 
 Originals = dict[nn.Parameter, Tensor]
 """Trainable parameters with a copy of their values."""
@@ -93,10 +104,26 @@ def preserved(model: nn.Module, loss_fn: Any = None) -> Iterator[Kept]:
 
 
 def put_values(values: Mapping[nn.Parameter, Tensor]) -> None:
-    """Copy values into parameters: into all that take them, also after one has failed to."""
+    """Copy values into parameters: into all that take them, also after one has failed to.
+
+    Args:
+        values: of parameters; those that are sharded take their own part (:func:`initopt.model.sharded.part_of`).
+    """
     with torch.no_grad(), ExitStack() as stack:
         for parameter, value in values.items():
-            stack.callback(parameter.copy_, value)
+            whole: Any = parameter
+            stack.callback((whole if is_sharded(value) or not is_sharded(whole) else whole.to_local()).copy_, value)
+
+
+@contextmanager
+def weights_as(values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Other values in parameters, which may be trained meanwhile, until the block ends."""
+    present = {parameter: parameter.detach().clone() for parameter in values}
+    try:
+        put_values(values)
+        yield
+    finally:
+        put_values(present)
 
 
 def _restore(parameter: nn.Parameter, value: Tensor) -> None:

@@ -15,12 +15,13 @@ from initopt._support._torch_messages import is_of_one_value
 from initopt.batches.first_look import refuse_dtype
 from initopt.batches.nested import batch_size, map_tensors, take, to_device
 from initopt.batches.subbatches import BatchNorm, SubBatches, Windows
-from initopt.model.centring import Centring, Means, Output, slopes, watching
+from initopt.model.centring import Centring, Means, Output, slopes, watching_one_pass
 from initopt.model.double_backward import plain_kernels
 from initopt.model.losses import Loss
 from initopt.model.modes import has_batch_statistics, ran_in_evaluation_mode
 from initopt.model.parameters import NamedParameter, Parameters
 from initopt.model.randomness import seeded
+from initopt.model.ranks import Alone, Ranks
 from initopt.model.state import StateGuard
 
 __all__ = ["Batch", "Part", "Problem"]
@@ -75,6 +76,7 @@ class Problem:
         seed: base of the seeds for what the model draws.
         state: what the model and the loss keep from one pass for the next, put back before every forward pass.
         centring: which outputs have their slopes centred, on batches that ask for it.
+        ranks: the processes that work on it together, each with its own share of every batch.
     """
 
     model: nn.Module
@@ -84,6 +86,7 @@ class Problem:
     seed: int
     state: StateGuard = field(default=None, repr=False, kw_only=True)  # type: ignore[assignment]
     centring: Centring = field(default_factory=Centring, repr=False, kw_only=True)
+    ranks: Ranks = field(default_factory=Alone, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         given: Any = self.state
@@ -130,7 +133,26 @@ class Problem:
         if index == 0:
             self.loss.look_at(data)
         windows = self.subbatches.windows(batch_size(data))
-        return Batch(to_device(data, self.device), windows, (self.seed, index))
+        return Batch(to_device(data, self.device), windows, self.seed_of(index))
+
+    def seed_of(self, *number: int) -> tuple[int, ...]:
+        """The seed for what the model draws on a batch: another one on each rank, whose samples are others."""
+        own = (self.ranks.number,) if self.ranks.size > 1 else ()
+        return (self.seed, *number, *own)
+
+    def shares(self, batch: Batch) -> list[float]:
+        """What share of the samples of each sub-batch is on this rank: all of them, unless sub-batches are united."""
+        if not self.ranks.union:
+            return [1.0] * len(batch.windows)
+        own = torch.tensor([len(window) for window in batch.windows.indices], dtype=torch.float64, device="cpu")
+        return (own / self.ranks.sum(own, "the sizes of sub-batches")).tolist()
+
+    def summed(self, gradients: Sequence[Tensor | None], share: float, like: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradient of a united sub-batch, from that of the share that is on this rank."""
+        if not self.ranks.union:
+            return gradients
+        own = [None if g is None else share * g.detach() for g in gradients]
+        return self.ranks.sum_gradients(own, like, "gradients")
 
     def parts(self, batch: Batch, d: int, microbatch: int | None) -> list[Part]:
         """Sub-batch d in parts of ``microbatch`` samples or fewer, as equal as can be."""
@@ -149,13 +171,17 @@ class Problem:
         """
         if self.centring.settled:
             return
+        self._settle(batch, microbatch)
+        self.centring.load_state(self.ranks.broadcast(self.centring.state(), "centring"))
+
+    def _settle(self, batch: Batch, microbatch: int | None) -> None:
         first = batch.windows.indices[0]
         if self.batch_norm == "batch" and len(first) < 2:
             self.centring.switch_off('a sub-batch of one sample has no mean slope of its own, with batch_norm="batch"')
             return
         indices = first if len(first) > 1 else torch.arange(min(2, batch.windows.batch_size), device="cpu")
         indices = indices if microbatch is None else indices[: max(microbatch, 2)]
-        with seeded(*batch.seed), watching(self.model) as seen:
+        with seeded(*batch.seed), watching_one_pass(self.model) as seen:
             if self.batch_norm == "batch":
                 loss, samples = self._windows_of(batch)[0], len(first)
             else:
@@ -172,7 +198,7 @@ class Problem:
 
     def seen(self, batch: Batch, part: Part) -> tuple[Tensor, list[Output]]:
         """What a part adds to the mean loss of its sub-batch, uncentred, and the outputs that are to be centred."""
-        with watching(self.model) as returned:
+        with watching_one_pass(self.model) as returned:
             loss = self._share_of(batch, part)
         return loss, self.centring.chosen(returned, self._channel_in(batch))
 
@@ -180,10 +206,11 @@ class Problem:
         """Parts whose slopes are centred by the mean over all of them; as they are where nothing is centred."""
         if not self.centres(batch):
             return list(parts)
-        means = Means.over(self._slopes(batch, part) for part in parts)
+        means = Means.over(self.slopes_of(batch, part) for part in parts)
         return [replace(part, means=means) for part in parts]
 
-    def _slopes(self, batch: Batch, part: Part) -> tuple[list[Output], list[Tensor], list[Tensor]]:
+    def slopes_of(self, batch: Batch, part: Part) -> tuple[list[Output], list[Tensor], list[Tensor]]:
+        """The outputs of a part that are centred, and their slopes, twice: as :meth:`Means.over` takes them."""
         with seeded(*part.seed):
             loss, outputs = self.seen(batch, part)
             found = slopes(loss, outputs)
@@ -260,7 +287,7 @@ class Problem:
 
     def seen_windows(self, batch: Batch) -> tuple[list[Tensor], list[Output]]:
         """As :meth:`seen`, for the losses of all sub-batches from one forward pass over the whole batch."""
-        with watching(self.model) as returned:
+        with watching_one_pass(self.model) as returned:
             losses = self._windows_of(batch)
         return losses, self.centring.chosen(returned, self._channel_in(batch))
 

@@ -30,9 +30,9 @@ from initopt.runs.task import Task
 
 __all__ = ["Checkpoint", "differences", "fingerprint", "going_on_from", "identify", "loader_generators"]
 
-_FREE = {"steps", "scale_params", "grad_params", "microbatch", "memory_budget"}
-"""Options that may change: a run can be made longer, and take another amount of memory; of the filters, what they select
-counts, and not their name."""
+_FREE = {"steps", "scale_params", "grad_params", "microbatch", "memory_budget", "trial_steps"}
+"""Options that may change: a run can be made longer, take another amount of memory, and be tried longer when it is done; of
+the filters, what they select counts, and not their name."""
 
 
 _OF_MEASURING = ("num_subbatches", "overlap", "split", "batch_norm", "engine")

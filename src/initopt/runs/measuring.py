@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import BatchStream, check_batches, length_of
 from initopt.batches.subbatches import BatchNorm, Split
 from initopt.engines import Engine, create_engine
-from initopt.engines.first_batch import Unreached, examine
+from initopt.engines.first_batch import Unreached
 from initopt.gram import functional
 from initopt.gram.measurement import NOT_ASKED_FOR, Measurement
 from initopt.methods import Measuring
@@ -28,6 +29,10 @@ from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import derive_seed
+from initopt.model.ranks import ProcessGroup, Share, ranks_of
+from initopt.model.sharded import unsharded
+from initopt.model.wrappers import bare
+from initopt.runs.shared import compare_ranks, examine_all, in_step, windows_of_all
 
 __all__ = ["measure", "measure_batches"]
 
@@ -52,6 +57,8 @@ def measure(
     centre: Centre | None = "output",
     seed: int | None = None,
     progress: Progress = None,
+    process_group: ProcessGroup = "auto",
+    share: Share = "union",
 ) -> Measurement:
     r"""Measure how well the gradients of different samples agree, without changing the model.
 
@@ -86,6 +93,10 @@ def measure(
             for half the cost.
         seed: base of the seeds for what the model itself draws; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
+        process_group: the processes that measure together, each with its own part of the batches, when the call is made on
+            all of them: see :func:`initopt.optimize`.
+        share: ``"union"``: each batch is that of all processes together; ``"average"``: each process measures its own
+            batches, and the result is of all of these.
 
     Returns:
         Means over the batches with standard errors, and the Gram matrices.
@@ -117,20 +128,29 @@ def measure(
     )
     check_centre(centre)
     check_batches(batches)
-    seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
-    parameters, loss = Parameters.of(model, grad_params=grad_params), as_loss(loss_fn)
-    total = length_of(batches) if num_batches is None else num_batches
-    stream = BatchStream(batches, num_batches) if num_batches is not None else None
+    own_seed = None if seed is None else check_integer("seed", seed, 0)
+    ranks, model = ranks_of(model, process_group, share), bare(model)
+    options = {"num_batches": num_batches, "train_mode": train_mode, "centre": centre, "seed": own_seed}
+    with ranks.together(), unsharded(model):
+        parameters, loss = Parameters.of(model, grad_params=grad_params), as_loss(loss_fn)
+        total = length_of(batches) if num_batches is None else num_batches
+        stream = BatchStream(batches, num_batches) if num_batches is not None else None
 
-    def work(kept: Kept) -> Measurement:
-        problem = Problem(model, loss, parameters, how.subbatches(), seed, state=kept.state)
-        chosen = create_engine(engine, problem, how.memory_budget)
-        with measuring(model, train_mode), reporter(progress, "measuring", total) as report:
-            taken = batches if stream is None else stream
-            centred = centre is not None
-            return measure_batches(chosen, taken, report, first=True, centred=centred, memory_budget=how.memory_budget)
+        def work(kept: Kept) -> Measurement:
+            compare_ranks(ranks, model, parameters, options | vars(how), batches)
+            seed = ranks.broadcast(derive_seed(own_seed), "the seed")
+            problem = Problem(model, loss, parameters, how.subbatches(), seed, state=kept.state, ranks=ranks)
+            chosen = create_engine(engine, problem, how.memory_budget)
+            shown = progress if ranks.leads else False
+            with measuring(model, train_mode), reporter(shown, "measuring", total) as report:
+                taken = batches if stream is None else stream
+                found = measure_batches(
+                    chosen, taken, report, first=True, centred=centre is not None, memory_budget=how.memory_budget
+                )
+            ranks.end()
+            return found
 
-    found = unwritten(model, work, loss_fn, batches)
+        found = unwritten(model, work, loss_fn, batches)
     if stream is not None and stream.cycled:
         warn(
             f"there are fewer than num_batches={num_batches} different batches, so some were measured again and the "
@@ -166,22 +186,27 @@ def measure_batches(
     centred_grams: list[Tensor] = []
     outputs: list[Outputs] = []
     unreached: Unreached | None = None
-    for index, data in enumerate(batches):
+    ranks = problem.ranks
+    for index, data in enumerate(in_step(ranks, batches)):
         with located(f"batch {index} of the measurement"):
             batch = problem.prepare(data, index)
             if first and index == 0:
-                _, unreached = examine(problem, data, second=False, memory_budget=memory_budget)
+                _, unreached = examine_all(problem, data, second=False, memory_budget=memory_budget)
             grams.append(engine.evaluate(batch, differentiate=False).gram)
             problem.settle(batch, engine.microbatch)
             outputs.append(look(problem, batch, engine.microbatch))
             if centred and problem.centring.active:
                 centred_grams.append(_centred_gram(engine, replace(batch, centred=True)))
-        small.append(batch.windows.small_batch)
-        big.append(batch.windows.big_batch)
+        windows = windows_of_all(ranks, batch.windows)
+        small.append(windows.small_batch)
+        big.append(windows.big_batch)
         if report is not None:
             report(_figures(grams[-1]))
     if not grams:
         raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
+    if ranks.size > 1 and not ranks.union:
+        of_each = ranks.gather((grams, small, big, centred_grams, outputs), "what was measured")
+        grams, small, big, centred_grams, outputs = (list(itertools.chain(*parts)) for parts in zip(*of_each, strict=True))
     return Measurement.from_grams(
         grams,
         small,

@@ -59,7 +59,12 @@ def plot_result(result: Result) -> Figure:
         centred = any(record.centred_grad_norm is not None for record in steps)
         cosine = ("grad_cosine", TITLES["centred_grad_cosine" if centred else "grad_cosine"])
         _plot_steps(axes["C"], steps, *(cosine if split else ("objective", "objective")))
-        _plot_steps(axes["N"], steps, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
+        kappa = result.options.get("max_decrease")
+        if kappa is not None and any(record.predicted_decrease is not None for record in steps):
+            title = "decrease predicted of the optimizer's first step / loss"
+            _plot_steps(axes["N"], steps, "predicted_decrease", title, kappa)
+        else:
+            _plot_steps(axes["N"], steps, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
     shown = result.before is not None and "centred_grad_cosine" in result.before.sem
     for place, name in (("c", "centred_grad_cosine" if shown else "grad_cosine"), ("n", "grad_norm")):
         _plot_change(axes[place], result.before, result.after, name, TITLES[name])

@@ -8,12 +8,11 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from initopt._support._torch_private import ORIGINAL
 from initopt._support.checks import data_frame
 from initopt._support.errors import MismatchError
 from initopt._support.files import Contents, plain, unplain, write_folder, write_json
@@ -24,6 +23,8 @@ from initopt.diagnosis.change import Change
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
 from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
+from initopt.model.wrappers import bare, bare_names
+from initopt.runs.trial import Trial
 from initopt.runs.verdict import summary
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTENTS", "Result"]
 
-_T = TypeVar("_T")
 
 _FORMAT = "initopt result 1"
 _RECORD = "result.json"
@@ -58,6 +58,7 @@ class _Stored(TypedDict):
     history: list[Any]
     verdict: NotRequired[str]
     tried_scales: NotRequired[dict[str, float] | None]
+    trial: NotRequired[Trial | None]
     left_alone: NotRequired[dict[str, list[str]]]
     training_step_seconds: NotRequired[float | None]
     diagnosis: NotRequired[Change | None]
@@ -102,6 +103,8 @@ class Result:
         verdict: what became of the network, as a word and a reason: "improved: ...", "applied: ..." (by a method that
             minimizes nothing), "left alone: ...", "restored: ..." or "harmed: ..." (:func:`initopt.optimize`, ``on_harm``).
         tried_scales: the scales that were learned and given up, if the weights were put back.
+        trial: some training steps from the old and the new weights, where the method knows the optimizer
+            (:class:`initopt.runs.trial.Trial`).
         left_alone: the names of the tensors that the method did not touch, by the reason.
         training_step_seconds: time of one plain gradient of a batch, in which ``seconds`` can be counted; ``None`` if
             nothing was measured.
@@ -123,6 +126,7 @@ class Result:
     versions: dict[str, str] = field(repr=False)
     verdict: str = "not judged"
     tried_scales: dict[str, float] | None = field(default=None, repr=False)
+    trial: Trial | None = field(default=None, repr=False)
     left_alone: dict[str, list[str]] = field(default_factory=dict, repr=False)
     training_step_seconds: float | None = field(default=None, repr=False)
     diagnosis: Change | None = field(default=None, repr=False)
@@ -140,12 +144,12 @@ class Result:
     def apply(self, model: nn.Module) -> None:
         """Copy the weights into a model of the same architecture.
 
-        What ``torch.compile`` and ``DataParallel`` put in front of the names makes no difference.
+        What ``torch.compile``, ``DistributedDataParallel`` and the like put in front of the names makes no difference.
 
         Raises:
             MismatchError: if names, shapes or dtypes differ; the message says which, and the model is left alone.
         """
-        weights, parameters = _bare(self.weights), _bare(dict(model.named_parameters()))
+        weights, parameters = bare_names(self.weights), bare_names(dict(bare(model).named_parameters()))
         own = {name: p for name, p in parameters.items() if p.requires_grad or name in weights}
         _refuse_differences(
             {name: kind(value) for name, value in weights.items()},
@@ -217,6 +221,7 @@ class Result:
             "verdict": self.verdict,
             "scales": self.scales,
             "tried_scales": self.tried_scales,
+            "trial": self.trial,
             "left_alone": self.left_alone,
             "training_step_seconds": self.training_step_seconds,
             "tensors": {name: kind(value) for name, value in self.weights.items()},
@@ -271,6 +276,7 @@ class Result:
             versions=stored["versions"],
             verdict=stored.get("verdict", "not judged"),  # earlier versions did not
             tried_scales=stored.get("tried_scales"),
+            trial=stored.get("trial"),
             left_alone=stored.get("left_alone", {}),
             training_step_seconds=stored.get("training_step_seconds"),
             diagnosis=stored.get("diagnosis"),
@@ -287,14 +293,6 @@ def _history(stored: _Stored) -> list[Record]:
         if stored["method"] in method_names():
             raise
         raise ValueError(f"{error} (no installed package has its method {stored['method']!r})") from None
-
-
-def _bare(named: Mapping[str, _T]) -> dict[str, _T]:
-    """Without what wrappers put into names: ``_orig_mod.`` anywhere, and ``module.`` in front of all."""
-    bare = {".".join(part for part in name.split(".") if part != ORIGINAL): value for name, value in named.items()}
-    if all(name.startswith("module.") for name in bare):
-        bare = {name.removeprefix("module."): value for name, value in bare.items()}
-    return bare
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

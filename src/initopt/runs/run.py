@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,29 +17,30 @@ from torch import Tensor
 
 from initopt._support.errors import HarmError, NonFiniteError, TrainedModelError, ZeroGradientError, located, warn
 from initopt._support.files import plain, unplain
-from initopt._support.progress import reporter
+from initopt._support.progress import Progress, reporter
 from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
-from initopt.batches.subbatches import Windows
 from initopt.diagnosis.change import Change, Checkup, look_at
 from initopt.engines import create_engine
-from initopt.engines.first_batch import examine
-from initopt.engines.gradients import subbatch_gradients
+from initopt.engines.gradients import mean_gradient, whole
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.methods.records import Record, steps_taken
 from initopt.model.modes import measuring
 from initopt.model.outputs import mismatched_loss
-from initopt.model.preserve import Kept, Originals, inner_work, put_values
+from initopt.model.preserve import Kept, Originals, inner_work, put_values, weights_as
 from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState, derive_seed
 from initopt.model.state import StateGuard
 from initopt.runs.checkpoint import Checkpoint, fingerprint, going_on_from, identify, loader_generators
+from initopt.runs.factors import tell_of_scheme, tell_of_zeros
 from initopt.runs.measuring import measure_batches
 from initopt.runs.result import Result
+from initopt.runs.shared import compare_ranks, examine_all, same_weights
 from initopt.runs.task import Task
-from initopt.runs.verdict import TRAINED, Verdict, judge
+from initopt.runs.trial import Trial, try_out
+from initopt.runs.verdict import TRAINED, Verdict, judge, with_trial
 from initopt.schemes import apply_
 
 __all__ = ["Run", "run"]
@@ -55,8 +55,17 @@ def run(task: Task, kept: Kept) -> Result:
     """
     path = task.settings.checkpoint
     previous = None if path is None else _read(path, task.method)
+    compare_ranks(task.ranks, task.model, task.parameters, _options(task), task.batches)
     begun = Run.begin(task, kept) if path is None or previous is None else Run.resume(task, kept, previous, path)
-    return begun.result()
+    result = begun.result()
+    task.ranks.end()
+    return result
+
+
+def _options(task: Task) -> dict[str, Any]:
+    """All options of a run, by name."""
+    method = {field.name: getattr(task.method, field.name) for field in fields(task.method)}
+    return {"method": task.method.name} | vars(task.how) | method | vars(task.settings)
 
 
 _MUCH = 0.25
@@ -91,11 +100,15 @@ class Run:
         self._task, self._identity, self._seed = task, identity, seed
         self._originals, self._randomness, self._generators = start, randomness, generators
         self._names = {p.value: p.name for p in task.parameters.trainable}
-        self._problem = Problem(task.model, task.loss, task.parameters, task.how.subbatches(), seed, state=state)
+        self._ranks = task.ranks
+        self._problem = Problem(
+            task.model, task.loss, task.parameters, task.how.subbatches(), seed, state=state, ranks=task.ranks
+        )
         self._engine = create_engine(task.how.engine, self._problem, task.how.memory_budget)
         self._history: list[Record] = []
         self._first_batch = ""
         self._broken = ""  # what failed with the new weights
+        self._trial: Trial | None = None
         self._at_work: MethodRun
         self._stream: BatchStream
 
@@ -104,7 +117,7 @@ class Run:
         """A run from the first batch."""
         generators = loader_generators(task.batches)
         states = {name: generator.get_state() for name, generator in generators.items()}
-        randomness, seed = RandomState.now(), derive_seed(task.settings.seed)
+        randomness, seed = RandomState.now(), task.ranks.broadcast(derive_seed(task.settings.seed), "the seed")
         new = cls(task, kept.state, identify(task, generators), seed, kept.originals, randomness, states)
         new._read_batches(new._begin_on)
         return new
@@ -142,8 +155,9 @@ class Run:
         method, done = self._method, steps_taken(self._history)
         taken = method.batches_taken(self._history)
         count = taken + (method.steps - done) * method.batches_per_step
-        held_back = self._settings.measure_batches
-        self._stream = BatchStream(self._task.batches, count, held_back, skip=taken, on_first=on_first)
+        held_back, training = self._settings.measure_batches, method.training
+        remembered = 0 if training is None or not held_back else training.trial_steps
+        self._stream = BatchStream(self._task.batches, count, held_back, taken, on_first, remembered)
 
     def _begin_on(self, batch: Any) -> None:
         """Put the method to work, the first batch being there."""
@@ -153,8 +167,10 @@ class Run:
         if not self._settings.allow_trained:
             self._refuse_trained(batch)
         start = self._drawn(batch)
-        doubts, unreached = examine(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
-        if unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
+        doubts, unreached = examine_all(self._problem, batch, self._method.differentiates, self._task.how.memory_budget)
+        if tell_of_zeros(self._problem, self._method, unreached):
+            pass  # which says it all
+        elif unreached is not None and unreached.zeros and unreached.entries > _MUCH * unreached.total:
             left = unreached.total - unreached.entries
             warn(f"initopt: the gradient reaches {left:,} of {unreached.total:,} parameters: {unreached.cause}")
         if doubts is not None:
@@ -167,6 +183,7 @@ class Run:
         if self._method.scheme is None:
             return self._originals
         put_values(self._originals)
+        tell_of_scheme(self._problem, self._method.scheme)
         with inner_work():
             apply_(self._model, self._method.scheme, batch, self._task.loss.given, seed=self._seed)
         return {p: p.detach().clone() for p in self._originals}
@@ -179,6 +196,10 @@ class Run:
             diagnosis = self._diagnose()
             verdict, scales, tried = self._settle_on(before, after)
             step_seconds = None if before is None else self._training_step_seconds()
+        same_weights(self._ranks, self._model, self._method.name)
+        # Times differ between ranks, as the batches do at which layers are looked; a result is the same on all.
+        own = (self._history, self._seconds(), step_seconds, self._engine.reason, diagnosis)
+        self._history, seconds, step_seconds, reason, diagnosis = self._ranks.broadcast(own, "the records")
         options = {field.name: getattr(self._method, field.name) for field in fields(self._method)}
         options |= {"measure_batches": self._settings.measure_batches, "seed": self._seed}
         if self._settings.measuring is not None:
@@ -190,17 +211,22 @@ class Run:
             scales=scales,
             before=before,
             after=after,
-            seconds=self._seconds(),
+            seconds=seconds,
             engine=self._engine.name,
-            engine_reason=self._engine.reason,
+            engine_reason=reason,
             weights={name: parameter.detach().to("cpu", copy=True) for parameter, name in self._names.items()},
             versions={"initopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
             verdict=verdict,
             tried_scales=tried,
-            left_alone=self._at_work.left_alone(),
+            trial=self._trial,
+            left_alone=self._left_alone(),
             training_step_seconds=step_seconds,
             diagnosis=diagnosis,
         )
+
+    def _left_alone(self) -> dict[str, list[str]]:
+        left, spared = self._at_work.left_alone(), list(self._task.parameters.spared)
+        return left | {"a magnitude of pretrained weights": spared} if spared else left
 
     def _settle_on(
         self, before: Measurement | None, after: Measurement | None
@@ -216,22 +242,49 @@ class Run:
             found = Verdict("harmed", f"what was fine with the old weights is not with the new ones: {self._broken}")
         else:
             found = judge(before, after, work.harm(before, after), work.gain(before, after), changed)
+        if found.word in ("improved", "applied"):
+            found = self._tried(found)
         if found.word in ("improved", "applied") or not changed:
             return f"{found.word}: {found.why}", scales, None
         harmed = found.word == "harmed"
-        message = f"{self._method.name}: {found.why}"
+        message, instead = f"{self._method.name}: {found.why}", found.instead or _INSTEAD
         if harmed and self._settings.on_harm == "raise":
-            raise HarmError(f"{message}; the weights are as before. {_INSTEAD}")
+            raise HarmError(f"{message}; the weights are as before. {instead}")
         if self._settings.on_harm == "warn":
             if harmed:
-                warn(f"initopt: {message}. The new weights are kept, since on_harm='warn'. {_INSTEAD}")
+                warn(f"initopt: {message}. The new weights are kept, since on_harm='warn'. {instead}")
                 return f"harmed: {found.why}", scales, None
             return f"not improved: {found.why}", scales, None
         put_values(self._originals)
         if harmed:
-            warn(f"initopt: {message}, so the weights are as before. {_INSTEAD}")
+            warn(f"initopt: {message}, so the weights are as before. {instead}")
         word = "restored" if harmed else found.word
         return f"{word}: {found.why}", dict.fromkeys(scales, 1.0), scales
+
+    def _tried(self, found: Verdict) -> Verdict:
+        """The verdict, with that of some training steps, if the method knows how the network is trained.
+
+        A failure costs the trial, with a warning, and not the steps.
+        """
+        training, batches = self._method.training, list(self._stream.recent)
+        if training is None or not batches:
+            return found
+        held = self._stream.held
+        held = held[: min(self._ranks.gather(len(held), "the batches held back"))]
+
+        def trial() -> Trial:
+            return try_out(self._problem, training, batches, held, self._originals, self._engine.microbatch)
+
+        done, errors = self._ranks.attempt(trial, "the trial")
+        failed = next((error for error in errors if error is not None), None)
+        if done is None or failed is not None:
+            warn(
+                f"initopt: the new weights could not be tried by the optimizer ({type(failed).__name__}: {failed}), so the "
+                "verdict is that of the measurements alone"
+            )
+            return found
+        self._trial = done
+        return with_trial(found, self._trial)
 
     def _training_step_seconds(self) -> float | None:
         """Time of one plain gradient of a held-back batch, the second one; ``None`` if that does not come to an end."""
@@ -240,24 +293,27 @@ class Run:
         return None
 
     def _timed_gradient(self) -> float:
-        batch = self._problem.prepare(self._stream.held[0], 0)
-        whole = Windows((torch.arange(batch.windows.batch_size, device="cpu"),), batch.windows.batch_size)
-        batch = replace(batch, windows=whole)
+        batch = whole(self._problem.prepare(self._stream.held[0], 0))
         parameters = [parameter.value for parameter in self._problem.grad_params]
         seconds = 0.0
         for _ in range(2):
             begun = time.perf_counter()
-            for _ in subbatch_gradients(self._problem, batch, parameters, self._engine.microbatch):
-                pass
+            mean_gradient(self._problem, batch, parameters, self._engine.microbatch)
             _wait_for(self._problem.device)
             seconds = time.perf_counter() - begun
         return seconds
+
+    @property
+    def _progress(self) -> Progress:
+        return self._settings.progress if self._ranks.leads else False
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._begun
 
     def _refuse_trained(self, data: Any) -> None:
-        losses = mismatched_loss(self._problem, data)
+        found = self._ranks.gather(mismatched_loss(self._problem, data), "the loss of other samples")
+        pairs = [pair for pair in found if pair is not None]
+        losses = [sum(each) / len(pairs) for each in zip(*pairs, strict=True)] if len(pairs) == len(found) else None
         if losses is not None and 0 <= losses[0] < TRAINED * losses[1]:
             raise TrainedModelError(
                 f"the model looks trained: its loss is {losses[0]:.3g}, and {losses[1]:.3g} with the targets of other "
@@ -285,7 +341,7 @@ class Run:
         stream = iter(self._stream)
         # Reading a batch begins the run; one that is finished has none, but passes over those of its steps.
         batches = itertools.chain([next(stream)] if done < steps else list(stream), stream)
-        with reporter(self._settings.progress, self._method.name, steps, done) as report:
+        with reporter(self._progress, self._method.name, steps, done) as report:
             for number in range(done, steps):
                 records = self._take_step(number, batches)
                 report(records[-1].summary())
@@ -308,6 +364,7 @@ class Run:
         warning, and not the steps.
         """
         held = self._stream.held
+        held = held[: min(self._ranks.gather(len(held), "the batches held back"))]
         if not held:
             return None, None
         # Sub-batches that share no samples, unless it is asked for that they do.
@@ -316,16 +373,18 @@ class Run:
         engine = create_engine(self._task.how.engine, problem, self._task.how.memory_budget)
         engine.load_state(self._engine.state())  # the one that it has gone over to, if it has
         try:
-            with reporter(self._settings.progress, "measuring", 2 * len(held)) as report:
-                with _weights_as(self._originals), located("the measurement with the original weights"):
+            with reporter(self._progress, "measuring", 2 * len(held)) as report:
+                with weights_as(self._originals), located("the measurement with the original weights"):
                     before = measure_batches(engine, held, report)
                 try:
                     with located("the measurement with the new weights"):
                         return before, measure_batches(engine, held, report)
                 except (NonFiniteError, ZeroGradientError) as error:
+                    self._ranks.tell(error)
                     self._broken = str(error)
                     return before, None
         except Exception as error:  # one bad batch, or one line of the user's, is not to cost the steps
+            self._ranks.tell(error)
             notes = " ".join(getattr(error, "__notes__", []))
             warn(
                 f"initopt: all steps of {self._method.name} are done, but the batches held back could not be measured, so "
@@ -344,7 +403,7 @@ class Run:
 
         try:
             with inner_work():
-                with _weights_as(self._originals):
+                with weights_as(self._originals):
                     before = look()
                 return Change(before, look())
         except Exception as error:  # as for the measurements
@@ -388,14 +447,3 @@ def _stored_weights(task: Task, originals: Originals, previous: Checkpoint, path
     if not same:
         warn(f"going on from the checkpoint {path}, which began from other weights than the model has and replaces them")
     return stored
-
-
-@contextmanager
-def _weights_as(values: Originals) -> Iterator[None]:
-    """Other values in the parameters, until the block ends."""
-    present = {parameter: parameter.detach().clone() for parameter in values}
-    put_values(values)
-    try:
-        yield
-    finally:
-        put_values(present)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from initopt._support.progress import Progress
 from initopt.methods import Measuring, Method, Record
 from initopt.model.losses import Loss
 from initopt.model.parameters import Parameters
+from initopt.model.ranks import Alone, Ranks
 from initopt.runs.verdict import OnHarm
 
 __all__ = ["Callback", "Settings", "Task"]
@@ -49,6 +50,7 @@ class Task:
         how: gradients are computed.
         parameters: of the model.
         settings: and all that is the same for all methods.
+        ranks: the processes that do it together.
     """
 
     model: nn.Module
@@ -58,3 +60,4 @@ class Task:
     how: Measuring
     parameters: Parameters
     settings: Settings
+    ranks: Ranks = field(default_factory=Alone)

@@ -11,11 +11,12 @@ from torch import Tensor
 from initopt._support.words import counted, first_few
 from initopt.gram.measurement import TITLES, Measurement
 from initopt.methods.records import StepRecord, steps_taken
+from initopt.runs.trial import Trial
 
 if TYPE_CHECKING:
     from initopt.runs.result import Result
 
-__all__ = ["ON_HARM", "TRAINED", "OnHarm", "Verdict", "judge", "summary"]
+__all__ = ["ON_HARM", "TRAINED", "OnHarm", "Verdict", "judge", "summary", "with_trial"]
 
 OnHarm = Literal["restore", "warn", "raise"]
 ON_HARM = ("restore", "warn", "raise")
@@ -35,10 +36,12 @@ class Verdict:
         word: ``"improved"``, ``"applied"`` (by a method that minimizes nothing, so that nothing says whether it is better),
             ``"left alone"`` or ``"harmed"``.
         why: the reason, as a sentence without its full stop.
+        instead: what to do where it was harmed, if that is known better than in general.
     """
 
     word: Literal["improved", "applied", "left alone", "harmed"]
     why: str
+    instead: str | None = None
 
 
 def judge(before: Measurement, after: Measurement, harm: str | None, gain: Tensor | None, anything: bool) -> Verdict:
@@ -65,6 +68,13 @@ def judge(before: Measurement, after: Measurement, harm: str | None, gain: Tenso
         noise = f"beyond the noise of {len(gain)} batches" if len(gain) > 1 else "on the one batch that was held back"
         return Verdict("left alone", f"nothing to gain {noise} ({changes})")
     return Verdict("improved", changes)
+
+
+def with_trial(found: Verdict, trial: Trial) -> Verdict:
+    """A verdict on new weights that are good by themselves, once some training steps have been done from them."""
+    if trial.outcome == "worse":
+        return Verdict("harmed", str(trial), trial.advice())
+    return Verdict(found.word, f"{found.why}; {trial}")
 
 
 def _common_harm(before: Measurement, after: Measurement) -> str | None:
@@ -125,7 +135,7 @@ def _scales(result: Result) -> list[str]:
     if moved:
         what = "moved most" if result.tried_scales is None else "tried, and given up"
         shown = first_few([f"{name} x {scales[name]:.3g}" for name in moved], _MOVED)
-        lines.append(f"{what + ':':14}{shown}")
+        lines.append(f"{what + ':':13} {shown}")
     for why, names in result.left_alone.items():
         lines.append(f"{'left alone:':14}{counted(len(names), 'tensor')}, {why}: {first_few(names, 1)}")
     lines += _agreement(result)
@@ -133,7 +143,8 @@ def _scales(result: Result) -> list[str]:
         tried = "" if result.tried_scales is None else " (after: with the scales that were given up)"
         lines.append(f"{'layers:':14}{result.diagnosis}{tried}")
     steps = steps_taken(result.history)
-    cost = f"{'cost:':14}{counted(steps, 'step')} and the measurements in {result.seconds:.1f} s"
+    tried = "" if result.trial is None else f", a trial of {result.trial.training_steps} training steps"
+    cost = f"{'cost:':14}{counted(steps, 'step')}{tried} and the measurements in {result.seconds:.1f} s"
     if result.training_step_seconds:
         cost += f", as long as {result.seconds / result.training_step_seconds:.0f} training steps"
     return [*lines, f"{cost} (engine {result.engine!r})"]
@@ -151,7 +162,12 @@ def _agreement(result: Result) -> list[str]:
 
 
 def _next(result: Result) -> str:
-    word = result.verdict.partition(":")[0]
+    word, trial = result.verdict.partition(":")[0], result.trial
+    if trial is not None and trial.outcome == "worse":
+        kept = "train with what you have" if word == "restored" else "train at a lower rate, or from the weights of before"
+        return f"{kept}. {trial.advice()}."
+    if trial is not None and trial.outcome == "neither":
+        return f"look for a learning rate before anything else, as nothing trains at {trial.old.lr:g}. {trial.advice()}."
     if word in ("restored", "harmed"):
         return (
             "look for a layer that is dead or a rate that is too high before you train; initopt.lsuv(model, batches) or "
@@ -161,7 +177,12 @@ def _next(result: Result) -> str:
         return "train with what you have; another start would have to be shown to be better (initopt.compare)."
     if word == "not judged":
         return "have the new weights judged before you train, on batches held back (measure_batches=10)."
+    if trial is not None and trial.outcome == "better":
+        return (
+            f"train at your learning rate {trial.new.lr:g}; initopt.find_lr(model, loader, optimizer) says whether another "
+            "fits better, and initopt.compare what the new start is worth in the end."
+        )
     return (
-        "train, but look for the learning rate again, as the one of before may no longer fit: try it and a third of it. "
-        "initopt.compare shows what the new start is worth."
+        "train, but ask for the learning rate again, as the one of before may no longer fit: "
+        "initopt.find_lr(model, loader, optimizer) says which one does. initopt.compare shows what the new start is worth."
     )

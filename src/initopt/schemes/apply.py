@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from initopt._support._torch_private import reset_of, version_of
-from initopt._support.checks import check_integer, check_number
-from initopt.batches.nested import batch_size, map_tensors, to_device
+from initopt._support.checks import check_integer
+from initopt._support.words import counted, first_few
 from initopt.model.losses import LossFunction, as_loss
-from initopt.model.modes import measuring
-from initopt.model.parameters import NamedParameter, ParameterFilter, select, trainable_parameters
+from initopt.model.parameters import ParameterFilter, select, trainable_parameters
 from initopt.model.preserve import Kept, preserving, put_values
-from initopt.model.randomness import seeded
-from initopt.model.state import StateGuard
-from initopt.schemes.draws import Draw, Mode, check_scheme, make_draw
-from initopt.schemes.matrices import Matrices, biases_of, is_embedding, matrices_of
-from initopt.schemes.nonlinearities import Follower, Watch, gain_of
+from initopt.model.sharded import is_sharded
+from initopt.model.wrappers import bare
+from initopt.schemes.base import Drawn, Scheme, Subject
+from initopt.schemes.registry import SCHEMES, create_scheme
 
-__all__ = ["Applied", "Gain", "apply_"]
-
-Gain = float | Literal["auto"]
+__all__ = ["Applied", "apply_"]
 
 
 @dataclass(frozen=True)
@@ -35,33 +30,46 @@ class Applied:
         nonlinearities: what follows each, as far as it was looked for and found.
         set: the names of all tensors that have new values, biases included.
         left: the names of the trainable tensors that have their old ones.
+        roles: what a scheme has taken tensors for, by name, such as ``"branch end"`` or ``"query, key, value"``; empty for
+            the schemes that draw all matrices alike.
+        scheme: the name of the scheme.
     """
 
     gains: dict[str, float]
     nonlinearities: dict[str, str]
     set: tuple[str, ...]
     left: tuple[str, ...]
+    roles: dict[str, str] = field(default_factory=dict)
+    scheme: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.scheme}: {counted(len(self.set), 'tensor')} set, {len(self.left)} left as they were"]
+        for role in dict.fromkeys(self.roles.values()):
+            names = [name for name, other in self.roles.items() if other == role]
+            lines.append(f"  {role}: {first_few(names)}")
+        if not self.set:
+            return "\n".join([*lines, "Nothing in this model is for this scheme: the weights are your own."])
+        look = "Look whether these are what they are taken for, then train" if self.roles else "Train from these weights"
+        return "\n".join([*lines, f"{look}, or improve them first: initopt.nio(model, batches)."])
 
 
 def apply_(
     model: nn.Module,
-    scheme: str,
+    scheme: str | Scheme,
     batch: Any = None,
     loss_fn: LossFunction | None = None,
     *,
-    gain: Gain = "auto",
-    nonlinearity: str | None = None,
-    mode: Mode = "fan_in",
-    std: float = 0.02,
     params: ParameterFilter | None = None,
     seed: int | None = None,
+    **options: Any,
 ) -> Applied:
-    r"""Give a model new weights by a scheme of :mod:`torch.nn.init`, in place, by the type of its modules.
+    r"""Give a model new weights by a scheme, in place.
 
-    The weights of linear maps are drawn: of linear and bilinear layers, convolutions (transposed ones with their fans the
-    right way round), attention (query, key and value each) and recurrent layers (gate by gate). The biases of these modules
-    become 0. Everything else keeps its values: embeddings, and weights that are tied to one; norms; parametrized weights,
-    since what can be drawn there is not the weight; parameters of modules of other types; what is frozen; buffers.
+    The first schemes are those of :mod:`torch.nn.init`. They draw the weights of linear maps: of linear and bilinear
+    layers, convolutions (transposed ones with their fans the right way round), attention (query, key and value each) and
+    recurrent layers (gate by gate). The biases of these modules become 0. Everything else keeps its values: embeddings, and
+    weights that are tied to one; norms; parametrized weights, since what can be drawn there is not the weight; parameters
+    of modules of other types; what is frozen; buffers.
 
     =====================  =====================================================================================
     scheme                 weights, with fans in and out and the gain :math:`\gamma`
@@ -76,27 +84,49 @@ def apply_(
     ``"trunc_normal"``     the same, cut off at two of them
     =====================  =====================================================================================
 
+    The others know transformers, residual networks and images. They set what the table says, and leave the rest:
+
+    =====================  =====================================================================================
+    scheme                 weights, for residual branches that start at N places, and a stream of width d
+    =====================  =====================================================================================
+    ``"mimetic"``          self-attention: products of query and key near the identity, of value and output near the
+                           negative identity (:class:`initopt.schemes.Mimetic`)
+    ``"zero_branches"``    ends of residual branches become 0: a weight, or that of the norm after it
+    ``"scaled_branches"``  ends of residual branches times :math:`1 / \sqrt N`
+    ``"gpt2"``             all: normal, 0.02; branch ends :math:`0.02 / \sqrt N`; positions 0.01
+    ``"llama_depth"``      all: normal, 0.02, cut off at three of them; ends in layer l (from 0)
+                           :math:`0.02 / \sqrt{2 (l + 1)}`; embeddings 1; the last matrix :math:`1 / \sqrt d`
+    ``"small_init"``       all: normal, :math:`\sqrt{2 / (5 d)}`; branch ends :math:`4 / (N \sqrt d)`
+    ``"dirac"``            convolutions, and linear layers that keep the width: the identity
+    ``"whitened"``         the first convolution: makes the channels of its output on the batch uncorrelated
+    =====================  =====================================================================================
+
+    Those with branch ends, and ``"whitened"``, need a batch: branches are found by running the model. A branch is what is
+    added to the tensor that it was computed from.
+
     Args:
         model: the model; only its parameter values change. After an exception they are as before.
-        scheme: one of :data:`initopt.schemes.NAMES`.
-        batch: a batch on which the model can run, to see which nonlinearity follows each layer. A layer that none follows
-            (the last one, those before attention) has the gain 1.
+        scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, such as
+            ``initopt.schemes.Mimetic(positions="sinusoidal")``.
+        batch: a batch on which the model can run. It shows the schemes that have a gain which nonlinearity follows each
+            layer. A layer that none follows (the last one, those before attention) has the gain 1.
         loss_fn: as for :func:`initopt.measure`; runs the model on the batch.
-        gain: a number for all layers; or ``"auto"``: that of the stated nonlinearity, or of those that a batch shows, or
-            of the one that the scheme is for: ReLU for Kaiming's, none for the others.
-        nonlinearity: a name in :data:`initopt.schemes.nonlinearities.NONLINEARITIES`, for all layers.
-        mode: ``"fan_in"`` keeps the variance of signals, ``"fan_out"`` that of gradients; for Kaiming's.
-        std: standard deviation of ``"normal"`` and ``"trunc_normal"``.
         params: which parameters may change: a function of (qualified name, parameter, owning module), or names of kinds
             (:data:`initopt.model.parameters.KINDS`), such as ``["convolutions", "biases"]``; all that train, by default.
         seed: of a generator of its own, with which the weights are the same on every device (``"default"`` draws on the
             model's); without it, the draws follow from torch's random state and advance it.
+        **options: the options of a scheme that is given by its name: ``gain`` (a number, or ``"auto"``) and
+            ``nonlinearity`` of Kaiming's, Xavier's and ``"orthogonal"``, ``mode`` of Kaiming's, ``std`` of the normal ones.
 
     Returns:
-        What was set, with which gain, and what was left.
+        What was set, with which gain or as what, and what was left.
 
     Raises:
-        ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
+        ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed. For a
+            model in which a scheme does not find what it is for.
+
+    Warns:
+        InitoptWarning: for attention or branches that a scheme cannot make out, beside others that it can.
 
     >>> import torch, initopt
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.GELU(), torch.nn.Linear(64, 3))
@@ -104,100 +134,55 @@ def apply_(
     >>> applied = initopt.schemes.apply_(model, "xavier_normal", batch, seed=0)
     >>> applied.nonlinearities, round(applied.gains["0.weight"], 3), applied.gains["2.weight"]
     ({'0.weight': 'gelu'}, 1.534, 1.0)
+    >>> vit = initopt.zoo.small_vit(16, 4, depth=2, width=32, heads=2)
+    >>> images = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
+    >>> initopt.schemes.apply_(vit, "zero_branches", images).set[:2]
+    ('blocks.0.attention_output.weight', 'blocks.0.attention_output.bias')
     """
-    check_scheme(scheme)
-    draw = None if scheme == "default" else make_draw(scheme, mode, std)
-    if gain != "auto":
-        check_number("gain", gain, above=0, finite=True)
-    if nonlinearity is not None:
-        gain_of(nonlinearity)
-        if gain != "auto":
-            raise ValueError(f"gain={gain!r} and nonlinearity={nonlinearity!r} both say what the gain is; give one of them")
+    chosen_scheme = create_scheme(scheme, options)
+    if chosen_scheme.needs_batch and batch is None:
+        name = chosen_scheme.name
+        raise ValueError(f"scheme {name!r} has to see the model run: give it a batch, apply_(model, {name!r}, batch)")
+    model = bare(model)
     parameters = trainable_parameters(model)
     chosen = select(parameters, params, "params")
+    if any(is_sharded(parameter.value) for parameter in chosen):
+        _refuse_on_parts(chosen_scheme, batch)
     loss = as_loss(loss_fn)
     loss.look_at(batch)
     number = int(torch.randint(2**31, ())) if seed is None else check_integer("seed", seed, 0)
-    gains: dict[str, float] = {}
-    found: dict[nn.Parameter, Follower] = {}
 
-    def work(kept: Kept) -> set[nn.Parameter]:
-        if draw is None:
-            with kept.state.recording():
-                return _reset(model, chosen, number)
-        looked = batch is not None and gain == "auto" and nonlinearity is None and draw.uses_gain
-        if looked:
-            found.update(_followers(model, loss, batch, chosen, number, kept.state))
-        stated = nonlinearity or ("linear" if looked else draw.textbook)
-        fixed = gain_of(stated) if gain == "auto" else gain
-        each = {p.value: gain_of(*found[p.value]) if p.value in found else fixed for p in chosen}
-        values, drawn = _drawn(chosen, draw, each, number)
-        put_values(values)
-        gains.update({p.name: each[p.value] for p in chosen if p.value in drawn and draw.uses_gain})
-        return set(values)
+    def work(kept: Kept) -> Drawn:
+        drawn = chosen_scheme.draw(Subject(model, chosen, loss, batch, number, kept.state))
+        put_values(drawn.values)
+        return drawn
 
-    changed = preserving(model, work, loss_fn)
+    drawn = preserving(model, work, loss_fn)
     names = {p.value: p.name for p in parameters}
     return Applied(
-        gains=gains,
-        nonlinearities={names[p]: follower[0] for p, follower in found.items() if names[p] in gains},
-        set=tuple(p.name for p in parameters if p.value in changed),
-        left=tuple(p.name for p in parameters if p.value not in changed),
+        gains={names[p]: gain for p, gain in drawn.gains.items()},
+        nonlinearities={names[p]: name for p, name in drawn.nonlinearities.items()},
+        set=tuple(p.name for p in parameters if p.value in drawn.values),
+        left=tuple(p.name for p in parameters if p.value not in drawn.values),
+        roles={names[p]: role for p, role in drawn.roles.items()},
+        scheme=chosen_scheme.name,
     )
 
 
-def _drawn(
-    chosen: list[NamedParameter], draw: Draw, gains: dict[nn.Parameter, float], seed: int
-) -> tuple[dict[nn.Parameter, Tensor], set[nn.Parameter]]:
-    """New values of parameters, and which of them are matrices."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    values: dict[nn.Parameter, Tensor] = {}
-    drawn = set()
-    for parameter in chosen:
-        value = parameter.value
-        matrices = _matrices(parameter)
-        if matrices is not None:
-            staged = torch.empty(value.shape, dtype=torch.promote_types(value.dtype, torch.float32), device="cpu")
-            for block in matrices.blocks(staged):
-                block.copy_(draw.matrix(block.shape, value.dtype, gains[value], generator))
-            values[value] = staged
-            drawn.add(value)
-        elif any(name.rpartition(".")[2] in biases_of(module) for name, module in parameter.holders):
-            values[value] = torch.zeros_like(value, device="cpu")
-    return values, drawn
+def _refuse_on_parts(scheme: Scheme, batch: Any) -> None:
+    """Refuse what takes more than the shapes of the parameters of a sharded model.
 
-
-def _matrices(parameter: NamedParameter) -> Matrices | None:
-    """How matrices lie in a parameter, if it holds some and nothing looks things up in it."""
-    if parameter.value.is_complex() or any(is_embedding(module) for _, module in parameter.holders):
-        return None
-    for name, module in parameter.holders:
-        for matrices in matrices_of(module):
-            if matrices.name == name.rpartition(".")[2]:
-                return matrices
-    return None
-
-
-def _followers(
-    model: nn.Module, loss: Any, batch: Any, chosen: list[NamedParameter], seed: int, state: StateGuard
-) -> dict[nn.Parameter, Follower]:
-    """The nonlinearity after each layer that has one, from running the model on a batch."""
-    data = map_tensors(torch.clone, to_device(batch, next(model.parameters()).device))
-    watch = Watch({p.value for p in chosen})
-    with measuring(model), seeded(seed), state.running(), watch:
-        loss(model, data, batch_size(data))
-    return {p.value: watch.followers[p.value] for p in chosen if p.value in watch.followers}
-
-
-def _reset(model: nn.Module, chosen: list[NamedParameter], seed: int) -> set[nn.Parameter]:
-    """Have each module draw its parameters anew, those inside it first, and put back what is not to change."""
-    kept = {p: (p.detach().clone(), version_of(p)) for p in model.parameters()}
-    may_change = {p.value for p in chosen}
-    with seeded(seed):
-        for module in reversed(list(model.modules())):
-            reset = reset_of(module)
-            if reset is not None and not may_change.isdisjoint(module.parameters()):
-                reset()
-    written = {p for p, (value, version) in kept.items() if version_of(p) != version or not torch.equal(p, value)}
-    put_values({p: value for p, (value, _) in kept.items() if p not in may_change})
-    return written & may_change
+    Raises:
+        TypeError: saying what works.
+    """
+    if not scheme.one_by_one:
+        able = ", ".join(repr(name) for name, kind in SCHEMES.items() if kind.one_by_one)
+        raise TypeError(
+            f"the model is sharded over devices, and {scheme.name!r} looks at whole weights; apply it before the model is "
+            f"sharded, or use one of {able}"
+        )
+    if batch is not None:
+        raise TypeError(
+            "the model is sharded over devices, and does not show what follows its layers; leave the batch out, and say "
+            "nonlinearity= or gain="
+        )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from initopt._support._torch_private import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from initopt.model.parameters import NamedParameter
 
-__all__ = ["Matrices", "biases_of", "is_embedding", "matrices_of"]
+__all__ = ["Matrices", "biases_of", "is_embedding", "is_transposed_linear", "matrices_in", "matrices_of"]
 
 Blocks = Callable[[Tensor], list[Tensor]]
 
@@ -33,6 +34,7 @@ def matrices_of(module: nn.Module) -> list[Matrices]:
     """The parameters of linear maps that a module holds itself.
 
     - ``nn.Linear``, convolutions and ``nn.Bilinear`` (whose inputs are the pairs of inputs);
+    - ``Conv1D`` of transformers (GPT-2's), a linear layer whose weight has the inputs first;
     - transposed convolutions, whose weight has the inputs first, a matrix for each group of channels;
     - ``nn.MultiheadAttention``, a matrix each for query, key and value;
     - recurrent layers and cells, a matrix for each gate.
@@ -49,6 +51,8 @@ def _all(module: nn.Module, own: Iterable[str]) -> Iterator[Matrices]:
         yield Matrices("weight", lambda w: [part.transpose(0, 1) for part in w.chunk(groups)])
     elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         yield Matrices("weight", lambda w: [w])
+    elif is_transposed_linear(module):
+        yield Matrices("weight", lambda w: [w.T])
     elif isinstance(module, nn.Bilinear):
         yield Matrices("weight", lambda w: [w.flatten(1)])
     elif isinstance(module, nn.MultiheadAttention):
@@ -75,3 +79,20 @@ def biases_of(module: nn.Module) -> list[str]:
 def is_embedding(module: nn.Module) -> bool:
     """Whether a module looks its output up in its weight."""
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer as GPT-2 has it in transformers: ``Conv1D``, with a weight of shape (in, out)."""
+    weight = getattr(module, "weight", None)
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and isinstance(weight, Tensor) and weight.ndim == 2
+
+
+def matrices_in(parameter: NamedParameter) -> Matrices | None:
+    """How matrices lie in a parameter, if it holds some and nothing looks things up in it."""
+    if parameter.value.is_complex() or any(is_embedding(module) for _, module in parameter.holders):
+        return None
+    for name, module in parameter.holders:
+        for matrices in matrices_of(module):
+            if matrices.name == name.rpartition(".")[2]:
+                return matrices
+    return None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 
 import initopt
-from initopt._support.checks import check_choice, check_number
 from initopt._support.files import check_file, check_replaceable, write_file, write_json
 from initopt.cli.commands.base import Command, Request
+from initopt.cli.optimizer import add_optimizer_options, named_optimizer
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
 from initopt.diagnosis.diagnosis import CONTENTS
 
@@ -29,8 +26,7 @@ def _add_options(parser: ArgumentParser) -> None:
         skip={"model", "loader", "loss_fn", "optimizer", "tries", "select", "ignore", "seed", "progress"},
         fail_untyped=False,
     )
-    group.add_argument("--optimizer", type=str | None, help="name of an optimizer in torch.optim, such as AdamW")
-    group.add_argument("--lr", type=float | None, help="its learning rate")
+    add_optimizer_options(group)
     group.add_argument("--tries", type=str | None, metavar="NAMES", help="remedies to try: orthogonal,lsuv,nio; or none")
     group.add_argument("--select", type=str | None, metavar="CODES", help="rules to ask, or their beginnings: W,A201")
     group.add_argument("--ignore", type=str | None, metavar="CODES", help="rules not to ask, likewise")
@@ -46,22 +42,6 @@ def _listed(given: str | None) -> list[str] | None:
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
 
-def _optimizer(options: Any) -> Any:
-    name, lr = options["optimizer"], options["lr"]
-    if name is None:
-        if lr is not None:
-            raise ValueError("--lr is that of an optimizer: give --optimizer, too, such as AdamW")
-        return None
-    known = [
-        n for n, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-    ]
-    check_choice("--optimizer", name, known)
-    if lr is None:
-        return getattr(torch.optim, name)
-    check_number("--lr", lr, above=0, finite=True)
-    return functools.partial(getattr(torch.optim, name), lr=lr)
-
-
 def _run(request: Request) -> None:
     options = request.options
     folder, path = (None if options[n] is None else options[n].expanduser() for n in ("output", "json"))
@@ -69,7 +49,7 @@ def _run(request: Request) -> None:
         check_replaceable(folder, CONTENTS)
     if path is not None:
         check_file(path, f"--json {path}")
-    optimizer = _optimizer(options)
+    optimizer = named_optimizer(options)
     tries = () if options["tries"] == "none" else _listed(options["tries"])
     model, batches, loss = make_problem(request)
     found = initopt.diagnose(

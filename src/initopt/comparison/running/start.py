@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import initopt
 from initopt.comparison.running.batches import start_batches
-from initopt.comparison.spec.initialization import Custom, Initialization, Scheme, Step
+from initopt.comparison.spec.initialization import Custom, Drawing, Initialization, Step
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.recipe import Recipe
 from initopt.diagnosis import Finding
@@ -23,7 +23,7 @@ from initopt.model.losses import LossFunction
 from initopt.model.randomness import Stream, mixed_seed, seeded
 from initopt.schemes import apply_
 
-__all__ = ["Start", "own_start", "prepare_start"]
+__all__ = ["Start", "own_start", "prepare_start", "take"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def prepare_start(
     begun = time.perf_counter()
     scales: dict[str, float] = {}
     for number, step in enumerate(initialization.steps):
-        found = _take(step, model, others, loss_fn, seed, number)
+        found = take(step, model, others, loss_fn, seed, number)
         # Of several methods, the product; what changes weights without scales leaves those of before without a meaning.
         scales = {name: scales.get(name, 1.0) * found.get(name, 1.0) for name in {**scales, **found}} if found else {}
     _wait(model)
@@ -100,16 +100,29 @@ def prepare_start(
     )
 
 
-def _take(
+def take(
     step: Step, model: nn.Module, batches: Iterable[Any], loss_fn: LossFunction | None, seed: int, number: int
 ) -> dict[str, float]:
-    """Do one step of an initialization, and return the scales that it has learned; none, if it learns none.
+    """Do one step of an initialization, in place.
+
+    Args:
+        step: what to do.
+        model: is changed.
+        batches: can be iterated over again.
+        loss_fn: the user's.
+        seed: of what the step draws.
+        number: of the step in its initialization.
+
+    Returns:
+        The scales that it has learned; none, if it learns none.
 
     Raises:
         TypeError: if a function returns another model in the place of changing this one.
     """
-    if isinstance(step, Scheme):
-        apply_(model, step.name, seed=mixed_seed(seed, Stream.SCHEME, number), **step.options)
+    if isinstance(step, Drawing):
+        batch = next(iter(batches)) if step.scheme.needs_batch else None
+        key = mixed_seed(seed, Stream.SCHEME, number)
+        apply_(model, step.scheme, batch, loss_fn, params=step.params, seed=key)
         return {}
     if isinstance(step, Custom):
         with seeded(seed, Stream.FUNCTION, number):
@@ -126,6 +139,7 @@ def _take(
         seed=seed,
         progress=False,
         allow_trained=True,  # what is compared is somebody's start
+        process_group=None,  # each process has all the batches
     )
     return result.scales
 
@@ -135,7 +149,7 @@ def _measured(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | Non
     if not held:
         return None
     try:
-        found = initopt.measure(model, held, loss_fn, seed=seed, progress=False)
+        found = initopt.measure(model, held, loss_fn, seed=seed, progress=False, process_group=None)
     except (initopt.NonFiniteError, initopt.ZeroGradientError):
         return None
     names = (*STATISTICS, "loss")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from initopt.batches.nested import batch_size, to_device
+from initopt.batches.nested import to_device
 from initopt.comparison.running.batches import EpochOrder, training_batches
 from initopt.comparison.running.evaluation import Judge, hits, share
 from initopt.comparison.running.mixup import mixed
@@ -22,14 +23,13 @@ from initopt.comparison.storage.record import CurvePoint, Subset
 from initopt.model.centring import watching
 from initopt.model.losses import Loss
 from initopt.model.randomness import Stream, seeded
+from initopt.training.optimizers import Rates
+from initopt.training.steps import Course, Trainer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Trained", "train"]
-
-_FAR_ABOVE = 3.0
-"""A training loss that ends this many times as high as it began is that of a run that diverged."""
 
 
 @dataclass
@@ -82,27 +82,30 @@ def train(
     optimizer = recipe.create_optimizer(model, lr)
     order = EpochOrder(len(dataset), recipe.batch_size, seed, fabric.global_rank, fabric.world_size)  # type: ignore[arg-type]
     ready, updates = fabric.setup(model, optimizer)
-    return _Training(fabric, ready, updates, dataset, order, loss, recipe, judge, subset, seed, loaders).run()
+    clip = None
+    if recipe.clip_grad_norm is not None:
+        clip = partial(fabric.clip_gradients, ready, updates, max_norm=recipe.clip_grad_norm, error_if_nonfinite=False)
+    trainer = Trainer(ready, updates, loss, backward=fabric.backward, clip=clip)
+    return _Training(fabric, trainer, Rates(updates), dataset, order, recipe, judge, subset, seed, loaders).run()
 
 
 @dataclass
 class _Training:
     _fabric: Fabric
-    _model: Any
-    _optimizer: Any
+    _trainer: Trainer
+    _rates: Rates
     _dataset: Dataset[Any]
     _order: EpochOrder
-    _loss: Loss
     _recipe: Recipe
     _judge: Judge
     _subset: Subset
     _seed: int
     _loaders: int
     _found: Trained = field(default_factory=Trained)
-    _first_loss: float = math.nan
+    _course: Course = field(default_factory=Course)
 
     def run(self) -> Trained:
-        with seeded(self._seed, Stream.MODEL, self._fabric.global_rank), watching(self._model) as outputs:
+        with seeded(self._seed, Stream.MODEL, self._fabric.global_rank), watching(self._trainer.model) as outputs:
             self._look()
             self._train(outputs)
         return self._found
@@ -136,20 +139,10 @@ class _Training:
 
     def _step(self, batch: Any, number: int) -> Tensor:
         recipe = self._recipe
-        factor = lr_factor(number, recipe.epochs * len(self._order), recipe.schedule, recipe.warmup_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        self._optimizer.zero_grad()
+        self._rates.scale(lr_factor(number, recipe.epochs * len(self._order), recipe.schedule, recipe.warmup_steps))
         if recipe.mixup:
             batch = mixed(batch, recipe.mixup, self._seed, self._order.epoch, self._fabric.global_rank, number)
-        loss = self._loss(self._model, batch, batch_size(batch))
-        self._fabric.backward(loss)
-        if recipe.clip_grad_norm is not None:
-            self._fabric.clip_gradients(
-                self._model, self._optimizer, max_norm=recipe.clip_grad_norm, error_if_nonfinite=False
-            )
-        self._optimizer.step()
-        return loss.detach()
+        return self._trainer.step(batch)
 
     def _over_processes(self, losses: Sequence[Tensor]) -> list[float]:
         stacked = torch.stack(list(losses)).double()
@@ -162,19 +155,14 @@ class _Training:
 
     def _met_divergence(self, losses: Sequence[float], found: list[Tensor | None]) -> bool:
         """Write down the losses since the last look, up to one that is not finite."""
-        if not self._found.curve[1:]:
-            self._first_loss = losses[0]
-        bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        done = len(losses) if bad is None else bad + 1
-        self._found.steps += done
-        mean = math.fsum(losses) / len(losses) if bad is None else losses[bad]
-        self._point("train", mean, share(found[:done]))
-        if bad is not None:
-            self._found.diverged = f"the training loss of step {self._found.steps} is {losses[bad]}"
-        return bad is not None
+        counted = self._course.note(losses)
+        self._found.steps, self._found.diverged = self._course.steps, self._course.diverged
+        mean = losses[len(counted) - 1] if self._course.diverged else math.fsum(losses) / len(losses)
+        self._point("train", mean, share(found[: len(counted)]))
+        return self._course.diverged is not None
 
     def _look(self) -> None:
-        self._point(self._subset, *self._judge(self._model))
+        self._point(self._subset, *self._judge(self._trainer.model))
 
     def _point(self, subset: Subset, loss: float, accuracy: float | None) -> None:
         steps = self._found.steps
@@ -184,11 +172,8 @@ class _Training:
         last = {point.subset: point.loss for point in self._found.curve}
         if not math.isfinite(last[self._subset]):
             return f"the {self._subset} loss is {last[self._subset]} after the last step"
-        if last["train"] > _FAR_ABOVE * abs(self._first_loss):
-            return (
-                f"the training loss is {last['train']:.3g} in the end, and was {self._first_loss:.3g} before the first step"
-            )
-        return None
+        self._course.end(last["train"])
+        return self._course.diverged
 
 
 def _looks(steps: int, looks: int) -> set[int]:

@@ -18,14 +18,15 @@ from initopt._support.words import did_you_mean, meant, unknown
 from initopt.comparison.spec.network import described
 from initopt.methods import METHODS, Method, create_method, method_names, presets
 from initopt.model.losses import LossFunction
-from initopt.schemes import NAMES
+from initopt.model.parameters import ParameterFilter, as_predicate
+from initopt.schemes import NAMES, Scheme, create_scheme
 
 __all__ = [
     "DEFAULT",
     "Custom",
+    "Drawing",
     "Function",
     "Initialization",
-    "Scheme",
     "Step",
     "as_initialization",
     "known_initializations",
@@ -39,11 +40,17 @@ Function: TypeAlias = Callable[[nn.Module, Iterable[Any], LossFunction | None], 
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """A step that draws weights anew: the name of a scheme, and its options."""
+class Drawing:
+    """A step that gives a model weights by a scheme: the scheme, what it is known by, and which parameters may change."""
 
-    name: str
-    options: Mapping[str, Any]
+    scheme: Scheme
+    identity: Mapping[str, Any]
+    params: ParameterFilter | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the scheme."""
+        return self.scheme.name
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Custom:
     identity: Any
 
 
-Step: TypeAlias = Scheme | Method | Custom
+Step: TypeAlias = Drawing | Method | Custom
 """One thing that is done to a model."""
 
 
@@ -67,14 +74,16 @@ class Initialization:
     schemes, methods and functions, which work one after the other.
 
     Args:
-        scheme: a name in ``initopt.schemes.NAMES``, or ``None`` for the model's own start.
+        scheme: a name in ``initopt.schemes.NAMES``, a :class:`initopt.schemes.Scheme` with its options, or ``None`` for the
+            model's own start.
         method: a name in :func:`initopt.methods.method_names`; a :class:`initopt.methods.Method` with its options; a
             function ``(model, batches, loss_fn) -> None`` that changes the model in place; or a list of these, of names of
-            schemes, and of dicts ``{"method": ..., "options": ...}`` or ``{"scheme": ..., "scheme_options": ...}``.
+            schemes, of schemes, and of dicts ``{"method": ..., "options": ...}`` or
+            ``{"scheme": ..., "scheme_options": ...}``.
         options: of a method that is given by its name.
         preset: a name in :data:`initopt.presets.PRESETS`, whose options the method has unless ``options`` say otherwise.
-        batch_size: samples in a batch that methods and functions see; as in training, by default.
-        scheme_options: of the scheme.
+        batch_size: samples in a batch that methods, functions, and schemes that need one see; as in training, by default.
+        scheme_options: of a scheme that is given by its name; and ``params``, which parameters it may change.
         recipe: changes to the recipe for this initialization, by field, such as ``{"warmup_steps": 100}``.
         name: how it is called; by default after its parts, or ``"default"``. A function is known again by its import path;
             one that has none (a lambda, one that is defined in another function) is known by this name, and needs it.
@@ -92,7 +101,7 @@ class Initialization:
     ()
     """
 
-    scheme: str | None = None
+    scheme: str | Scheme | None = None
     method: str | Method | Function | Sequence[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     scheme_options: Mapping[str, Any] = field(default_factory=dict)
@@ -104,7 +113,7 @@ class Initialization:
     def __post_init__(self) -> None:
         if self.scheme == DEFAULT:
             object.__setattr__(self, "scheme", None)
-        if self.scheme is not None and self.scheme not in NAMES:
+        if isinstance(self.scheme, str) and self.scheme not in NAMES:
             raise ValueError(_unknown("scheme", self.scheme, NAMES))
         if isinstance(self.method, str) and self.method not in method_names():
             raise ValueError(_unknown("method", self.method, method_names()))
@@ -116,7 +125,8 @@ class Initialization:
         for option, part in (("options", "method"), ("scheme_options", "scheme")):
             if getattr(self, option) and getattr(self, part) is None:
                 raise ValueError(f"initialization {self._called!r} has {option}, but no {part}")
-        if self.method is None and (self.preset is not None or self.batch_size is not None):
+        sees_batches = self.method is not None or (self.scheme is not None and self._drawing().scheme.needs_batch)
+        if (self.method is None and self.preset is not None) or (not sees_batches and self.batch_size is not None):
             raise ValueError(f"initialization {self._called!r} has a preset or a batch_size, but no method")
         if self.batch_size is not None:
             check_integer(f"batch_size of initialization {self._called!r}", self.batch_size, 1)
@@ -125,7 +135,7 @@ class Initialization:
 
     @property
     def _called(self) -> str:
-        parts = [] if self.scheme is None else [self.scheme]
+        parts = [] if self.scheme is None else [_name(self.scheme)]
         if isinstance(self.method, (list, tuple)):
             parts += [part.name for part in self._parts]
         elif self.method is not None:
@@ -141,7 +151,7 @@ class Initialization:
     @property
     def steps(self) -> tuple[Step, ...]:
         """What is done, one after the other; nothing for the model's own start."""
-        scheme: tuple[Step, ...] = () if self.scheme is None else (Scheme(self.scheme, self.scheme_options),)
+        scheme: tuple[Step, ...] = () if self.scheme is None else (self._drawing(),)
         if self.method is None:
             return scheme
         if not isinstance(self.method, str) and (self.options or self.preset is not None):
@@ -171,6 +181,18 @@ class Initialization:
                     "only"
                 )
         return tuple(step for part in parts for step in part.steps)
+
+    def _drawing(self) -> Drawing:
+        options = {name: value for name, value in self.scheme_options.items() if name != "params"}
+        params = self.scheme_options.get("params")
+        try:
+            scheme = create_scheme(self.scheme, options)
+            if params is not None:
+                as_predicate(params, "params")
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"initialization {self._called!r}: {error}") from None
+        given = scheme.options() if isinstance(self.scheme, Scheme) else {}
+        return Drawing(scheme, {"scheme": scheme.name, "options": {**given, **self.scheme_options}}, params)
 
     def _method(self) -> Method:
         try:
@@ -219,7 +241,7 @@ def as_initialization(value: Any) -> Initialization:
     """What the user gave as an initialization, see :class:`Initialization`.
 
     Args:
-        value: a name, a method, a function, a list of these, a dict of arguments, or an initialization.
+        value: a name, a scheme, a method, a function, a list of these, a dict of arguments, or an initialization.
 
     Raises:
         ValueError, TypeError: if it is none of that.
@@ -235,6 +257,8 @@ def as_initialization(value: Any) -> Initialization:
         if value not in known_initializations():
             raise ValueError(_unknown("initialization", value, known_initializations()))
         return Initialization(scheme=value) if value in NAMES else Initialization(method=value)
+    if isinstance(value, Scheme) or (isinstance(value, type) and issubclass(value, Scheme)):
+        return Initialization(scheme=value)  # type: ignore[arg-type]  # a class is refused there
     if isinstance(value, Mapping):
         known = [option.name for option in dataclasses.fields(Initialization)]
         for option in value:
@@ -243,8 +267,8 @@ def as_initialization(value: Any) -> Initialization:
         return Initialization(**value)
     if not isinstance(value, (Method, list, tuple)) and not callable(value):
         raise TypeError(
-            "an initialization is a name, a dict such as {'method': 'nio', 'options': {'steps': 50}}, a Method, a function "
-            f"(model, batches, loss_fn) -> None, a list of these, or an Initialization; got {value!r}"
+            "an initialization is a name, a dict such as {'method': 'nio', 'options': {'steps': 50}}, a Scheme, a Method, "
+            f"a function (model, batches, loss_fn) -> None, a list of these, or an Initialization; got {value!r}"
         )
     return Initialization(method=value)
 
@@ -254,12 +278,11 @@ def _unknown(kind: str, value: Any, known: Sequence[str]) -> str:
 
 
 def _name(method: Any) -> str:
-    """What a method or function is called by default."""
+    """What a method, scheme or function is called by default."""
     if isinstance(method, functools.partial):
         return _name(method.func)
-    found = (
-        method if isinstance(method, str) else getattr(method, "name" if isinstance(method, Method) else "__name__", None)
-    )
+    named = isinstance(method, (Method, Scheme))
+    found = method if isinstance(method, str) else getattr(method, "name" if named else "__name__", None)
     return str(found or type(method).__name__)
 
 
@@ -278,8 +301,8 @@ def _identity(function: Any) -> Any | None:
 
 
 def _described(step: Step) -> dict[str, Any]:
-    if isinstance(step, Scheme):
-        return {"scheme": step.name, "options": step.options}
+    if isinstance(step, Drawing):
+        return dict(step.identity)
     if isinstance(step, Custom):
         return {"function": step.identity}
     options = {option.name: getattr(step, option.name) for option in dataclasses.fields(step)}

@@ -156,9 +156,10 @@ class Plan:
             Job(network, initialization, seed, "selection", lr)
             for network in self.networks
             for initialization in self.initializations
-            if len(self.recipe_of(network, initialization).lrs) > 1
+            for lrs in (self.recipe_of(network, initialization).lrs,)
+            if len(lrs) > 1
             for seed in self.selection_seeds
-            for lr in self.recipe_of(network, initialization).lrs
+            for lr in lrs
         ]
 
     def specification(self, splits: Splits, device: str) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class Recipe:
         return tuple(self.lr) if isinstance(self.lr, list) else (float(self.lr),)  # type: ignore[arg-type]
 
     def create_optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        """The optimizer of a model; each of its groups has its peak learning rate as ``"initial_lr"``, too.
+        """The optimizer of a model, at its peak learning rates.
 
         >>> norm = nn.LayerNorm(3)
         >>> groups = Recipe(optimizer="adamw", no_decay="norms", bias_lr=0.5).create_optimizer(norm, 0.1).param_groups
@@ -154,8 +154,6 @@ class Recipe:
         """
         kind: Any = OPTIMIZERS[self.optimizer]
         made: torch.optim.Optimizer = kind(self._groups(model, lr), lr=lr, **_with_pairs(self.optimizer_options))
-        for group in made.param_groups:
-            group["initial_lr"] = group["lr"]
         return made
 
     def _groups(self, model: nn.Module, lr: float) -> Iterable[Any]:

@@ -1,0 +1,99 @@
+"""The batches of a race or a search: which ones starts are trained on, and which ones they are judged by."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from initopt._support.errors import LoaderError, warn
+from initopt.batches.nested import named_tensors
+from initopt.model.randomness import Stream, mixed_seed
+
+__all__ = ["MOST_BYTES", "Batches", "first_batches", "read_batches"]
+
+MOST_BYTES = 4 * 2**30
+"""Memory that batches may take."""
+
+_FEWEST = 4
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches in memory.
+
+    Attributes:
+        training: for the starts and the training steps.
+        held_out: for judging; no start is made from them or trained on them.
+    """
+
+    training: list[Any]
+    held_out: list[Any]
+
+    def order(self, seed: int) -> Iterator[Any]:
+        """The training batches without end, in another order in each pass and for each seed."""
+        for number in itertools.count():
+            generator = torch.Generator().manual_seed(mixed_seed(seed, Stream.ORDER, number))
+            for index in torch.randperm(len(self.training), generator=generator).tolist():
+                yield self.training[index]
+
+
+def first_batches(loader: Iterable[Any], wanted: int) -> list[Any]:
+    """Read the first batches of a loader, or all that there are.
+
+    Warns:
+        InitoptWarning: if not all batches that are asked for fit into :data:`MOST_BYTES`.
+    """
+    read: list[Any] = []
+    size = 0
+    for batch in itertools.islice(loader, wanted):
+        size += sum(tensor.nbytes for _, tensor in named_tensors(batch))
+        if size > MOST_BYTES and len(read) >= _FEWEST:
+            warn(
+                f"{wanted} batches take more memory than {MOST_BYTES / 2**30:.3g} GB: only {len(read)} are read, and gone "
+                "through several times; smaller batches, or fewer steps, would bring more different ones"
+            )
+            break
+        read.append(batch)
+    return read
+
+
+def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any]) -> Batches:
+    """Read one pass of a loader, or as much of it as is needed.
+
+    Batches to judge by are spread evenly over what is read: a loader may give one class after the other. They are a quarter
+    of the batches at most.
+
+    Args:
+        loader: of the training data; is iterated over once.
+        steps: training steps of a run.
+        held_out: how many batches to judge by, or other batches, of validation data say.
+
+    Raises:
+        LoaderError: if there are too few batches.
+
+    Warns:
+        InitoptWarning: if not all batches that are asked for fit into :data:`MOST_BYTES`.
+    """
+    others = None if isinstance(held_out, int) else list(held_out)
+    wanted = steps + (held_out if isinstance(held_out, int) else 0)
+    read = first_batches(loader, wanted)
+    if others is not None:
+        if not others or not read:
+            which = "held_out" if read else "loader"
+            raise LoaderError(f"{which} is empty: iterating over it gave no batch, and at least one is needed")
+        return Batches(read, others)
+    if len(read) < _FEWEST:
+        raise LoaderError(
+            f"loader gave {len(read)} batch(es), and a race needs {_FEWEST} or more: some to train on, and others to judge "
+            "by. Pass smaller batches, or validation data as held_out="
+        )
+    assert isinstance(held_out, int)
+    count = min(held_out, len(read) // 4)
+    held = {int((number + 0.5) * len(read) / count) for number in range(count)}
+    return Batches(
+        [batch for number, batch in enumerate(read) if number not in held], [read[number] for number in sorted(held)]
+    )

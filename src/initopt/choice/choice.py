@@ -1,0 +1,244 @@
+"""What a race has found, and the forms that it is shown in."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from initopt._support.checks import data_frame
+from initopt._support.files import Contents, write_folder
+from initopt._support.words import counted
+from initopt.choice.rows import Cost, Curve, Row, change, figure, plain_row, table
+from initopt.choice.starts import OWN, make_start
+from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
+from initopt.methods import METHODS
+from initopt.model.losses import LossFunction
+from initopt.schemes import NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["CONTENTS", "FORMAT", "Choice"]
+
+FORMAT = "initopt choice 1"
+"""The form of the JSON, with its version."""
+
+CONTENTS = Contents("choice.json", ("choice.html", "choice.png", "rows.csv"))
+"""What the folder of a choice holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The start to train from, and at which rate: :func:`initopt.choose` returns one.
+
+    Attributes:
+        rows: all starts at all rates, the network's own at the user's own rate first, then the best first.
+        best: the one to take: the network's own, unless another one is clearly better.
+        cost: of all of it.
+        seeds: how many runs each had.
+        held_out: how many batches they were judged by.
+        seed: of the first run.
+        relative: whether differences are shares of the loss of the network's own start: they are unless a loss is not above
+            zero.
+    """
+
+    rows: tuple[Row, ...]
+    best: Row
+    cost: Cost
+    seeds: int
+    held_out: int
+    seed: int
+    relative: bool
+    _starts: dict[str, Initialization] = field(repr=False)
+    _loss_fn: LossFunction | None = field(repr=False)
+    _loader: Iterable[Any] = field(repr=False)
+
+    @property
+    def own(self) -> Row:
+        """The network's own start at the user's own rate."""
+        return self.rows[0]
+
+    @property
+    def changes(self) -> bool:
+        """Whether another start, or another rate, is clearly better than the user's."""
+        return self.best is not self.own
+
+    @property
+    def curves(self) -> dict[tuple[str, float], tuple[Curve, ...]]:
+        """The losses of all runs, by start and rate."""
+        return {(row.start, row.lr): row.curves for row in self.rows}
+
+    @property
+    def verdict(self) -> str:
+        """What to train from, in a sentence without its full stop."""
+        own, best = self.own, self.best
+        if self.changes:
+            against = "which diverges" if own.diverged else f"against {figure(own.loss)}"
+            what = "your own start" if best.start == OWN else best.start
+            found = (
+                f"loss {figure(best.loss)} {against} after {best.steps} steps, lower in {_of_all(best.lower, self.seeds)}"
+            )
+            return f"{what} {self._at(best)}: {found}{self._elsewhere()}"
+        ended = [row for row in self.rows[1:] if row.outcome in ("not told apart", "better")]
+        if not ended:
+            worse = "no other start ends below it" if math.isfinite(own.loss) else "no start trains"
+            return f"keep yours at {own.lr:.3g}: {worse} (loss {figure(own.loss)} after {own.steps} steps)"
+        near = min(ended, key=lambda row: row.loss)
+        mean, low, high = (change(value, self.relative) for value in (near.difference, near.low, near.high))
+        found = f"{near.start} {self._at(near)} has {figure(near.loss)}, {mean} with an interval from {low} to {high}"
+        ours = f"loss {figure(own.loss)} after {own.steps} steps"
+        return f"cannot be told apart: keep yours at {own.lr:.3g} ({ours}; {found})"
+
+    def _at(self, row: Row) -> str:
+        return f"at your rate {row.lr:.3g}" if row.lr == self.own.lr else f"at the rate {row.lr:.3g}"
+
+    def _elsewhere(self) -> str:
+        """What would be best at another rate, where that is another start."""
+        for row in self.rows[1:]:
+            others = [r for r in self.rows if r.lr == row.lr and r.outcome not in ("dropped", "diverged", "failed")]
+            leads = bool(others) and row is min(others, key=lambda r: r.loss)
+            if leads and row.lr != self.best.lr and row.start != self.best.start and row.outcome == "better":
+                return f"; with {row.lr:.3g} it would be {row.start}"
+        return ""
+
+    @property
+    def advice(self) -> str:
+        """One sentence that says what to do next."""
+        best = self.best
+        rate = (
+            ""
+            if best.lr == self.own.lr
+            else f" at a learning rate of {best.lr:.3g} ({best.lr / self.own.lr:.2g} times yours)"
+        )
+        if self.changes and best.start == OWN:
+            return f"Leave the weights as they are, and train{rate}."
+        if self.changes:
+            call = self._call
+            before = f"call {call}, or .apply(model) of this choice" if call else "call .apply(model) of this choice"
+            return f"Before its first training step, {before}; then train{rate or ' as you did'}."
+        if math.isinf(self.own.loss):
+            return "Lower the learning rate first: your own start diverges, and no other start is clearly better."
+        return "Train as you did; more seeds (seeds=) and longer runs (steps=) would tell smaller differences."
+
+    @property
+    def _call(self) -> str:
+        """How to make the best start without this choice; ``""`` where that takes more than a call."""
+        steps = self._starts[self.best.start].steps
+        if len(steps) != 1:
+            return ""
+        (step,) = steps
+        if isinstance(step, Drawing) and step.name in NAMES and step == as_initialization(step.name).steps[0]:
+            return f'initopt.schemes.apply_(model, "{step.name}", batch)'
+        name = getattr(step, "name", None)
+        return f"initopt.{name}(model, batches)" if name in METHODS and step == METHODS[name]() else ""
+
+    def apply(self, model: nn.Module, batches: Iterable[Any] | None = None, seed: int | None = None) -> None:
+        """Give a model the best start, in place; nothing changes where that is its own.
+
+        Args:
+            model: of the same kind, before its first training step. After an exception its weights are as before.
+            batches: for methods that see some; those that the race was given, by default.
+            seed: of what is drawn; that of the first run, by default.
+        """
+        start = self._starts[self.best.start]
+        if start.steps:
+            data = self._loader if batches is None else batches
+            make_start(model, start, data, self._loss_fn, self.seed if seed is None else seed)
+
+    @property
+    def table(self) -> str:
+        """The rows as text."""
+        return table(self.rows, self.relative)
+
+    def __str__(self) -> str:
+        cost = self.cost
+        starts, rates = (len({getattr(row, name) for row in self.rows}) for name in ("start", "lr"))
+        head = ", ".join(counted(n, what) for n, what in ((starts, "start"), (rates, "rate"), (self.seeds, "seed")))
+        lines = [
+            f"{head}, judged by {self.held_out} batch{'es' if self.held_out > 1 else ''} that no start was trained on",
+            "",
+            table(self.rows[:_LINES], self.relative),
+            *([f"and {len(self.rows) - _LINES} more: .table has all"] if len(self.rows) > _LINES else []),
+            "",
+            *textwrap.wrap(f"Verdict: {self.verdict}.", 100),
+            *textwrap.wrap(self.advice, 100),
+            *textwrap.wrap(f"This cost {cost}.", 100),
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from initopt.choice.page import fragment
+
+        return fragment(self)
+
+    def to_dataframe(self) -> Any:
+        """The rows as a :class:`pandas.DataFrame`, a column for each attribute of :class:`Row` but the curves.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        return data_frame([plain_row(row) for row in self.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, in the form that docs/choose.md describes."""
+        return {
+            "format": FORMAT,
+            "verdict": self.verdict,
+            "advice": self.advice,
+            "changes": self.changes,
+            "start": self.best.start,
+            "lr": self.best.lr,
+            "own_lr": self.own.lr,
+            "seeds": self.seeds,
+            "held_out": self.held_out,
+            "relative": self.relative,
+            "cost": {f.name: getattr(self.cost, f.name) for f in fields(Cost)} | {"total": self.cost.total},
+            "rows": [
+                plain_row(row)
+                | {"curves": [{f.name: getattr(curve, f.name) for f in fields(Curve)} for curve in row.curves]}
+                for row in self.rows
+            ],
+        }
+
+    def plot(self) -> Figure:
+        """Draw the losses on the batches held out over the steps, and the differences with their intervals.
+
+        Returns:
+            A figure that belongs to no window.
+        """
+        from initopt.choice.plotting import plot_choice
+
+        return plot_choice(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``choice.html``, a page that needs nothing else, ``choice.json``, ``choice.png`` and ``rows.csv``.
+
+        Args:
+            folder: is made; one that holds an earlier choice, and nothing else, is replaced.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            FileExistsError: if something else is there.
+        """
+        from initopt.choice.page import write_all
+
+        path = Path(folder).expanduser()
+        write_folder(path, lambda temporary: write_all(self, temporary), CONTENTS)
+        return path / "choice.html"
+
+
+_LINES = 14
+"""Rows of the table on a terminal."""
+
+
+def _of_all(count: int, seeds: int) -> str:
+    return f"all {seeds} seeds" if count == seeds else f"{count} of {seeds} seeds"

@@ -1,0 +1,362 @@
+"""The entry point: find the start, and the learning rate, for a network."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from initopt._support.checks import accepting, check_integer, check_number
+from initopt._support.progress import Progress, reporter
+from initopt.batches.stream import check_batches
+from initopt.choice.batches import read_batches
+from initopt.choice.choice import Choice
+from initopt.choice.judging import Difference, are_shares, compared
+from initopt.choice.race import Entrant, Race, Run, plan_race
+from initopt.choice.rows import Cost, Curve, Outcome, Row
+from initopt.choice.starts import as_starts, default_starts
+from initopt.model.losses import LossFunction, as_loss
+from initopt.model.parameters import trainable_parameters
+from initopt.model.preserve import Kept, unwritten
+from initopt.model.randomness import OwnGenerator, Stream, derive_seed, seeded
+from initopt.model.reach import Reach
+from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer
+from initopt.training.steps import OwnStep, check_step
+
+__all__ = ["choose"]
+
+AROUND = (1 / 3, 1.0, 3.0)
+"""Rates in units of the user's own, for ``lrs="around"``."""
+
+
+@accepting()
+def choose(
+    make_model: Callable[[], nn.Module] | nn.Module,
+    loader: Iterable[Any],
+    optimizer: OptimizerFactory,
+    loss_fn: LossFunction | None = None,
+    *,
+    starts: Sequence[Any] | Mapping[str, Any] | None = None,
+    lrs: Sequence[float] | str | bool | None = None,
+    steps: int = 100,
+    seeds: int = 3,
+    step: OwnStep | None = None,
+    clip_grad_norm: float | None = None,
+    held_out: int | Iterable[Any] = 10,
+    budget: int | None = None,
+    seed: int | None = None,
+    progress: Progress = None,
+) -> Choice:
+    """Find out by short trainings which start is best for a network, and leave it alone where none is clearly better.
+
+    Copies of the network train from several starts, on the same batches in the same order, with the same draws, and are
+    judged on batches that none has seen. After a quarter and after half of the steps, the worse half is dropped; the others
+    go on. The network's own start at its own rate always runs to the end. Another one is preferred only if the interval of
+    its paired difference to that, over seeds and batches and corrected for the number of starts and rates, is below zero,
+    and its training loss is lower, too (:mod:`initopt.choice.judging`).
+
+    Args:
+        make_model: a function that makes the network, a new one with other weights in each call: the choice is then for
+            networks of its kind. Or the network itself: its own weights are the own start of each seed, and seeds differ in
+            the order of batches and in what starts draw. It stays as it is.
+        loader: an iterable of batches of training data, as for :func:`initopt.measure`. It is iterated over once, and what
+            the race needs of it, ``steps`` batches and those held out, is kept in memory where the loader gives it, 4 GB
+            at most; fewer batches are gone through several times, in another order each time.
+        optimizer: makes the optimizer of parameters, with the user's own learning rate: such as
+            ``functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)``, or a function of (parameters) or (parameters, lr).
+            Or the optimizer of the network, if ``make_model`` is that.
+        loss_fn: as for :func:`initopt.measure`.
+        starts: what to compare with the network's own start: names of schemes and methods, :class:`initopt.methods.Method`
+            objects, functions ``(model, batches, loss_fn) -> None``, lists of these that work one after the other, or a
+            dict of all that by name. By default, the scheme that fits the nonlinearities, ``"orthogonal"``, ``"lsuv"``,
+            ``"nio"`` and NIO after LSUV; where there is self-attention, ``"mimetic"``; where there are residual branches,
+            ``"zero_branches"`` and ``"scaled_branches"``. Those that have a gain have that of what follows each layer.
+        lrs: learning rates to try with each start, beside the user's own: a list, or ``"around"`` (or ``True``) for a third
+            and three times of it. By default, only the user's own. If ``optimizer`` has none, the first of
+            the list counts as that.
+        steps: training steps of each run.
+        seeds: runs of each start at each rate, 2 or more.
+        step: a training step of the user's own, ``(model, optimizer, batch) -> loss``, in the place of zeroing gradients,
+            loss, backward pass and update. It must keep what it remembers in the model and the optimizer.
+        clip_grad_norm: bound on the gradient norm in training; none by default.
+        held_out: how many batches to judge by, taken evenly from those that are read, a quarter of them at most; or other
+            batches, of validation data say.
+        budget: training steps that the race may cost, making the starts included (counted as 5 for each step of a method,
+            and 1 for a scheme or function). Runs are made shorter until it is kept. None by default.
+        seed: of all that is drawn; follows from torch's random state if not given.
+        progress: whether to show a progress bar; by default, if standard error is a terminal.
+
+    Returns:
+        The choice, whose ``str()`` says it all on a screen, and whose ``apply(model)`` gives a network the best start.
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
+        LoaderError: if there are too few batches.
+
+    >>> import torch, initopt
+    >>> from functools import partial
+    >>> layers = [layer for _ in range(12) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(*layers, nn.Linear(16, 2))  # whose signals die away
+    >>> inputs = torch.randn(40, 64, 16)
+    >>> batches = [(x, (x[:, 0] > 0).long()) for x in inputs]
+    >>> optimizer = partial(torch.optim.SGD, lr=0.03, momentum=0.9)
+    >>> choice = initopt.choose(model, batches, optimizer, starts=["kaiming_normal"], steps=30, seed=0)
+    >>> choice.best.start
+    'kaiming_normal'
+    >>> choice.apply(model)
+    """
+    begun = time.perf_counter()
+    if not isinstance(make_model, nn.Module) and not callable(make_model):
+        raise TypeError(f"make_model must be a function that makes the network, or the network; got {make_model!r}")
+    check_batches(loader)
+    if not isinstance(held_out, int):
+        check_batches(held_out)
+    else:
+        check_integer("held_out", held_out, 1)
+    check_step(step)
+    check_optimizer(optimizer, with_rate=lrs is not None)
+    if optimizer is None:
+        raise TypeError("optimizer is missing: pass functools.partial(torch.optim.AdamW, lr=3e-4), say")
+    check_integer("steps", steps, 1)
+    check_integer("seeds", seeds, 2)
+    if budget is not None:
+        check_integer("budget", budget, 1)
+    if clip_grad_norm is not None:
+        check_number("clip_grad_norm", clip_grad_norm, above=0)
+        if step is not None:
+            raise ValueError("clip_grad_norm is for our training step; clip in step= where that is your own")
+    if isinstance(optimizer, torch.optim.Optimizer) and not isinstance(make_model, nn.Module):
+        raise TypeError(
+            "optimizer is one of a model that is there, and make_model makes new ones; pass what makes their optimizer, "
+            "such as functools.partial(torch.optim.AdamW, lr=3e-4)"
+        )
+    multiples = _checked_rates(lrs)
+    given = None if starts is None else as_starts(starts)
+    loss = as_loss(loss_fn)
+    first = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    numbers = [first + number for number in range(seeds)]
+    make = _maker(make_model)
+
+    def work(kept: Kept) -> Choice:
+        own = make(numbers[0])
+        places = None
+        if isinstance(make_model, nn.Module):
+            places = {id(p.value): number for number, p in enumerate(trainable_parameters(make_model))}
+        rates = _rates(optimizer, own, places, multiples, step)
+        batches = read_batches(loader, steps, held_out)
+        loss.look_at(batches.training[0])
+        chosen = given or default_starts(own, batches.training[0], loss_fn, first)
+        plan = plan_race(chosen, len(rates), steps, seeds, budget)
+        _refuse_beyond_memory(own, len(chosen) * len(rates) * seeds)
+        with reporter(progress, "choosing", seeds * sum(plan.runners)) as report:
+            race = Race(make, batches, optimizer, places, loss_fn, step, clip_grad_norm, numbers, report)
+            entrants = race.run(chosen, rates, plan)
+        relative = are_shares([_losses(e) for e in entrants if not e.failure])
+        rows = _rows(entrants, race, relative)
+        initialization = sum(row.cost * seeds for row in rows if row.lr == rates[0])
+        looks = race.looks / 3
+        cost = Cost(race.steps, initialization, looks, time.perf_counter() - begun)
+        return Choice(
+            rows,
+            _best(rows),
+            cost,
+            seeds,
+            len(batches.held_out),
+            first,
+            relative,
+            {s.name: s for s in chosen},
+            loss_fn,
+            loader,
+        )
+
+    with _as_before(loss_fn, step, make_model, loader, held_out):
+        return unwritten(make_model if isinstance(make_model, nn.Module) else nn.Identity(), work, loss_fn, loader)
+
+
+def _checked_rates(lrs: Any) -> list[float] | str | None:
+    """Rates as numbers, ``"around"``, or ``None`` for the user's own alone."""
+    if lrs is None or lrs is False:
+        return None
+    if lrs is True or lrs == "around":
+        return "around"
+    if isinstance(lrs, str) or not isinstance(lrs, Iterable):
+        raise ValueError(
+            f"lrs must be a list of learning rates, 'around' for a third and three times yours, or None; got {lrs!r}"
+        )
+    rates = list(lrs)
+    for rate in rates:
+        check_number("each of lrs", rate, above=0, finite=True)
+    if not rates:
+        raise ValueError("lrs is empty; give learning rates, 'around', or None for your own alone")
+    return [float(rate) for rate in rates]
+
+
+def _maker(make_model: Callable[[], nn.Module] | nn.Module) -> Callable[[int], nn.Module]:
+    """What gives a new network with the own start of a seed."""
+    if isinstance(make_model, nn.Module):
+        return lambda seed: copy.deepcopy(make_model)
+
+    def make(seed: int) -> nn.Module:
+        with seeded(seed, Stream.WEIGHTS):
+            made = make_model()
+        if not isinstance(made, nn.Module):
+            raise TypeError(f"make_model gave {type(made).__name__}; it must give an nn.Module")
+        return made
+
+    return make
+
+
+def _rates(
+    optimizer: OptimizerFactory,
+    model: nn.Module,
+    places: dict[int, int] | None,
+    wanted: list[float] | str | None,
+    step: OwnStep | None,
+) -> list[float]:
+    """The learning rates of the race, the user's own first."""
+    parameters = [parameter.value for parameter in trainable_parameters(model)]
+    own = None
+    try:
+        check_optimizer(optimizer)
+    except TypeError:  # it has no rate of its own
+        if not isinstance(wanted, list):
+            raise ValueError(
+                "optimizer has no learning rate of its own, around which others could be; give a list, lrs=[0.1]"
+            ) from None
+        own = wanted[0]
+    made = make_optimizer(optimizer, parameters, places, own)
+    if isinstance(made, torch.optim.LBFGS) and step is None:
+        raise ValueError("LBFGS computes the loss several times in a step: give a step=(model, optimizer, batch) -> loss")
+    own = Rates(made).first
+    check_number("the learning rate of the optimizer", own, above=0, finite=True)
+    others = [own * multiple for multiple in AROUND] if isinstance(wanted, str) else wanted or []
+    return list(dict.fromkeys([own, *(rate for rate in others if not math.isclose(rate, own, rel_tol=1e-6))]))
+
+
+def _refuse_beyond_memory(model: nn.Module, runs: int) -> None:
+    """Refuse a race whose networks, with two numbers of the optimizer for each weight, cannot be held side by side."""
+    tensors = [*model.parameters(), *model.buffers()]
+    needed = 3 * runs * sum(tensor.nbytes for tensor in tensors)
+    device = tensors[0].device
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[0]
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if needed > 0.8 * there:
+        raise ValueError(
+            f"the race holds {runs} runs side by side, which takes some {needed / 2**30:.3g} GB with their optimizers, and "
+            f"{device} has {there / 2**30:.3g} GB; give fewer starts, rates or seeds"
+        )
+
+
+@contextmanager
+def _as_before(*reached: Any) -> Iterator[None]:
+    """Gradients and generators that the user's functions reach are as before when the block ends."""
+    found = Reach.of(*reached)
+    gradients = [(p, p.grad) for module in found.modules for p in module.parameters(recurse=False)]
+    generators = [OwnGenerator(generator) for generator in found.generators]
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for generator in generators:
+            generator.put_back()
+
+
+def _rows(entrants: Sequence[Entrant], race: Race, relative: bool) -> tuple[Row, ...]:
+    """What became of each, the network's own start first."""
+    own = next(entrant for entrant in entrants if entrant.is_own)
+    ended = [e for e in entrants if not (e.is_own or e.failure or e.diverged) and e.dropped is None]
+    differences: dict[int, Difference] = {}
+    if not own.diverged:
+        found = compared([_losses(e) for e in ended], _losses(own), len(entrants) - 1)
+        differences = {id(e): difference for e, difference in zip(ended, found, strict=True)}
+    rows = [_row(e, own, differences.get(id(e)), race, relative) for e in entrants if not e.is_own]
+    rows.sort(key=lambda row: (row.outcome == "failed", row.diverged, -row.steps, row.loss))
+    return (_row(own, own, None, race, relative), *rows)
+
+
+def _losses(entrant: Entrant) -> Any:
+    return np.array([run.final() for run in entrant.runs])
+
+
+def _row(entrant: Entrant, own: Entrant, difference: Difference | None, race: Race, relative: bool) -> Row:
+    runs = entrant.runs
+    loss = entrant.loss()
+    against = [_then(run, entrant.dropped) for run in own.runs]
+    each = [fmean(run.final()) for run in runs]
+    row_steps = max((run.course.steps for run in runs), default=0)
+    training = fmean(run.training_loss() for run in runs) if runs else math.inf
+    return Row(
+        start=entrant.start.name,
+        lr=entrant.lr,
+        outcome=_outcome(entrant, own, difference, training),
+        steps=row_steps,
+        loss=loss,
+        difference=difference.mean if difference else _by(each, against, relative),
+        low=difference.low if difference else math.nan,
+        high=difference.high if difference else math.nan,
+        training_loss=training,
+        lower=sum(a < b for a, b in zip(each, against, strict=True)) if runs else 0,
+        diverged=entrant.diverged,
+        cost=entrant.initialization_seconds / (race.seconds / race.steps),
+        why=entrant.failure or next((run.course.diverged for run in runs if run.course.diverged), ""),
+        curves=tuple(_curve(run) for run in runs),
+    )
+
+
+def _by(losses: Sequence[float], own: Sequence[float], relative: bool) -> float:
+    """A difference that has no interval."""
+    if not losses or not all(map(math.isfinite, [*losses, *own])):
+        return math.nan
+    if relative:
+        return math.expm1(fmean(math.log(a / b) for a, b in zip(losses, own, strict=True)))
+    return fmean(losses) - fmean(own)
+
+
+def _then(run: Run, steps: int | None) -> float:
+    """The loss of a run on the batches held out when another one was dropped; at its end, if that was not."""
+    return fmean(run.final() if steps is None else run.looks.get(steps, [math.inf]))
+
+
+def _outcome(entrant: Entrant, own: Entrant, difference: Difference | None, training: float) -> Outcome:
+    if entrant.is_own:
+        return "yours"
+    if entrant.failure:
+        return "failed"
+    if entrant.diverged:
+        return "diverged"
+    if entrant.dropped is not None:
+        return "dropped"
+    if own.diverged:
+        trained = [i for i, run in enumerate(own.runs) if not run.course.diverged]
+        as_good = all(fmean(entrant.runs[i].final()) <= fmean(own.runs[i].final()) for i in trained)
+        return "better" if as_good else "not told apart"
+    assert difference is not None
+    if difference.high < 0 and training < fmean(run.training_loss() for run in own.runs):
+        return "better"
+    return "worse" if difference.low > 0 else "not told apart"
+
+
+def _curve(run: Run) -> Curve:
+    looks = tuple((number, fmean(losses)) for number, losses in sorted(run.looks.items()))
+    return Curve(tuple(run.course.losses), looks, run.course.diverged)
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    """The network's own, unless others are clearly better; of these, the one with the lowest loss."""
+    better = [row for row in rows if row.outcome == "better"]
+    return min(better, key=lambda row: row.loss, default=rows[0])

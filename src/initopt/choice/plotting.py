@@ -1,0 +1,100 @@
+"""The picture of a choice: losses over the steps, and differences with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from initopt.comparison.report.axes import REFERENCE, create, log_if_wide, short, styles, tidy
+
+if TYPE_CHECKING:
+    from initopt.choice.choice import Choice
+    from initopt.choice.rows import Row
+
+__all__ = ["label_of", "plot_choice"]
+
+_MOST = 14
+"""Rows that are drawn."""
+
+
+def label_of(row: Row, choice: Choice) -> str:
+    """The name of a row: its start, and its rate where there are several."""
+    several = len({other.lr for other in choice.rows}) > 1
+    return f"{row.start}, {row.lr:.3g}" if several else row.start
+
+
+def plot_choice(choice: Choice) -> Figure:
+    """Draw the mean loss on the batches held out over the steps, with the range of the seeds, and the differences.
+
+    Args:
+        choice: whose rows are drawn, at most fourteen.
+
+    Returns:
+        A figure that belongs to no window.
+    """
+    rows = [row for row in choice.rows if row.curves][:_MOST]
+    names = [label_of(row, choice) for row in rows]
+    drawn = styles(names, names[0])
+    figure = create(11, max(4.2, 1.4 + 0.28 * len(rows)))
+    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    figure.suptitle(_cut(choice.verdict, 120), x=0.01, ha="left", fontsize=10)
+    tidy(left)
+    values: list[float] = []
+    for row, name in zip(rows, names, strict=True):
+        points = _means(row)
+        if points:
+            style = drawn[name]
+            steps, lows, means, highs = zip(*points, strict=True)
+            left.fill_between(steps, lows, highs, color=style.colour, alpha=0.12, linewidth=0)
+            width = 2.4 if row is choice.best else 1.4
+            left.plot(
+                steps,
+                means,
+                color=style.colour,
+                linestyle=style.line,
+                linewidth=width,
+                label=short(name, 30),
+                **style.markers,
+            )
+            values += means
+    log_if_wide(left.yaxis, left.set_yscale, values)
+    left.set_xlabel("training steps", fontsize=9)
+    left.set_title("loss on batches held out: mean and range over seeds", loc="left", fontsize=9.5)
+    left.legend(fontsize=8, frameon=False)
+    _differences(right, [row for row in rows[1:] if math.isfinite(row.low)], choice)
+    return figure
+
+
+def _means(row: Row) -> list[tuple[int, float, float, float]]:
+    """Steps, with the least, mean and largest loss over the seeds, as far as all are finite."""
+    found = []
+    for place in range(min(len(curve.held_out) for curve in row.curves)):
+        losses = [curve.held_out[place][1] for curve in row.curves]
+        if all(map(math.isfinite, losses)):
+            found.append((row.curves[0].held_out[place][0], min(losses), fmean(losses), max(losses)))
+    return found
+
+
+def _differences(axes: Axes, rows: Sequence[Row], choice: Choice) -> None:
+    tidy(axes, grid="x")
+    axes.axvline(0, color=REFERENCE.colour, linewidth=1)
+    scale = 100 if choice.relative else 1
+    for place, row in enumerate(rows):
+        colour = {"better": "#009E73", "worse": "#D55E00"}.get(row.outcome, "#7f7f7f")
+        axes.plot([scale * row.low, scale * row.high], [place, place], color=colour, linewidth=2)
+        axes.plot(scale * row.difference, place, "o", color=colour)
+    axes.set_yticks(range(len(rows)), [short(label_of(row, choice), 26) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(
+        f"difference to the loss of your own start{' in %' if choice.relative else ''} (left of 0 is better)", fontsize=9
+    )
+    axes.set_title("starts that ran to the end, with intervals that hold together", loc="left", fontsize=9.5)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,158 @@
+"""A start at a learning rate, as it ran in a race, and tables of such rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+__all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "change", "figure", "plain_row", "table"]
+
+Outcome = Literal["yours", "better", "not told apart", "worse", "dropped", "diverged", "failed"]
+"""What became of a start: whether its interval is below or above the loss of the network's own, or holds it; or why it has
+none."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of a run.
+
+    Attributes:
+        training: of each step, before it.
+        held_out: number of steps, and mean loss on the batches held out after them.
+        diverged: why the run counts as diverged; ``None`` if it does not.
+    """
+
+    training: tuple[float, ...]
+    held_out: tuple[tuple[int, float], ...]
+    diverged: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A start at a learning rate, as it ran.
+
+    Attributes:
+        start: its name; ``"own"`` for the network's own.
+        lr: learning rate; of the first group of parameters, if there are several.
+        outcome: what became of it; see :data:`Outcome`.
+        steps: training steps of each run.
+        loss: mean loss on the batches held out, over the seeds; infinite if a run diverged.
+        difference: to the loss of the network's own start after as many steps, as a share of that: -0.4 is 40 % lower. As
+            it is, where ``Choice.relative`` is not true.
+        low: lower end of the interval of the difference; nan for a start that did not come to the end.
+        high: its upper end, likewise.
+        training_loss: mean loss over the last fifth of the steps.
+        lower: in how many seeds the loss is lower than that of the network's own.
+        diverged: how many runs diverged.
+        cost: of making the start once, in training steps.
+        why: why it failed or diverged; ``""`` if it did not.
+        curves: of its runs, one for each seed.
+    """
+
+    start: str
+    lr: float
+    outcome: Outcome
+    steps: int
+    loss: float
+    difference: float
+    low: float
+    high: float
+    training_loss: float
+    lower: int
+    diverged: int
+    cost: float
+    why: str = ""
+    curves: tuple[Curve, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a race cost, in training steps.
+
+    Attributes:
+        training: steps that were done.
+        initialization: what making the starts took, in the time of a training step.
+        looks: what the looks at batches held out took, a third of a step for each.
+        seconds: of all of it.
+    """
+
+    training: int
+    initialization: float
+    looks: float
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.training + self.initialization + self.looks
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total:.0f} training steps: {self.training} of training, {self.initialization:.0f} for making "
+            f"the starts, {self.looks:.0f} for looks; {self.seconds:.0f} s"
+        )
+
+
+def plain_row(row: Row) -> dict[str, Any]:
+    """The attributes of a row but for its curves."""
+    return {f.name: getattr(row, f.name) for f in fields(row) if f.name != "curves"}
+
+
+HEAD = ("start", "rate", "steps", "loss", "against yours", "lower in", "training", "cost", "")
+
+
+def change(value: float, relative: bool) -> str:
+    """A difference, in percent if it is a share.
+
+    >>> change(-0.4, True), change(-0.4, False)
+    ('-40 %', '-0.4')
+    """
+    return f"{100 * value:+.0f} %" if relative else f"{value:+.2g}"
+
+
+def figure(value: float) -> str:
+    """A loss with three digits.
+
+    >>> figure(2.0), figure(0.06312), figure(123.4)
+    ('2.00', '0.0631', '123')
+    """
+    return f"{value:#.3g}".rstrip(".")
+
+
+def cells(row: Row, relative: bool) -> list[str]:
+    """A row in words and figures, one for each column of :data:`HEAD`."""
+    shown = ""
+    if math.isfinite(row.low):
+        shown = f"{change(row.difference, relative)} [{change(row.low, relative)}, {change(row.high, relative)}]"
+    elif math.isfinite(row.difference) and row.outcome != "yours":
+        shown = change(row.difference, relative)
+    words = {"dropped": f"dropped after {row.steps}", "diverged": f"diverged in {row.diverged}"}.get(
+        row.outcome, row.outcome
+    )
+    ran = row.outcome != "failed"
+    return [
+        row.start,
+        f"{row.lr:.3g}",
+        str(row.steps) if ran else "",
+        figure(row.loss) if math.isfinite(row.loss) else "",
+        shown,
+        str(row.lower) if ran and row.outcome != "yours" else "",
+        figure(row.training_loss) if math.isfinite(row.training_loss) else "",
+        f"{row.cost:.0f}" if row.cost else "",
+        words,
+    ]
+
+
+def table(rows: Iterable[Row], relative: bool) -> str:
+    """Rows as text."""
+    lines = [list(HEAD), *(cells(row, relative) for row in rows)]
+    lines = [[cell if len(cell) <= 30 else f"{cell[:29]}…" for cell in line] for line in lines]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
+    left = {0, len(HEAD) - 1}
+    padded = []
+    for line in lines:
+        pairs = enumerate(zip(line, widths, strict=True))
+        padded.append("  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in pairs).rstrip())
+    return "\n".join([padded[0], "-" * max(map(len, padded)), *padded[1:]])

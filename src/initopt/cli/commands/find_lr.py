@@ -1,0 +1,83 @@
+"""``initopt find-lr``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+import initopt
+from initopt._support.files import check_file, check_replaceable, write_file, write_json
+from initopt.choice.rate_result import CONTENTS
+from initopt.cli.commands.base import Command, Request
+from initopt.cli.optimizer import add_optimizer_options, named_optimizer
+from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
+
+__all__ = ["COMMAND"]
+
+_GIVEN = ("seeds", "steps", "sweep_steps", "warmup_steps", "min_lr", "max_lr", "precision", "num_batches", "budget")
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    add_optimizer_options(parser.add_argument_group("what to train with; --lr, if given, is tried, too"))
+    group = parser.add_argument_group("how to search")
+    group.add_function_arguments(
+        initopt.find_lr,
+        as_group=False,
+        skip={"model", "loader", "loss_fn", "optimizer", "step", "seed", "progress"},
+        fail_untyped=False,
+    )
+    add_common_options(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output", type=Path | None, metavar="FOLDER", help="write a picture and JSON into this folder, too"
+    )
+    group.add_argument("--json", type=Path | None, metavar="FILE", help="write all of it into a JSON file, too")
+
+
+def _run(request: Request) -> int:
+    options = request.options
+    folder, path = (None if options[n] is None else options[n].expanduser() for n in ("output", "json"))
+    if folder is not None:
+        check_replaceable(folder, CONTENTS)
+    if path is not None:
+        check_file(path, f"--json {path}")
+    optimizer = named_optimizer(options)
+    if optimizer is None:
+        raise ValueError("--optimizer is missing: name one in torch.optim, such as --optimizer SGD --lr 0.1")
+    model, batches, loss = make_problem(request)
+    found = initopt.find_lr(
+        model,
+        batches,
+        optimizer,
+        loss,
+        seed=options["seed"],
+        progress=request.progress,
+        **{name: options[name] for name in _GIVEN},
+    )
+    print(found)
+    if folder is not None:
+        print(f"\nPicture in {found.save(folder) / 'plot.png'}")
+    if path is not None:
+        record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
+        write_file(path, lambda temporary: write_json(temporary, record))
+        print(f"\nAll of it in {path}")
+    return 0 if found.suggested is not None else 1
+
+
+COMMAND = Command(
+    usage="initopt find-lr --model PATH [--model.ARG VALUE ...]\n"
+    "                       --data PATH [--data.ARG VALUE ...] --optimizer NAME [options]",
+    description="""\
+Find the learning rates that suit the start of a network, by training it for a
+few steps at many of them, with several orders of batches: the best one with an
+interval, the largest stable one, and whether a warm-up allows a higher one.
+Exit status 1 if there is no rate to suggest.""",
+    examples="""\
+examples:
+  initopt find-lr --model plain_mlp --data digits --optimizer SGD --lr 0.1 --optimizer_options.momentum 0.9
+  initopt find-lr --model my_net.Net --data my_net.batches --optimizer AdamW --output rates""",
+    add_options=_add_options,
+    run=_run,
+    components=OWN_MODEL,
+)

@@ -1,0 +1,68 @@
+"""What engines are going to need, by estimate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from initopt.model.double_backward import plain_attention
+from initopt.model.problem import Batch, Problem
+from initopt.model.randomness import seeded
+
+__all__ = ["Need", "estimate"]
+
+_GRAPHS = 3.5
+"""Peak of an engine that keeps all graphs, in what a forward pass over the same samples saves: 2.1 to 3.5 in
+docs/benchmarks.md."""
+
+_ONE_GRAPH = 4.0
+"""The same for the graph of one sub-batch and its double backward, at their most."""
+
+
+class Need:
+    """Bytes that engines need beside model and batch, by estimate.
+
+    Args:
+        saved: bytes that the forward pass over one sub-batch saves for its backward pass.
+        parameters: bytes of a gradient.
+        count: D, the number of sub-batches.
+        samples: samples in a sub-batch.
+    """
+
+    def __init__(self, saved: int, parameters: int, count: int, samples: int) -> None:
+        self._saved, self._count, self._samples = saved, count, samples
+        self._gradients = 2 * count * parameters  # g_d and v_d
+
+    @property
+    def keeping_graphs(self) -> float:
+        """Of the engines ``graph`` and ``groups``."""
+        return self._gradients + _GRAPHS * self._count * self._saved
+
+    @property
+    def recomputing(self) -> float:
+        """Of the engine ``recompute`` with whole sub-batches."""
+        return self._gradients + _ONE_GRAPH * self._saved
+
+    def microbatch(self, budget: float) -> int:
+        """Samples that ``recompute`` may run at a time, one at least."""
+        share = (budget - self._gradients) / (_ONE_GRAPH * self._saved) if self._saved else 1.0
+        return max(1, min(self._samples, int(share * self._samples)))
+
+
+def estimate(problem: Problem, batch: Batch) -> Need:
+    """What a step on a batch needs, from a forward pass over its first sub-batch."""
+    seen: dict[int, int] = {}
+    # A parameter that a layer saves takes nothing more.
+    own = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with plain_attention(), seeded(*batch.seed, 0), hooks:
+        loss = problem.subbatch_loss(batch, 0)
+    del loss  # alive so far, so that no two tensors had one place
+    parameters = sum(p.value.numel() * p.value.element_size() for p in problem.grad_params)
+    return Need(sum(seen.values()), parameters, len(batch.windows), len(batch.windows.indices[0]))

@@ -1,0 +1,137 @@
+"""Models whose parameters are in parts on several devices: DTensors, of ``fully_shard`` or of tensor parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from initopt._support._torch_private import resharding, set_resharding
+
+__all__ = ["Shards", "is_sharded", "part_of", "shard_group", "unsharded"]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is in parts on several devices (a DTensor)."""
+    return hasattr(tensor, "device_mesh")
+
+
+def part_of(parameter: Tensor, full: Tensor) -> Tensor:
+    """The part of a tensor that belongs to this rank's part of a parameter; all of it for one that is whole.
+
+    There is no communication: the tensor has to be the same on all ranks.
+    """
+    if not is_sharded(parameter):
+        return full
+    from torch.distributed.tensor import distribute_tensor  # takes time to import
+
+    mine: Any = parameter
+    whole = full.to(mine.to_local().device)
+    return distribute_tensor(whole, mine.device_mesh, mine.placements, src_data_rank=None).to_local()
+
+
+def _fully_sharded(model: nn.Module) -> list[Any]:
+    """The modules that ``fully_shard`` was applied to, the outermost first; by their class's name, without an import."""
+    return [m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
+
+
+def shard_group(model: nn.Module) -> Any:
+    """The group of the processes that ``fully_shard`` has shared the data of a model among; ``None`` if there is none.
+
+    Raises:
+        TypeError: if it is a part of a mesh of more dimensions, of which nothing public says which are of the data.
+    """
+    if not _fully_sharded(model):
+        return None
+    mesh = next(_sharded(model)).device_mesh
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    replicas = all(place.is_replicate() for p in _sharded(model) for place in p.placements[:-1])
+    if replicas and mesh.size() == dist.get_world_size():
+        return dist.group.WORLD  # replicas of shards
+    raise TypeError(
+        f"the model is sharded over a mesh of {mesh.ndim} dimensions; pass process_group=, the processes whose data differ"
+    )
+
+
+def _sharded(model: nn.Module) -> Iterator[Any]:
+    yield from (p for p in model.parameters() if is_sharded(p))
+
+
+class Shards:
+    """The parts of a model's parameters on this rank, into which what was learned on whole ones is written.
+
+    Args:
+        model: that ``fully_shard`` was applied to, sharded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if is_sharded(p)}
+
+    @torch.no_grad()
+    def scale(self, scales: Mapping[str, float]) -> None:
+        """Multiply each by a number; the precision is that of the parts, which may be higher than that of computation."""
+        for name, scale in scales.items():
+            if scale != 1 and name in self._parameters:
+                self._parameters[name].to_local().mul_(scale)
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Write whole tensors, those that are others than now in their own precision; the same on all ranks."""
+        for name, full in weights.items():
+            if name in self._parameters:
+                own, part = self._parameters[name].to_local(), part_of(self._parameters[name], full)
+                if not torch.equal(own.to(part.dtype), part):
+                    own.copy_(part)
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[Shards | None]:
+    """A block in which a model of ``fully_shard`` has its whole parameters, and does not let go of them.
+
+    In it they are plain tensors, of which there is a double backward. What is written to them is lost; :class:`Shards` are
+    what stays. Does nothing for a model of plain parameters.
+
+    Raises:
+        TypeError: for DTensors that this does not gather, those of tensor parallelism.
+    """
+    wrapped = _fully_sharded(model)
+    if not wrapped:
+        _refuse_parts(model)
+        yield None
+        return
+    shards = Shards(model)
+    before = [resharding(module) for module in wrapped]
+    try:
+        for module in wrapped:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.set_reshard_after_backward(False, recurse=False)
+            module.unshard()
+        _refuse_parts(model)
+        yield shards
+    except BaseException as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            error.add_note(
+                "(initopt holds the whole weights of a sharded model, and D gradients of them; where these do not fit, "
+                "take them from a smaller model of the same shape, or use initopt.schemes.apply_, which holds one at a time)"
+            )
+        if hasattr(wrapped[0], "reset_iter_state"):
+            wrapped[0].reset_iter_state()  # the pass that was broken off is not to be gone on with
+        raise
+    finally:
+        for module, state in zip(wrapped, before, strict=True):
+            module.reshard()
+            set_resharding(module, state)
+
+
+def _refuse_parts(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise TypeError(
+                f"parameter {name!r} is sharded over devices (DTensor), and not by fully_shard, so it cannot be gathered. "
+                "Run initopt before the model is sharded; initopt.schemes.apply_ works on it as it is"
+            )

@@ -1,0 +1,100 @@
+"""What others put around a model to train it, taken off: initopt works on the module inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from initopt._support._torch_private import ORIGINAL
+
+__all__ = ["bare", "bare_names", "replicated"]
+
+_T = TypeVar("_T")
+
+_INSTEAD = "run initopt on the model before that, on each process or on one, and wrap it then"
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module that ``DistributedDataParallel``, ``DataParallel``, ``torch.compile`` or Fabric has been put around.
+
+    Its parameters are the very same, and their names are those that the model itself gives them. Nothing that a wrapper
+    does in a forward pass, such as to start a reduction over processes, then happens in those of initopt.
+
+    Args:
+        model: any module; one that nothing is put around is returned as it is.
+
+    Raises:
+        TypeError: for ``FullyShardedDataParallel`` and engines of DeepSpeed, which hold parts of parameters, or copies that
+            win over what is written to the parameters; the message says what to do.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> bare(nn.DataParallel(layer)) is layer
+    True
+    """
+    while isinstance(model, nn.Module):
+        _refuse(model)
+        inner = _inside(model)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def replicated(model: nn.Module) -> DistributedDataParallel | None:
+    """The ``DistributedDataParallel`` among what is put around a model, if there is one."""
+    around: nn.Module | None = model
+    while isinstance(around, nn.Module):
+        if isinstance(around, DistributedDataParallel):
+            return around
+        around = _inside(around)
+    return None
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    children = dict(model.named_children())
+    if isinstance(model, (DistributedDataParallel, DataParallel)):
+        return children["module"]
+    if _is_fabrics(model):
+        return children["_forward_module"]
+    return children[ORIGINAL] if [*children] == [ORIGINAL] else None
+
+
+def _is_fabrics(model: nn.Module) -> bool:
+    """Whether it is a module as ``Fabric.setup`` returns it; by its name, since importing Lightning takes seconds."""
+    return type(model).__name__ == "_FabricModule" and hasattr(model, "_forward_module")
+
+
+def _refuse(model: nn.Module) -> None:
+    for kind in type(model).__mro__:
+        if kind.__name__ == "DeepSpeedEngine":
+            raise TypeError(
+                "the model is an engine of DeepSpeed, whose optimizer keeps copies of the parameters that win over what is "
+                f"written to these; {_INSTEAD} (deepspeed.initialize)"
+            )
+    for name, module in model.named_modules():
+        if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
+            raise TypeError(
+                f"{name or 'the model'!r} is a FullyShardedDataParallel, which holds parts of flattened parameters; "
+                f"{_INSTEAD}, or use its successor, torch.distributed.fsdp.fully_shard"
+            )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            raise TypeError(
+                f"parameter {name!r} is partitioned over processes by DeepSpeed (ZeRO-3), and is empty here; {_INSTEAD}"
+            )
+
+
+def bare_names(named: Mapping[str, _T]) -> dict[str, _T]:
+    """Without what wrappers put into names: the one of ``torch.compile`` anywhere, the others in front of all.
+
+    >>> bare_names({"module._orig_mod.0.weight": 1, "module._orig_mod.0.bias": 2})
+    {'0.weight': 1, '0.bias': 2}
+    """
+    found = {".".join(part for part in name.split(".") if part != ORIGINAL): value for name, value in named.items()}
+    for prefix in ("_forward_module.", "module."):
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found

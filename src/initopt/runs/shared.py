@@ -1,0 +1,133 @@
+"""What ranks have to do in step around the steps themselves: begin with the same, and take as many batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from initopt._support._torch_private import BATCH_NORMS
+from initopt._support.files import plain
+from initopt.batches.stream import length_of
+from initopt.batches.subbatches import Windows
+from initopt.engines.first_batch import Unreached, examine
+from initopt.methods import Method
+from initopt.model.parameters import Parameters
+from initopt.model.problem import Problem
+from initopt.model.ranks import Ranks, checksums
+
+__all__ = ["compare_ranks", "examine_all", "in_step", "refuse_ranks", "same_weights", "windows_of_all"]
+
+_OF_ONE_RANK = ("progress", "callbacks", "memory_budget", "scale_params", "grad_params")
+"""Options in which ranks may differ, and filters, of which not the name counts, but what they select."""
+
+
+_AS_ONE = (
+    "all ranks have to begin with the same model: a DistributedDataParallel gives all that of rank 0 when it is made, "
+    "so change nothing on one rank alone after that"
+)
+
+
+def compare_ranks(ranks: Ranks, model: nn.Module, parameters: Parameters, options: Mapping[str, Any], batches: Any) -> None:
+    """Refuse to begin where ranks differ in options, number of batches, parameters, or the values of these and of buffers.
+
+    Running statistics of batch norms may differ: they are neither used nor changed.
+
+    Raises:
+        RankError: naming a rank and what differs.
+    """
+    if ranks.size == 1:
+        return
+    chosen = {name: plain(value) for name, value in options.items() if name not in _OF_ONE_RANK}
+    ranks.same(chosen, "options", "give the same on all ranks")
+    more = "have the loader give all ranks as many (a DistributedSampler does)"
+    ranks.same({"len(batches)": length_of(batches)}, "the number of batches", more)
+    tensors = dict(model.named_parameters())
+    ranks.same({name: str(tuple(p.shape)) for name, p in tensors.items()}, "parameters", _AS_ONE)
+    selected = {"grad_params": parameters.grad, "scale_params": parameters.scaled}
+    names = {f"{kind} {p.name}": True for kind, few in selected.items() for p in few}
+    ranks.same(names, "selected parameters", "select the same on all ranks")
+    ranks.same(checksums(tensors | _buffers(model)), "weights", _AS_ONE)
+
+
+def refuse_ranks(ranks: Ranks, method: Method, checkpoint: object) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises:
+        ValueError: saying what can.
+    """
+    if ranks.union and not method.unites:
+        raise ValueError(
+            f"{method.name} is not a function of the gradients of sub-batches alone, so that processes cannot do it on "
+            'united batches; share="average" has each take its own, and averages the derivatives'
+        )
+    if ranks.size > 1 and method.training is not None:
+        raise ValueError(
+            f"optimizer= has the weights tried in a few training steps, which {ranks.size} processes cannot do yet; "
+            "leave it out, or run it on one (process_group=None)"
+        )
+    if ranks.size > 1 and checkpoint is not None:
+        raise ValueError(
+            f"checkpoint={str(checkpoint)!r} of a run on {ranks.size} processes is not supported; run it on one "
+            "(process_group=None), or without a checkpoint: it is short"
+        )
+
+
+def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in model.named_modules()
+        if not isinstance(module, BATCH_NORMS)
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def same_weights(ranks: Ranks, model: nn.Module, what: str) -> None:
+    """Refuse to end where ranks have come to different weights.
+
+    Raises:
+        RankError: naming a rank and tensors.
+    """
+    if ranks.size > 1:
+        ranks.same(checksums(dict(model.named_parameters())), f"the weights that {what} has left", "they are as before")
+
+
+def in_step(ranks: Ranks, batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches as long as every rank has one."""
+    nothing = object()
+    iterator = iter(batches)
+    while True:
+        batch = next(iterator, nothing)
+        if ranks.size == 1 and batch is nothing:
+            return
+        if ranks.size > 1 and not all(ranks.gather(batch is not nothing, "the next batch")):
+            return
+        yield batch
+
+
+def windows_of_all(ranks: Ranks, windows: Windows) -> Windows:
+    """The sub-batches of all ranks together."""
+    if not ranks.union:
+        return windows
+    indices: list[list[torch.Tensor]] = [[] for _ in windows.indices]
+    start = 0
+    for size, parts in ranks.gather((windows.batch_size, windows.indices), "the samples of sub-batches"):
+        for own, part in zip(indices, parts, strict=True):
+            own.append(part + start)
+        start += size
+    return Windows(tuple(torch.cat(parts) for parts in indices), start)
+
+
+def examine_all(
+    problem: Problem, data: Any, second: bool, memory_budget: float | None = None
+) -> tuple[str | None, Unreached | None]:
+    """As :func:`initopt.engines.first_batch.examine`: the first doubt of any rank, and what no rank has a gradient of."""
+    doubts, unreached = examine(problem, data, second, memory_budget)
+    if problem.ranks.size == 1:
+        return doubts, unreached
+    found = problem.ranks.gather((doubts, unreached), "the first batch")
+    silent = [each for _, each in found]
+    fewest = None if None in silent else min((s for s in silent if s is not None), key=lambda s: s.entries)
+    return next((doubt for doubt, _ in found if doubt is not None), None), fewest

@@ -1,0 +1,39 @@
+"""The loss of a model on batches that it is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from initopt.batches.nested import batch_size, map_tensors, to_device
+from initopt.model.losses import Loss
+from initopt.model.modes import ModeGuard
+from initopt.model.randomness import Stream, seeded
+
+__all__ = ["losses_on"]
+
+
+def losses_on(model: nn.Module, batches: Iterable[Any], loss: Loss, seed: int) -> list[float]:
+    """The mean loss of each batch in evaluation mode.
+
+    Args:
+        model: its modules are in the modes of before afterwards.
+        batches: of any device; they stay as they are.
+        loss: what is computed.
+        seed: of what a model draws in evaluation mode; the same in each look.
+    """
+    device = next(iter(model.parameters())).device
+    guard = ModeGuard(model)
+    try:
+        model.eval()
+        losses = []
+        with torch.no_grad():
+            for number, data in enumerate(batches):
+                with seeded(seed, Stream.LOOKS, number):
+                    losses.append(loss(model, map_tensors(torch.clone, to_device(data, device)), batch_size(data)))
+        return [float(value) for value in losses]
+    finally:
+        guard.put_back()

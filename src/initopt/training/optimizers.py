@@ -1,0 +1,158 @@
+"""What makes an optimizer, and the learning rates of one that is made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["OptimizerFactory", "Rates", "check_optimizer", "make_optimizer", "takes_rate"]
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer] | torch.optim.Optimizer
+"""A function of parameters, or of parameters and a learning rate, such as ``functools.partial(torch.optim.AdamW,
+lr=3e-4)``; or an optimizer of the model."""
+
+_HINT = "pass functools.partial(torch.optim.AdamW, lr=3e-4), say, or the optimizer of the model"
+
+
+def check_optimizer(optimizer: OptimizerFactory | None, with_rate: bool = False) -> None:
+    """Refuse what makes no optimizer of parameters alone, or of parameters and a learning rate.
+
+    Args:
+        optimizer: what was given.
+        with_rate: whether it will be called with a learning rate wherever it takes one, so that it need not have its own.
+
+    Raises:
+        TypeError: the message says what does.
+    """
+    if optimizer is None or isinstance(optimizer, torch.optim.Optimizer):
+        return
+    if not callable(optimizer):
+        raise TypeError(
+            f"optimizer must be a function that makes one of parameters; got {type(optimizer).__name__}; {_HINT}"
+        )
+    if with_rate and takes_rate(optimizer):
+        return
+    try:
+        inspect.signature(optimizer).bind(())
+    except TypeError as error:
+        raise TypeError(f"optimizer cannot be called with the parameters alone ({error}); {_HINT}") from None
+    except ValueError:  # has no signature
+        pass
+
+
+def takes_rate(optimizer: OptimizerFactory) -> bool:
+    """Whether a function can be called with parameters and a learning rate, as ``lr`` or as its second argument.
+
+    >>> from functools import partial
+    >>> takes_rate(partial(torch.optim.SGD, lr=0.1)), takes_rate(lambda parameters: torch.optim.SGD(parameters, 0.1))
+    (True, False)
+    """
+    return not isinstance(optimizer, torch.optim.Optimizer) and _rate_argument(optimizer) is not None
+
+
+def _rate_argument(optimizer: Callable[..., Any]) -> str | None:
+    """``"lr"`` if it takes that by name, ``""`` if its second argument is required, and ``None`` if it takes no rate."""
+    try:
+        signature = inspect.signature(optimizer)
+    except ValueError:
+        return None
+    if "lr" in signature.parameters and _fits(signature, lr=0.1):
+        return "lr"
+    return "" if not _fits(signature) and _fits(signature, 0.1) else None
+
+
+def _fits(signature: inspect.Signature, *more: Any, **named: Any) -> bool:
+    try:
+        signature.bind((), *more, **named)
+    except TypeError:
+        return False
+    return True
+
+
+def make_optimizer(
+    optimizer: OptimizerFactory,
+    parameters: Sequence[Tensor],
+    places: Mapping[int, int] | None = None,
+    lr: float | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer of other parameters.
+
+    Args:
+        optimizer: what makes it, or one whose class and settings it has.
+        parameters: for which it is made.
+        places: which of them stands for a parameter of the given optimizer, by its id; for one that is given as such.
+        lr: the learning rate of its first group, if not that which ``optimizer`` gives by itself. A function that takes a
+            rate is called with it; else the rates of all groups are multiplied by one number.
+
+    Raises:
+        TypeError: if what was made is not an optimizer.
+        ValueError: if the optimizer has none of the parameters.
+    """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        made = _like(optimizer, parameters, places or {})
+    else:
+        argument = None if lr is None else _rate_argument(optimizer)
+        if lr is None or argument is None:
+            made = optimizer(parameters)
+        else:
+            made = optimizer(parameters, lr=lr) if argument else optimizer(parameters, lr)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"optimizer made {type(made).__name__}, which is not a torch.optim.Optimizer")
+    if lr is not None:
+        rates = Rates(made)
+        if rates.first != lr:
+            rates.scale(lr / rates.first)
+    return made
+
+
+def _like(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], places: Mapping[int, int]
+) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        inner = [parameters[places[id(p)]] for p in group["params"] if id(p) in places]
+        if inner:
+            groups.append({name: value for name, value in group.items() if name != "params"} | {"params": inner})
+    if not groups:
+        raise ValueError("the optimizer has none of the model's trainable parameters; was it made for another model?")
+    return type(optimizer)(groups, **_accepted(type(optimizer), optimizer.defaults))
+
+
+def _accepted(kind: type, defaults: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(kind).parameters
+    return {name: value for name, value in defaults.items() if name in known}
+
+
+class Rates:
+    """The learning rates of the groups of an optimizer, as they are now, to be multiplied all by the same number.
+
+    Args:
+        optimizer: whose they are.
+
+    >>> optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.ones(1)], "lr": 0.5}], lr=0.1)
+    >>> rates = Rates(optimizer)
+    >>> rates.scale(2.0)
+    >>> rates.first, [group["lr"] for group in optimizer.param_groups]
+    (0.1, [0.2, 1.0])
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._own = [float(group["lr"]) for group in optimizer.param_groups]
+
+    @property
+    def first(self) -> float:
+        """That of the first group, by which a rate is called."""
+        return self._own[0]
+
+    def scale(self, factor: float) -> None:
+        """Set each to what it was at first times a factor."""
+        for group, own in zip(self._optimizer.param_groups, self._own, strict=True):
+            if isinstance(group["lr"], Tensor):  # which a captured graph reads
+                group["lr"].fill_(own * factor)
+            else:
+                group["lr"] = own * factor

@@ -1,0 +1,183 @@
+"""Training steps, the losses that they leave, and when these are those of a run that diverged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initopt._support.errors import LossError
+from initopt.batches.nested import batch_size, map_tensors, to_device
+from initopt.model.losses import Loss
+from initopt.model.randomness import Stream, seeded
+
+__all__ = ["Course", "OwnStep", "Trainer", "check_step", "clipping", "only_own_gradients", "parameters_of", "train_steps"]
+
+OwnStep = Callable[[nn.Module, torch.optim.Optimizer, Any], Any]
+"""A training step of the user's own: changes a model by an optimizer on a batch, and returns the loss."""
+
+FAR_ABOVE = 3.0
+"""A training loss that ends this many times as high as it began is that of a run that diverged."""
+
+
+def check_step(step: OwnStep | None) -> None:
+    """Refuse what cannot be a training step of the user's own.
+
+    Raises:
+        TypeError: the message says what can.
+    """
+    if step is not None and not callable(step):
+        raise TypeError(
+            f"step must be a function (model, optimizer, batch) -> loss that does one training step; got "
+            f"{type(step).__name__}"
+        )
+
+
+@dataclass
+class Trainer:
+    """A model and its optimizer, with what a training step does: zeroed gradients, loss, backward pass, clipping, update.
+
+    Attributes:
+        model: is changed.
+        optimizer: of its parameters; its rates may change between steps, see :class:`initopt.training.optimizers.Rates`.
+        loss: what is minimized.
+        own: a step of the user's own, in the place of all of this but the loss as a number.
+        backward: the backward pass from the loss.
+        clip: is called between the backward pass and the update.
+    """
+
+    model: nn.Module
+    optimizer: Any
+    loss: Loss
+    own: OwnStep | None = None
+    backward: Callable[[Tensor], object] = torch.Tensor.backward
+    clip: Callable[[], object] | None = None
+
+    def step(self, batch: Any) -> Tensor:
+        """Do a training step, and return the loss before it, detached, without waiting for the device.
+
+        Args:
+            batch: on the device of the model.
+
+        Raises:
+            LossError: if a step of the user's own returns no loss.
+        """
+        if self.own is not None:
+            return _as_scalar(self.own(self.model, self.optimizer, batch))
+        self.optimizer.zero_grad()
+        loss = self.loss(self.model, batch, batch_size(batch))
+        self.backward(loss)
+        if self.clip is not None:
+            self.clip()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def _as_scalar(value: Any) -> Tensor:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().reshape(())
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.tensor(float(value))
+    raise LossError(
+        "step must return the training loss of the batch, a number or a tensor of one; got "
+        + (f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__)
+    )
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters of all groups that train."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def only_own_gradients(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], object]:
+    """A backward pass that leaves alone what else has gradients: a loss that holds another model reaches the user's own."""
+    parameters = parameters_of(optimizer)
+
+    def backward(loss: Tensor) -> None:
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            parameter.grad = gradient
+
+    return backward
+
+
+def clipping(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Callable[[], object] | None:
+    """What clips the gradient of all parameters of an optimizer to a norm; ``None`` for no bound."""
+    return None if max_norm is None else partial(torch.nn.utils.clip_grad_norm_, parameters_of(optimizer), max_norm)
+
+
+@dataclass
+class Course:
+    """The training losses of a run, up to one that is not finite.
+
+    Attributes:
+        losses: of each step, before it.
+        diverged: why the run counts as diverged; ``None`` if it does not.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    diverged: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """Training steps done, one that gave no finite loss included."""
+        return len(self.losses)
+
+    def note(self, losses: Sequence[float]) -> list[float]:
+        """Go on with the losses of further steps.
+
+        Returns:
+            Those that count: up to the first that is not finite, by which the run has diverged.
+        """
+        bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        counted = list(losses if bad is None else losses[: bad + 1])
+        self.losses += counted
+        if bad is not None:
+            self.diverged = f"the training loss of step {self.steps} is {losses[bad]}"
+        return counted
+
+    def end(self, last: float) -> None:
+        """Say at the end whether the run has diverged, from the mean training loss of its last steps."""
+        if not self.diverged and self.losses and last > FAR_ABOVE * abs(self.losses[0]):
+            self.diverged = (
+                f"the training loss is {last:.3g} in the end, and was {self.losses[0]:.3g} before the first step"
+            )
+
+
+def train_steps(
+    trainer: Trainer,
+    batches: Iterable[Any],
+    seed: int,
+    course: Course | None = None,
+    before: Callable[[int], object] | None = None,
+) -> Course:
+    """Train on some batches, in the modes that the model's modules have, until they end or the loss is not finite.
+
+    What the model draws in a step follows from the seed and the number of the step alone: runs from several starts see the
+    same noise, and one that is broken off and goes on is as one that was not.
+
+    Args:
+        trainer: does the steps.
+        batches: of any device; they stay as they are, whatever the model does to its inputs.
+        seed: of what the model draws.
+        course: of the steps before, to go on with; it is changed.
+        before: is called before each step with its number, from 0 on, over all calls: to change the rates, say.
+
+    Returns:
+        The course of all steps.
+    """
+    course = Course() if course is None else course
+    device = next(iter(trainer.model.parameters())).device
+    for data in batches:
+        if course.diverged:
+            break
+        if before is not None:
+            before(course.steps)
+        with seeded(seed, Stream.MODEL, course.steps), torch.enable_grad():
+            loss = trainer.step(map_tensors(torch.clone, to_device(data, device)))
+        course.note([float(loss)])
+    return course
