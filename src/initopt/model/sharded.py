@@ -117,7 +117,7 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
         if isinstance(error, torch.OutOfMemoryError):
             error.add_note(
                 "(initopt holds the whole weights of a sharded model, and D gradients of them; where these do not fit, "
-                "take them from a smaller model of the same shape, or use initopt.schemes.apply_, which holds one at a time)"
+                "take them from a smaller model of the same shape, or use initopt.schemes.apply_, one tensor at a time)"
             )
         if hasattr(wrapped[0], "reset_iter_state"):
             wrapped[0].reset_iter_state()  # the pass that was broken off is not to be gone on with
