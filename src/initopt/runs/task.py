@@ -28,7 +28,7 @@ Callback = Callable[[Record], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for all methods; see :func:`initopt.optimize`."""
+    """The settings of a run that are the same for all methods; see :func:`initopt.optimize`."""
 
     measuring: Measuring | None
     measure_batches: int
@@ -67,7 +67,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """What a run is to do, all of it checked.
+    """A run that is to be done, all of it checked.
 
     Attributes:
         model: the model.
