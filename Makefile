@@ -49,6 +49,7 @@ test-oldest: $(OLDEST)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/measuring.py
+	$(BIN)/python benchmarks/diagnosing.py
 	$(BIN)/python benchmarks/profile_step.py
 	$(BIN)/python benchmarks/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py

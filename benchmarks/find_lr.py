@@ -5,10 +5,10 @@
     python benchmarks/find_lr.py --picture
 
 A row for each network, start and seed goes into results/find-lr.jsonl; the same call again goes on where it was ended. The
-seed is that of the weights, of NIO and of the orders of batches. --table prints the table of docs/learning-rate.md, from these
-rows and trainings in results/learning-rates.jsonl and results/defaults.jsonl, which are judged on the validation split:
-one pass over 6,400 images or texts (100 steps), or three over the digits, at one rate from the first step to the last.
---picture draws docs/assets/find-lr.png: the ReLU MLP before and after NIO.
+seed is that of the weights, of NIO and of the orders of batches. --table prints the table of docs/learning-rate.md, from
+these rows and trainings in results/learning-rates.jsonl and results/defaults.jsonl, which are judged on the validation
+split: one pass over 6,400 images or texts (100 steps), or three over the digits, at one rate from the first step to the
+last. --picture draws docs/assets/find-lr.png: the ReLU MLP before and after NIO.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/study/choosing.py [--cifar DIR] [--text FILE] [--networks "vgg7,vit"] [--steps 100] [--horizon 300]
 
 For each network, ``choose`` races the starts that fit it on training data, at the learning rate that was best for the
-network's own start on the validation split (results/defaults.jsonl). Then, from three other seeds, each of these starts is
-trained for ``--horizon`` steps at that rate with a cosine schedule, and judged on the validation split. The test split is not
-touched. A row for each race and each training goes into results/choosing.jsonl; the same call again goes on where it was
-ended. ``choosing_page.py`` makes docs/choosing.md of the rows.
+network's own start on the validation split (results/defaults.jsonl). Then, from three other seeds, each of these starts
+is trained for ``--horizon`` steps at that rate with a cosine schedule, and judged on the validation split. The test
+split is not touched. A row for each race and each training goes into results/choosing.jsonl; the same call again goes
+on where it was ended. ``choosing_page.py`` makes docs/choosing.md of the rows.
 """
 
 from __future__ import annotations

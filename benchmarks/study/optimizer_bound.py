@@ -187,13 +187,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", default=",".join(LRS))
     parser.add_argument("--starts", default=";".join(STARTS), help="names, with semicolons between them")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--first", action="store_true", help="the first learning rate of each network alone")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     data = {"digits": digits, "text": partial(text, options.text, length=32, **SAMPLES)}
     splits: dict[str, Splits] = {}
     done = {(r["network"], r["start"], r["lr"], r["seed"]) for r in known()}
     seeds = [int(seed) for seed in options.seeds.split(",") if seed]
-    for which, seed, name, start in product(range(2), seeds, options.networks.split(","), options.starts.split(";")):
+    for which, seed, name, start in product(
+        range(1 if options.first else 2), seeds, options.networks.split(","), options.starts.split(";")
+    ):
         kind, lr = SUBJECTS[name].data, LRS[name][which]
         if (name, start, lr, seed) in done:
             continue

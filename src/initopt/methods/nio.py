@@ -117,14 +117,14 @@ class NIO(Measuring, ScalesMethod):
     def training(self) -> Training | None:
         if self.optimizer is None:
             return None
-        return Training(optimizer=self.optimizer, clip_grad_norm=self.clip_grad_norm, trial_steps=self.trial_steps)
+        return Training(
+            optimizer=self.optimizer,
+            clip_grad_norm=self.clip_grad_norm,
+            trial_steps=self.trial_steps,
+            max_decrease=self.max_decrease,
+        )
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
-        if self.max_decrease is not None and problem.ranks.size > 1:
-            raise ValueError(
-                f"max_decrease is for a process alone, and there are {problem.ranks.size}; leave it out, for the bound on "
-                "the gradient norm (max_grad_norm)"
-            )
         return _NIORun(self, problem, engine, originals)
 
 
@@ -156,7 +156,7 @@ class _NIORun(ScalesRun):
         self._method = method
         self._objective = objectives.get(method.objective, method.norm_weight)
         told = method.training
-        self._first_step = None if told is None or method.max_decrease is None else FirstStep(told, problem)
+        self._first_step = None if told is None or told.max_decrease is None else FirstStep(told, problem)
         self._began_over = False
 
     def step(self, number: int, batches: Iterator[Any]) -> list[StepRecord]:
