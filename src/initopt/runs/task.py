@@ -16,7 +16,7 @@ from initopt.model.parameters import Parameters
 from initopt.model.ranks import Alone, Ranks
 from initopt.runs.verdict import OnHarm
 
-__all__ = ["Callback", "Settings", "Task"]
+__all__ = ["Callback", "Settings", "Task", "callbacks_of"]
 
 Callback = Callable[[Record], object]
 """Is called with each record when its step is done."""
@@ -61,3 +61,12 @@ class Task:
     parameters: Parameters
     settings: Settings
     ranks: Ranks = field(default_factory=Alone)
+
+
+def callbacks_of(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
+    """One function, or several, as a tuple; a TypeError for anything else."""
+    several = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    for callback in several:
+        if not callable(callback):
+            raise TypeError(f"a callback is a function of a step record; got {type(callback).__name__}")
+    return several
