@@ -6,14 +6,12 @@ import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from initopt._support.checks import accepting, check_choice, check_flag, check_integer, renaming
 from initopt._support.errors import warn
-from initopt._support.files import check_file
 from initopt._support.progress import Progress
 from initopt.batches.stream import check_batches
 from initopt.batches.subbatches import BatchNorm, Split
@@ -29,7 +27,7 @@ from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
 from initopt.runs.shared import refuse_ranks
-from initopt.runs.task import Callback, Settings, Task
+from initopt.runs.task import Callback, Settings, Task, as_callbacks, checkpoint_file
 from initopt.runs.trial import check_training
 from initopt.runs.verdict import ON_HARM, OnHarm
 from initopt.schemes import Scheme
@@ -138,8 +136,8 @@ def optimize(
         measure_batches=check_integer("measure_batches", measure_batches, 0),
         seed=None if seed is None else check_integer("seed", seed, 0),
         progress=progress,
-        callbacks=_functions(callbacks),
-        checkpoint=None if checkpoint is None else _file(checkpoint),
+        callbacks=as_callbacks(callbacks),
+        checkpoint=None if checkpoint is None else checkpoint_file(checkpoint),
         checkpoint_every=check_integer("checkpoint_every", checkpoint_every, 1),
         on_harm=on_harm,
         allow_trained=allow_trained,
@@ -164,20 +162,6 @@ def optimize(
             else:
                 shards.put(result.weights)
         return result
-
-
-def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
-    several = (callbacks,) if callable(callbacks) else tuple(callbacks)
-    for callback in several:
-        if not callable(callback):
-            raise TypeError(f"a callback is a function of a step record; got {type(callback).__name__}")
-    return several
-
-
-def _file(checkpoint: str | os.PathLike[str]) -> Path:
-    path = Path(checkpoint).expanduser().absolute()
-    check_file(path, f"checkpoint={str(checkpoint)!r}")
-    return path
 
 
 _ONCE_OF_ALL = ("num_subbatches", "engine", "grad_params")

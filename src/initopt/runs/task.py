@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from initopt._support.files import check_file
 from initopt._support.progress import Progress
 from initopt.methods import Measuring, Method, Record
 from initopt.model.losses import Loss
@@ -16,7 +18,7 @@ from initopt.model.parameters import Parameters
 from initopt.model.ranks import Alone, Ranks
 from initopt.runs.verdict import OnHarm
 
-__all__ = ["Callback", "Settings", "Task"]
+__all__ = ["Callback", "Settings", "Task", "as_callbacks", "checkpoint_file"]
 
 Callback = Callable[[Record], object]
 """Is called with each record when its step is done."""
@@ -60,3 +62,19 @@ class Task:
     parameters: Parameters
     settings: Settings
     ranks: Ranks = field(default_factory=Alone)
+
+
+def as_callbacks(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
+    """One function or several, as a tuple; a TypeError for anything else."""
+    several = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    for callback in several:
+        if not callable(callback):
+            raise TypeError(f"a callback is a function of a step record; got {type(callback).__name__}")
+    return several
+
+
+def checkpoint_file(checkpoint: str | os.PathLike[str]) -> Path:
+    """The absolute path of a checkpoint, into which a file can be written."""
+    path = Path(checkpoint).expanduser().absolute()
+    check_file(path, f"checkpoint={str(checkpoint)!r}")
+    return path
