@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, overrides
 from torch.utils import _python_dispatch
+from torch.utils.data import DataLoader
 
 __all__ = [
     "ATTRIBUTES",
@@ -36,6 +37,7 @@ __all__ = [
     "convolution",
     "convolution_backward",
     "dispatch_modes",
+    "forget_iterator",
     "function_modes",
     "hooks_of",
     "in_functorch",
@@ -156,7 +158,7 @@ def convolution_backward(
     dy: Tensor, x: Tensor, weight: Tensor, which: tuple[bool, bool, bool], *, stride: list[int], padding: list[int],
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Those derivatives of a convolution that are asked for, and no others; autograd would compute all of them."""
+    """The derivatives of a convolution that are asked for, and no others; autograd would compute all of them."""
     found: tuple[Tensor, ...] = aten.convolution_backward(
         dy, x, weight, None, stride, padding, dilation, transposed, output_padding, groups, which
     )
@@ -289,7 +291,7 @@ def transient_buffers(module: nn.Module) -> set[str]:
 
 
 def set_transient_buffers(module: nn.Module, names: set[str]) -> None:
-    """The inverse of :func:`transient_buffers`."""
+    """Set the names of the buffers that are not in a module's ``state_dict``."""
     module._non_persistent_buffers_set = set(names)
 
 
@@ -299,7 +301,7 @@ def tell_recurrent(module: nn.RNNBase) -> None:
 
 
 def reset_of(module: nn.Module) -> Callable[[], None] | None:
-    """What draws the parameters of a module anew; attention and transformers have it under a private name."""
+    """The function that draws the parameters of a module anew; attention and transformers have it under a private name."""
     reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
     return reset if callable(reset) else None
 
@@ -408,7 +410,7 @@ def saved_tensors_hooks() -> Any:
 
 
 def pop_saved_tensors_hooks() -> None:
-    """Take these off."""
+    """Take off the innermost hooks of ``torch.autograd.graph.saved_tensors_hooks``."""
     torch._C._autograd._pop_saved_tensors_default_hooks()
 
 
@@ -416,3 +418,12 @@ def autocast_nesting() -> int:
     """How many blocks of autocast are open: what entering and leaving one gives, in lack of a question."""
     torch.autocast_increment_nesting()
     return int(torch.autocast_decrement_nesting())
+
+
+def forget_iterator(loader: DataLoader[Any]) -> None:
+    """Have a loader begin anew with workers of its own when it is iterated over next.
+
+    With ``persistent_workers`` it has one iterator for all its life, which the next ``iter()`` would wind back, whoever is
+    reading from it. The attributes that it had before bring that iterator back.
+    """
+    loader._iterator = None

@@ -181,6 +181,7 @@ class Parameters:
         trainable: all that require a gradient, in the order of the model.
         grad: those whose gradients make up the gradient.
         scaled: those that get a scale.
+        spared: names of those that got none without having been left out by anybody: magnitudes of pretrained weights.
 
     >>> found = Parameters.of(nn.Linear(2, 3), scale_params=lambda name, parameter, module: name == "weight")
     >>> [p.name for p in found.grad], [p.name for p in found.scaled]
@@ -190,6 +191,7 @@ class Parameters:
     trainable: Sequence[NamedParameter]
     grad: Sequence[NamedParameter]
     scaled: Sequence[NamedParameter]
+    spared: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -200,7 +202,8 @@ class Parameters:
         Args:
             model: the model.
             grad_params: says which parameters make up the gradient; all that train, by default.
-            scale_params: the same, for the tensors that get a scale.
+            scale_params: the same, for the tensors that get a scale; by default, all but the magnitudes that PEFT's DoRA
+                keeps of pretrained weights, whose scale would change the pretrained function.
 
         Raises:
             TypeError, ValueError: as :func:`trainable_parameters` and :func:`select`; for parameters that are sharded, or
@@ -209,7 +212,20 @@ class Parameters:
         trainable = trainable_parameters(model)
         _refuse_unsupported(trainable)
         grad, scaled = select(trainable, grad_params, "grad_params"), select(trainable, scale_params, "scale_params")
-        return cls(trainable, grad, scaled)
+        if scale_params is not None:
+            return cls(trainable, grad, scaled)
+        spared = [p.name for p in scaled if _is_magnitude(p.name)]
+        if len(spared) == len(scaled):
+            raise ValueError(
+                f"all {len(scaled)} trainable tensors are magnitudes of pretrained weights ({spared[0]}), whose scale "
+                "would change the pretrained function; scale_params says which tensors get a scale all the same"
+            )
+        return cls(trainable, grad, [p for p in scaled if p.name not in spared], spared)
+
+
+def _is_magnitude(name: str) -> bool:
+    """Whether a qualified name is that of a magnitude of DoRA, which holds the norms of rows of a pretrained weight."""
+    return "lora_magnitude_vector" in name.split(".")
 
 
 def _refuse_unsupported(parameters: Sequence[NamedParameter]) -> None:

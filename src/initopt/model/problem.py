@@ -15,7 +15,7 @@ from initopt._support._torch_messages import is_of_one_value
 from initopt.batches.first_look import refuse_dtype
 from initopt.batches.nested import batch_size, map_tensors, take, to_device
 from initopt.batches.subbatches import BatchNorm, SubBatches, Windows
-from initopt.model.centring import Centring, Means, Output, slopes, watching
+from initopt.model.centring import Centring, Means, Output, slopes, watching_one_pass
 from initopt.model.double_backward import plain_kernels
 from initopt.model.losses import Loss
 from initopt.model.modes import has_batch_statistics, ran_in_evaluation_mode
@@ -181,7 +181,7 @@ class Problem:
             return
         indices = first if len(first) > 1 else torch.arange(min(2, batch.windows.batch_size), device="cpu")
         indices = indices if microbatch is None else indices[: max(microbatch, 2)]
-        with seeded(*batch.seed), watching(self.model) as seen:
+        with seeded(*batch.seed), watching_one_pass(self.model) as seen:
             if self.batch_norm == "batch":
                 loss, samples = self._windows_of(batch)[0], len(first)
             else:
@@ -198,7 +198,7 @@ class Problem:
 
     def seen(self, batch: Batch, part: Part) -> tuple[Tensor, list[Output]]:
         """What a part adds to the mean loss of its sub-batch, uncentred, and the outputs that are to be centred."""
-        with watching(self.model) as returned:
+        with watching_one_pass(self.model) as returned:
             loss = self._share_of(batch, part)
         return loss, self.centring.chosen(returned, self._channel_in(batch))
 
@@ -287,7 +287,7 @@ class Problem:
 
     def seen_windows(self, batch: Batch) -> tuple[list[Tensor], list[Output]]:
         """As :meth:`seen`, for the losses of all sub-batches from one forward pass over the whole batch."""
-        with watching(self.model) as returned:
+        with watching_one_pass(self.model) as returned:
             losses = self._windows_of(batch)
         return losses, self.centring.chosen(returned, self._channel_in(batch))
 

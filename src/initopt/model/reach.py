@@ -30,7 +30,10 @@ _DEPTH = 6
 MANY = 10_000
 """Items of a container that is looked through; a longer one is data."""
 
-_FOREIGN = {"builtins", "initopt", "numpy", "torch", *sys.stdlib_module_names}
+_TRAINERS = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"}
+"""Packages whose objects know all of a training, loaders and loggers included, which a pass of a model does not change."""
+
+_FOREIGN = {"builtins", "initopt", "numpy", "torch", *_TRAINERS, *sys.stdlib_module_names}
 """Packages whose functions and objects keep no state of the user's."""
 
 
@@ -152,7 +155,7 @@ def _is_foreign(module: str | None) -> bool:
 
 
 def _global_generators() -> Iterator[Any]:
-    """Those that :mod:`initopt.model.randomness` takes care of."""
+    """The global generators, which :mod:`initopt.model.randomness` takes care of."""
     yield torch.default_generator
     yield from torch.cuda.default_generators
     yield np.random.mtrand._rand

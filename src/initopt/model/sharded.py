@@ -99,9 +99,10 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
     Raises:
         TypeError: for DTensors that this does not gather, those of tensor parallelism.
     """
-    wrapped = _fully_sharded(model)
+    wrapped = _fully_sharded(model) if isinstance(model, nn.Module) else []  # what is none, is refused elsewhere
     if not wrapped:
-        _refuse_parts(model)
+        if isinstance(model, nn.Module):
+            _refuse_parts(model)
         yield None
         return
     shards = Shards(model)
@@ -116,8 +117,8 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
     except BaseException as error:
         if isinstance(error, torch.OutOfMemoryError):
             error.add_note(
-                "(initopt holds the whole weights of a sharded model, and D gradients of them. Where these do not fit, "
-                "initopt.schemes.apply_ does, which holds one tensor at a time)"
+                "(initopt holds the whole weights of a sharded model, and D gradients of them; where these do not fit, "
+                "take them from a smaller model of the same shape, or use initopt.schemes.apply_, one tensor at a time)"
             )
         if hasattr(wrapped[0], "reset_iter_state"):
             wrapped[0].reset_iter_state()  # the pass that was broken off is not to be gone on with
