@@ -49,7 +49,7 @@ class TestAccelerate:
 
     def test_the_books_of_training(self):
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-        model, optimizer, batches = accelerator.prepare(net(), torch.optim.SGD(net().parameters(), 0.1), loader())
+        model, batches = accelerator.prepare(net(), loader())
         accelerate.optimize(accelerator, model, batches, **SHORT)
         accelerate.measure(accelerator, model, batches, num_batches=3, progress=False)
         accelerate.diagnose(accelerator, model, batches, tries=(), progress=False)
