@@ -31,6 +31,7 @@ test-attack: $(VENV)/.installed-dev
 # In an environment of its own, of 5.5 GB: torchvision, which timm needs, goes with the CUDA builds of torch.
 test-zoo: $(ZOO)/.installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/zoo/test_library_models.py -k TestReal
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/schemes/test_libraries.py
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m sweeps.zoo
 
 # In an environment of its own: Ray on this machine alone, which opens ports to do so. Ten kills take minutes.
@@ -54,6 +55,7 @@ test-oldest: $(OLDEST)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/measuring.py
+	$(BIN)/python benchmarks/diagnosing.py
 	$(BIN)/python benchmarks/profile_step.py
 	$(BIN)/python benchmarks/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py

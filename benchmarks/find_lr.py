@@ -2,11 +2,13 @@
 
     python benchmarks/find_lr.py --cifar DIR --text FILE [--networks "mlp-tanh,vit"] [--starts "default,nio"] [--seeds 0,1]
     python benchmarks/find_lr.py --table
+    python benchmarks/find_lr.py --picture
 
 A row for each network, start and seed goes into results/find-lr.jsonl; the same call again goes on where it was ended. The
-seed is that of the weights, of NIO and of the orders of batches. --table prints the table of docs/learning-rate.md from these
-rows and the trainings in results/learning-rates.jsonl and results/defaults.jsonl, which are judged on the validation split:
-one pass over 6,400 images or texts, or three over the digits, each with the rate that it began with, lowered by a cosine.
+seed is that of the weights, of NIO and of the orders of batches. --table prints the table of docs/learning-rate.md, from
+these rows and trainings in results/learning-rates.jsonl and results/defaults.jsonl, which are judged on the validation
+split: one pass over 6,400 images or texts (100 steps), or three over the digits, at one rate from the first step to the
+last. --picture draws docs/assets/find-lr.png: the ReLU MLP before and after NIO.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ from ideas import loss_of
 from subjects import NETWORKS, make
 
 import initopt
+from initopt._support.files import write_file
 from initopt.data import cifar10, digits, text
 
 RESULTS = Path(__file__).parent / "results" / "find-lr.jsonl"
+PICTURE = Path(__file__).parents[1] / "docs" / "assets" / "find-lr.png"
 STORED = [RESULTS.with_name(name) for name in ("learning-rates.jsonl", "defaults.jsonl")]
 
 _CHOSEN = "mlp-tanh,mlp-relu,vit,gpt,vgg7,resnet14"
@@ -147,6 +151,19 @@ def _at(rates: Sequence[float], stored: dict[float, float]) -> str:
     return f"{fmean(known):.1f} %" + (f" ({outside} of {len(found)} outside)" if outside else "")
 
 
+def draw() -> None:
+    """Write the picture, and print what the page quotes."""
+    torch.manual_seed(0)
+    model, batches = make("mlp-relu"), list(digits().batches(batch_size=64))
+    sgd = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    own = initopt.find_lr(model, batches, sgd, seed=0, progress=False)
+    initopt.nio(model, batches, seed=0, progress=False)
+    found = initopt.find_lr(model, batches, sgd, seed=0, progress=False)
+    print(f"{own}\n\n{found}")
+    figure = found.plot({"before it": own}, name="after NIO")
+    write_file(PICTURE, lambda path: figure.savefig(path, dpi=100, format="png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, metavar="DIR", help="CIFAR-10 in the layout of the hub")
@@ -155,7 +172,11 @@ def main() -> None:
     parser.add_argument("--starts", default="default,nio")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--table", action="store_true", help="write the table from the rows, and do no more")
+    parser.add_argument("--picture", action="store_true", help="draw the picture of the page, and do no more")
     options = parser.parse_args()
+    if options.picture:
+        draw()
+        return
     if options.table:
         print("\n".join(table()))
         return

@@ -14,6 +14,7 @@ from typing import Any
 
 from accuracy import accuracy_table
 from contenders import PUBLISHED, TRAINING
+from diagnosing import diagnosing_section
 from imagenet_sample import imagenet_sample_section
 from measuring import MEASURE
 from methods import methods_section
@@ -67,6 +68,9 @@ def page(folder: Path) -> str:
     path = folder / "methods-cpu.json"
     if path.exists():
         parts.append(methods_section(read_json(path), path.stem))
+    path = folder / "diagnosing.json"
+    if path.exists():
+        parts.append(diagnosing_section(read_json(path), path.stem))
     path = folder / "imagenet-sample.json"
     if path.exists():
         parts.append(imagenet_sample_section(read_json(path), path.stem))

@@ -36,6 +36,21 @@ def small_linear() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
+class Residual(nn.Module):
+    """What a layer adds to its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.layer(x))
+
+
+def residual() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), Residual(8), Residual(8), nn.Linear(8, 3))
+
+
 def blobs(samples: int = 96, seed: int = 0) -> Splits:
     """Three classes of points around centres of their own."""
     generator = torch.Generator().manual_seed(seed)

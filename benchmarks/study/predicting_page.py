@@ -227,6 +227,17 @@ def correlations(tables: Tables) -> str:
     return markdown(["figure of the start", *columns, "accuracy, late; at equal gradient norm"], rows)
 
 
+def _cited(tables: Tables) -> dict[str, str]:
+    """Single correlations, for the text."""
+    found = {when: estimates(tables, when) for when in ("early", "late")}
+    named = (
+        *(("grad_cosine", "early"), ("grad_norm", "early"), ("grad_cosine", "late"), ("grad_norm", "late")),
+        *(("objective", "late"), ("centred_grad_cosine", "late"), ("sign_agreement", "late")),
+    )
+    cited = {f"{FIGURES[name]}, {when}": str(found[when][name]) for name, when in named}
+    return cited | {"GradCosine, equal": str(Estimate.of(tables.over_all(_at_equal_norm("grad_cosine"))))}
+
+
 def _at_equal_norm(name: str) -> Callable[[Table], float]:
     return lambda table: partial(table.figure(name), table.accuracy("late"), table.figure("grad_norm"))
 
@@ -315,6 +326,7 @@ def page(rows: Sequence[Row], text: str) -> str:
         "seeds": f"{tables.seeds[0]} to {tables.seeds[-1]}",
         "rates": rates(rows, tables.networks),
         "left out": f"{tables.without_figures} of the {tables.runs} starts",
+        **_cited(tables),
         "correlations": correlations(tables),
         "drawn": correlations(drawn),
         "networks": by_network(tables),

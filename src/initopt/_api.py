@@ -6,19 +6,16 @@ import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from initopt._support.checks import accepting, check_choice, check_flag, check_integer, renaming
-from initopt._support.errors import warn
-from initopt._support.files import check_file
+from initopt._support.checks import accepting, renaming
 from initopt._support.progress import Progress
 from initopt.batches.stream import check_batches
 from initopt.batches.subbatches import BatchNorm, Split
 from initopt.gram.objectives import Objective
-from initopt.methods import LSUV, NIO, GradInit, Measuring, MetaInit, Method, create_method, find_method
+from initopt.methods import LSUV, NIO, GradInit, Measuring, MetaInit, Method, create_method
 from initopt.model.centring import Centre
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
@@ -29,9 +26,9 @@ from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
 from initopt.runs.shared import refuse_ranks
-from initopt.runs.task import Callback, Settings, Task
+from initopt.runs.task import ONCE_OF_ALL, Callback, Settings, Task, with_old_options
 from initopt.runs.trial import check_training
-from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.runs.verdict import OnHarm
 from initopt.schemes import Scheme
 from initopt.training.optimizers import OptimizerFactory
 
@@ -58,6 +55,7 @@ def optimize(
     allow_trained: bool = False,
     process_group: ProcessGroup = "auto",
     share: Share = "union",
+    diagnose: bool = True,
     **options: Any,
 ) -> Result:
     """Improve the initial weights of a model with any method, in place.
@@ -97,6 +95,8 @@ def optimize(
         share: what processes have in common. ``"union"``: each sub-batch has a part on every process, so that the result
             is that of one process with all the data. ``"average"``: each has sub-batches of its own, and only norms and
             derivatives are averaged, where gradients are too large to be sent.
+        diagnose: whether to look at the layers before and after, on up to 4 of the batches held back, for the price of 6
+            training steps at most: ``Result.diagnosis``.
         **options: the options of a method that is given by its name.
 
     Returns:
@@ -129,20 +129,19 @@ def optimize(
     ['0.weight', '0.bias', '2.weight', '2.bias']
     """
     if isinstance(method, str):
-        measuring = _with_old_options(measuring, method, options)
+        measuring = with_old_options(measuring, method, options)
     chosen = create_method(method, options)
-    check_choice("on_harm", on_harm, ON_HARM)
-    check_flag("allow_trained", allow_trained)
-    settings = Settings(
+    settings = Settings.checked(
         measuring=measuring,
-        measure_batches=check_integer("measure_batches", measure_batches, 0),
-        seed=None if seed is None else check_integer("seed", seed, 0),
+        measure_batches=measure_batches,
+        seed=seed,
         progress=progress,
-        callbacks=_functions(callbacks),
-        checkpoint=None if checkpoint is None else _file(checkpoint),
-        checkpoint_every=check_integer("checkpoint_every", checkpoint_every, 1),
+        callbacks=callbacks,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
         on_harm=on_harm,
         allow_trained=allow_trained,
+        diagnose=diagnose,
     )
     how = chosen.measuring(measuring)
     check_share(share)
@@ -164,42 +163,6 @@ def optimize(
             else:
                 shards.put(result.weights)
         return result
-
-
-def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
-    several = (callbacks,) if callable(callbacks) else tuple(callbacks)
-    for callback in several:
-        if not callable(callback):
-            raise TypeError(f"a callback is a function of a step record; got {type(callback).__name__}")
-    return several
-
-
-def _file(checkpoint: str | os.PathLike[str]) -> Path:
-    path = Path(checkpoint).expanduser().absolute()
-    check_file(path, f"checkpoint={str(checkpoint)!r}")
-    return path
-
-
-_ONCE_OF_ALL = ("num_subbatches", "engine", "grad_params")
-"""Options that every method had, also those that never read them."""
-
-
-def _with_old_options(measuring: Measuring | None, method: str, options: dict[str, Any]) -> Measuring | None:
-    """What configures the measurements; options of the method that used to do so are taken out of these, with a warning."""
-    if not any(name in options for name in _ONCE_OF_ALL):
-        return measuring
-    known = {option.name for option in fields(find_method(method))}
-    old = {name: options.pop(name) for name in _ONCE_OF_ALL if name in options and name not in known}
-    if not old:
-        return measuring
-    if measuring is not None:
-        raise TypeError(f"{', '.join(old)}: configures the measurements before and after; give it to Measuring(...) itself")
-    shown = ", ".join(f"{name}=..." for name in old)
-    warn(
-        f"initopt: {', '.join(old)}: no option of the method {method!r}, but of the measurements before and after: pass "
-        f"measuring=initopt.Measuring({shown}). The old form will go"
-    )
-    return Measuring(**old)
 
 
 @renaming(**_RENAMED)
@@ -230,6 +193,7 @@ def nio(
     optimizer: OptimizerFactory | None = None,
     clip_grad_norm: float | None = None,
     trial_steps: int = 20,
+    max_decrease: float | None = None,
     grad_params: ParameterFilter | None = None,
     scheme: str | Scheme | None = None,
     engine: str = "auto",
@@ -246,6 +210,7 @@ def nio(
     allow_trained: bool = False,
     process_group: ProcessGroup = "auto",
     share: Share = "union",
+    diagnose: bool = True,
 ) -> Result:
     """Neural Initialization Optimization: learn one scale per parameter tensor, in place.
 
@@ -290,6 +255,9 @@ def nio(
             they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
         trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
+        max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
+            step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
+            of the gradient for SGD, and times the 1-norm for Adam.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
         scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
@@ -312,6 +280,7 @@ def nio(
         allow_trained: whether a model that looks trained is not refused.
         process_group: ``"auto"``, ``None``, or the processes that do this together; see :func:`initopt.optimize`.
         share: ``"union"`` or ``"average"``: what these have in common.
+        diagnose: whether to look at the layers before and after; see :func:`initopt.optimize`.
 
     Returns:
         The history, the scales, the weights, and the measurements before and after.
@@ -349,6 +318,7 @@ def nio(
         optimizer=optimizer,
         clip_grad_norm=clip_grad_norm,
         trial_steps=trial_steps,
+        max_decrease=max_decrease,
         grad_params=grad_params,
         scheme=scheme,
         engine=engine,
@@ -371,6 +341,7 @@ def nio(
         allow_trained=allow_trained,
         process_group=process_group,
         share=share,
+        diagnose=diagnose,
     )
 
 
@@ -378,7 +349,7 @@ _SETTINGS = [name for name, p in inspect.signature(optimize).parameters.items() 
 
 
 def _options_of(method: type[Method]) -> list[str]:
-    return [*(option.name for option in fields(method)), *_SETTINGS, *_ONCE_OF_ALL]
+    return [*(option.name for option in fields(method)), *_SETTINGS, *ONCE_OF_ALL]
 
 
 @renaming(**_RENAMED)

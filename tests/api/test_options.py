@@ -29,6 +29,7 @@ OF_A_RUN = (
     "allow_trained",
     "process_group",
     "share",
+    "diagnose",
 )
 
 

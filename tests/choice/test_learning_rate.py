@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import initopt
 from initopt._support.errors import LoaderError, NonFiniteError
+from initopt.testing import ENTRIES
 from tests.helpers import make_batches, make_model, values
 
 SHORT: dict[str, Any] = {"seeds": 2, "steps": 20, "sweep_steps": 40, "warmup_steps": 8, "precision": 1.3, "seed": 0}
@@ -347,13 +348,16 @@ class TestForms:
         assert found.warmup is not None
         better = replace(found.warmup, factor=4, without=1, better=True, warm=(replace(found.best, warmup=8, lr=0.77),))
         warm = replace(found, warmup=better)
-        assert "With a warm-up of 8 of the 20 steps, the peak can be 4 times the largest stable rate; above it," in flat(
-            warm
-        )
+        assert "With a warm-up of 8 of the 20 steps, the peak can be 4 times the largest stable rate; above" in flat(warm)
+        assert "above that rate, the loss ends lower than at the best rate without. " in flat(warm)
+        none = replace(found, warmup=replace(better, factor=1, better=False))
+        assert "A warm-up of 8 of the 20 steps allows no higher rate than the largest stable one, and" in flat(none)
+        both = replace(found, warmup=replace(better, without=4))
+        assert "Both with a warm-up of 8 of the 20 steps and without it, 4 times the largest stable rate goes" in flat(both)
         assert ", or with a warm-up of 8 steps at 0.77" in flat(warm)
         for why, advice in {
             "the seeds disagree: ": "Ask again with more seeds",
-            "every rate from ": "Ask again with a lower range (min_lr=",
+            "every rate that ": "Ask again with a lower range (min_lr=",
             "the highest rate that ": "Ask again with a higher range (max_lr=",
             "the loss hardly ": "Ask initopt.diagnose(model, loader)",
         }.items():
@@ -367,3 +371,28 @@ class TestForms:
 
 def flat(found: initopt.LearningRates) -> str:
     return " ".join(str(found).split())
+
+
+def attributes(model: nn.Module) -> list[dict[str, int]]:
+    """The identities of what modules have beside what is PyTorch's own."""
+    own = [{key: value for key, value in vars(module).items() if not key.startswith("_")} for module in model.modules()]
+    return [{key: id(value) for key, value in named.items()} for named in own]
+
+
+@pytest.mark.gallery
+@pytest.mark.parametrize("name", ENTRIES)
+def test_odd_models_are_trained_and_given_back(name: str) -> None:
+    entry = ENTRIES[name]
+    model, batches, loss = entry.model(), [entry.batch(1), entry.batch(2)], entry.loss_fn()
+    before, modes = values(model), [module.training for module in model.modules()]
+    parts = attributes(model)
+    options: dict[str, Any] = {"seeds": 1, "steps": 5, "sweep_steps": 20, "warmup_steps": 2, "precision": 2.0}
+    found = initopt.find_lr(model, batches, torch.optim.SGD, loss, seed=0, **options)
+    assert found.steps_spent >= 25
+    after = model.state_dict()
+    assert list(after) == list(before)
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, rtol=0, atol=0, equal_nan=True)
+    assert [module.training for module in model.modules()] == modes
+    assert attributes(model) == parts
+    assert all(parameter.grad is None for parameter in model.parameters())

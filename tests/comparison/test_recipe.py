@@ -24,7 +24,8 @@ from initopt.data import Splits
 from initopt.methods import NIO as NIO_OBJECT
 from initopt.methods import registry
 from initopt.recipes import RECIPES
-from tests.comparing import NIO, RECIPE, TIMES, blobs, compare, small, small_linear
+from initopt.schemes import Normal, ScaledBranches
+from tests.comparing import NIO, RECIPE, TIMES, blobs, compare, residual, small, small_linear
 from tests.helpers import with_the_tests
 
 
@@ -99,6 +100,11 @@ class TestInitialization:
             ({"scheme": "kaimng"}, "unknown scheme 'kaimng'; known are 'default'"),
             ({"method": "nio", "options": {"step": 3}}, "initialization 'nio': method 'nio' has no option 'step'"),
             ({"method": "nio", "options": {"steps": 0}}, "initialization 'nio': steps must be an integer of 1 or more"),
+            ({"scheme": "normal", "scheme_options": {"gain": 3}}, "'normal': scheme 'normal' has no option 'gain'"),
+            ({"scheme": "normal", "scheme_options": {"params": "liner"}}, "'normal': unknown params 'liner'"),
+            ({"scheme": Normal(), "scheme_options": {"std": 3}}, "'normal': std: give the options to Normal"),
+            ({"scheme": Normal}, "'Normal': scheme is the class Normal; pass an instance"),
+            ({"scheme": "normal", "batch_size": 3}, "'normal' has a preset or a batch_size, but no method"),
             ({"options": {"steps": 3}}, "initialization 'default' has options, but no method"),
             ({"scheme_options": {"gain": 3}}, "initialization 'default' has scheme_options, but no scheme"),
             ({"recipe": 3}, "recipe of initialization 'default' must be a dict; got 3"),
@@ -348,6 +354,12 @@ class TestAnyInitialization:
         ("value", "name", "steps"),
         [
             ("orthogonal", "orthogonal", [{"scheme": "orthogonal", "options": {}}]),
+            (Normal(std=0.5), "normal", [{"scheme": "normal", "options": {"std": 0.5}}]),
+            (
+                {"scheme": Normal(), "scheme_options": {"params": ["linear"]}},
+                "normal",
+                [{"scheme": "normal", "options": {"params": ["linear"]}}],
+            ),
             (halved, "halved", [{"function": f"{__name__}.halved"}]),
             (
                 functools.partial(halved, factor=2.0),
@@ -425,6 +437,21 @@ class TestAnyInitialization:
     def test_refuses(self, value, message):
         with pytest.raises((ValueError, TypeError), match=message):
             as_initialization(value)
+
+    def test_schemes_that_see_the_model_run(self, tmp_path):
+        """Found by running on a batch, of a size of its own if one is given; by name and as an object."""
+        starts = [
+            "default",
+            "zero_branches",
+            {"name": "large batch", "scheme": "zero_branches", "batch_size": 48},
+            {"name": "then nio", "scheme": ScaledBranches(scale=0.5), "method": [NIO]},
+        ]
+        found = compare(tmp_path / "out", initializations=starts, seeds=1, models={"residual": residual})
+        runs = {run.initialization: run for run in found.runs}
+        assert {run.status for run in found.runs} == {"done"}
+        assert runs["zero_branches"].after != runs["default"].after
+        assert runs["large batch"].curve == runs["zero_branches"].curve
+        assert runs["then nio"].scales is not None
 
     def test_one_after_the_other(self, tmp_path):
         starts = [

@@ -16,6 +16,7 @@ from initopt.comparison.report.axes import styles
 from initopt.comparison.report.content import Figure, Strong, Table
 from initopt.comparison.report.findings import caveats, findings
 from initopt.comparison.report.report import to_document, to_html, to_markdown, write_report
+from initopt.diagnosis import Finding
 from tests.synthetic_comparison import STARTS, comparison, diverged, failed, ordinary, run, ugly, without_accuracy
 
 
@@ -276,6 +277,23 @@ class TestDocument:
         document = to_document(summarize(made(change=lambda r: dataclasses.replace(r, before=None, after=None))))
         assert ("plain", "Gradients before training") not in tables(document)
         assert not any("grad" in image.name for image in images(document))
+
+    def test_layers(self):
+        def found(record):
+            if record.initialization != "default":
+                return dataclasses.replace(record, findings=())
+            vanishing = Finding("A204", "error", ("0", "2"), "the signal shrinks by 0.41 a layer", "other weights")
+            dead = Finding("A201", "warning", ("1",), "half of its units are dead", "other biases")
+            return dataclasses.replace(record, findings=(vanishing, dead) if record.seed == 0 else (vanishing,))
+
+        table = tables(to_document(summarize(made(change=found))))["plain", "Layers before training"]
+        assert row(table, "default") == {
+            "initialization": "default",
+            "what is wrong with its start": "A204 vanishing signal; A201 dead ReLUs (1 of 5)",
+            "for example": "the signal shrinks by 0.41 a layer",
+        }
+        assert row(table, "nio")["what is wrong with its start"] == "nothing"
+        assert ("plain", "Layers before training") not in tables(to_document(summarize(made())))
 
     def test_recipe_and_versions(self, ugly_document):
         texts = {block.title: block.text for block in ugly_document.sections[-1].blocks if hasattr(block, "title")}

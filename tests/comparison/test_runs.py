@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 import initopt
 from initopt.comparison import Network, load_comparison
+from initopt.comparison.analysis.summary import summarize
+from initopt.comparison.report.report import to_document, to_markdown
 from initopt.comparison.running.batches import EpochOrder, start_batches
 from initopt.comparison.running.evaluation import Judge, hits
 from initopt.comparison.running.execute import choose_lr
@@ -151,11 +153,32 @@ class TestMeasuring:
     def test_nothing(self, tmp_path):
         found = compare(tmp_path / "out", seeds=1, recipe=RECIPE | {"measure_batches": 0})
         assert all(run.before is None and run.after is None for run in found.runs)
+        assert all(run.findings is None for run in found.runs)
+
+    def test_the_layers_of_the_start_that_is_trained_from(self, tmp_path):
+        found = compare(tmp_path / "out", models={"deep": deep}, initializations=["default", "orthogonal"], seeds=1)
+        default, orthogonal = found.runs
+        held, _ = start_batches(blobs().train, 16, 2, 0)
+        alone = initopt.diagnose(own_start(Network(deep), 0), held, tries=(), seed=0)
+        assert default.findings == tuple(finding for finding in alone.findings if finding.severity != "note")
+        assert "A204" in {finding.rule for finding in default.findings}
+        assert orthogonal.findings == ()
+        assert [run.findings for run in load_comparison(tmp_path / "out").runs] == [run.findings for run in found.runs]
+        assert "A204 vanishing signal" in to_markdown(to_document(summarize(found)), "figures")
 
     def test_a_start_without_gradient_is_trained_all_the_same(self, tmp_path):
         found = compare(tmp_path / "out", models={"dead": dead}, initializations=["default"], seeds=1)
         assert found.runs[0].status == "done"
         assert found.runs[0].before is None
+
+
+def deep():
+    sizes = [small()[0].in_features, *[16] * 12]
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())]
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=0.3 / layer.in_features**0.5)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers, nn.Linear(16, 3))
 
 
 def dead():

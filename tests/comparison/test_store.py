@@ -13,7 +13,9 @@ from initopt.comparison.analysis.summary import summarize
 from initopt.comparison.report.findings import caveats, findings
 from initopt.comparison.report.report import to_document, to_markdown, write_report
 from initopt.comparison.storage.job import Job
-from initopt.comparison.storage.store import FORMAT, RECORD, load_comparison, load_runs, write_run
+from initopt.comparison.storage.store import FORMAT, RECORD, load_comparison, load_runs, published, write_run
+from initopt.diagnosis import Finding
+from tests import synthetic_comparison
 from tests.comparing import as_before, compare
 from tests.synthetic_comparison import ugly
 
@@ -134,6 +136,28 @@ def test_infinite_values(tmp_path):
     )
     fill(dataclasses.replace(found, runs=[endless], selection=[]), tmp_path)
     assert load_comparison(tmp_path).runs == [endless]
+
+
+def test_findings_come_back_and_runs_without_any_are_read(tmp_path):
+    seen = Finding("A204", "error", ("0", "2"), "the signal shrinks", "other weights")
+    runs = [synthetic_comparison.run("plain", "default", seed) for seed in range(3)]
+    kept = [dataclasses.replace(each, findings=found) for each, found in zip(runs, [None, (), (seen,)], strict=True)]
+    fill(synthetic_comparison.comparison(kept), tmp_path)
+    place = Job.of(kept[0]).place(tmp_path) / "run.json"
+    stored = json.loads(place.read_text())
+    assert stored.pop("findings") is None
+    place.write_text(json.dumps(stored))  # as an earlier version has written it
+    loaded = load_comparison(tmp_path)
+    assert [each.findings for each in loaded.runs] == [None, (), (seen,)]
+    assert [each.findings for each in _reread(loaded, tmp_path).runs] == [None, (), (seen,)]
+    table = loaded.to_dataframe()
+    assert table.findings.fillna("nobody looked").tolist() == ["nobody looked", "", "A204"]
+
+
+def _reread(found, folder):
+    path = folder / "published.json"
+    path.write_text(published(found), encoding="utf-8")
+    return load_comparison(path)
 
 
 class TestOfEarlierVersions:

@@ -61,6 +61,13 @@ def zero_head_of(model):
     return model
 
 
+def small_head(model):
+    """As head_init_scale=0.001 in timm."""
+    with torch.no_grad():
+        model.head.weight.mul_(1e-3)
+    return model
+
+
 class Attention(nn.Module):
     """Attention of queries to what they are given."""
 
@@ -161,6 +168,7 @@ HEALTHY = {
     "small_gpt": (lambda: zoo.small_gpt(depth=3), sequences),
     "lstm": (lambda: Recurrent(), sequences),
     "autoencoder": (lambda: Autoencoder(), lambda: [(x, x) for x, _ in vectors()]),
+    "small_head": (lambda: small_head(PatchNet(1.0, depth=3)), lambda: images(32, 16)),
     "zero_head": (lambda: zero_head(zoo.plain_mlp(depth=4)), vectors),
     "layer_scale": (lambda: PatchNet(1e-6), lambda: images(32, 16)),
     "layer_scale_and_token": (lambda: PatchNet(1e-6, depth=3, token=True), lambda: images(32, 16)),

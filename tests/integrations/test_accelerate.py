@@ -123,7 +123,9 @@ class TestAccelerate:
 
         accelerator = Accelerator(cpu=True)
         monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.DEEPSPEED))
-        with pytest.raises(ValueError, match="DEEPSPEED spreads the weights over processes, and initopt knows one device"):
+        with pytest.raises(
+            ValueError, match="DEEPSPEED spreads the weights over processes, and here initopt knows one device"
+        ):
             accelerate.measure(accelerator, net(), loader())
 
 

@@ -27,6 +27,7 @@ if not (ROOT / "benchmarks").is_dir():
 sys.path += [str(ROOT / "benchmarks")]
 
 import accuracy
+import diagnosing
 import engines
 import imagenet_sample
 import measuring as measuring_step
@@ -220,9 +221,12 @@ def test_steps_make_the_products_that_are_told(case: Case) -> None:
 def test_a_measurement_and_a_profile_are_written_and_told(tmp_path: Path) -> None:
     measuring_step.main(["--smoke", "--threads", "1", "--out", str(tmp_path / "measuring.json")])
     profile_step.main(["--smoke", "--out", str(tmp_path / "profile.json")])
+    looking = ["--smoke", "--threads", "1", "--repetitions", "1", "--out", str(tmp_path / "diagnosing.json")]
+    diagnosing.main(looking)
     page = report.page(tmp_path)
     assert "GPT, 1 block (0 M parameters)" in page
     assert "| ResNet-8, batch norm of the sub-batch | graph | 2.33 |" in page
+    assert "| network | training step | check | check, batch | diagnose |" in page
     torch.set_num_threads(1)
 
 

@@ -151,6 +151,8 @@ def test_the_picture_shows_bound_constrained_steps_and_every_scale(tmp_path: Pat
         "GradCosine, centred",
         "gradient norm",
         "scale of each tensor, in network order",
+        "signal: output that depends on the input",
+        "gradient of a sample's loss with respect to the output",
     ]
     norm = figure.axes[1]
     assert [text.get_text() for text in norm.get_legend().get_texts()] == ["constrained step", "bound 0.8"]

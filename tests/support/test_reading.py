@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow
@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import initopt
-from initopt._support.reading import read_json
+from initopt._support.reading import of_form, read_json
 from initopt._support.tensorfile import load_tensors, save_tensors
 from initopt.comparison import load_comparison
 from initopt.comparison.report.report import write_report
@@ -429,3 +429,17 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(ValueError, match=r"run\.json has more than 67,108,864 bytes"):
         read_json(tmp_path / "run.json")
+
+
+class _Stored(TypedDict):
+    name: str
+    later: NotRequired[int | None]
+
+
+def test_what_a_form_does_not_require_may_be_missing() -> None:
+    assert of_form(_Stored, {"name": "a"}) == {"name": "a"}
+    assert of_form(_Stored, {"name": "a", "later": 3}) == {"name": "a", "later": 3}
+    with pytest.raises(ValueError, match="it has no 'name'"):
+        of_form(_Stored, {"later": 3})
+    with pytest.raises(ValueError, match="later must be an integer"):
+        of_form(_Stored, {"name": "a", "later": "3"})

@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, BinaryIO, Literal, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 __all__ = ["bounded_json", "of_form", "opened", "printable", "read_bytes", "read_json", "read_text"]
 
@@ -30,7 +30,7 @@ _KINDS = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A file to read, and its size in bytes.
+    """A file opened to be read, and its size in bytes.
 
     Raises:
         OSError: if it cannot be read.
@@ -75,7 +75,7 @@ def read_text(path: Path, most: int = _MOST) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
         OSError: if the file is there and cannot be read.
@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
 
 
 def bounded_json(text: str) -> Any:
-    """What a string of JSON says, with strings that can be written in UTF-8.
+    """The value of a JSON text, with strings that can be written in UTF-8.
 
     Raises:
         ValueError: if it is none, or nested too deeply.
@@ -179,7 +179,10 @@ def _made(form: Any, value: Any, name: str) -> Any:
         needed = {f.name for f in dataclasses.fields(form) if f.default is absent and f.default_factory is absent}
         return form(**_members(form, value, name, needed))
     if is_typeddict(form):
-        return _members(form, value, name, form.__required_keys__)
+        # Where annotations are strings, __required_keys__ has also those that are not.
+        hints = get_type_hints(form, include_extras=True)
+        needed = {key for key in form.__required_keys__ if get_origin(hints[key]) is not NotRequired}
+        return _members(form, value, name, needed)
     if origin is dict and type(value) is dict:
         return {key: _made(arguments[1], item, _below(name, key)) for key, item in value.items()}
     if origin in (list, tuple) and type(value) is list:

@@ -54,7 +54,7 @@ def check_batches(batches: Any) -> None:
 
 
 class BatchStream:
-    """Hands out up to ``count`` batches and keeps ``held_back`` others, none of which is handed out.
+    """A stream that hands out up to ``count`` batches and holds ``held_back`` others back.
 
     A first-in first-out queue runs ``held_back`` batches ahead of what is handed out. When a re-iterable (one whose
     ``iter()`` starts anew each time) comes to its end, the queue holds its last batches; they stay held back, and the

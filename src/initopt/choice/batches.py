@@ -1,4 +1,4 @@
-"""The batches of a race: which ones starts are trained on, and which ones they are judged by."""
+"""The batches of a race or a search: which ones starts are trained on, and which ones they are judged by."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from initopt._support.errors import LoaderError, warn
 from initopt.batches.nested import named_tensors
 from initopt.model.randomness import Stream, mixed_seed
 
-__all__ = ["MOST_BYTES", "Batches", "read_batches"]
+__all__ = ["MOST_BYTES", "Batches", "first_batches", "read_batches"]
 
 MOST_BYTES = 4 * 2**30
-"""Memory that the batches of a race may take."""
+"""Memory that batches may take."""
 
 _FEWEST = 4
 
@@ -41,6 +41,26 @@ class Batches:
                 yield self.training[index]
 
 
+def first_batches(loader: Iterable[Any], wanted: int) -> list[Any]:
+    """Read the first batches of a loader, or all that there are.
+
+    Warns:
+        InitoptWarning: if not all batches that are asked for fit into :data:`MOST_BYTES`.
+    """
+    read: list[Any] = []
+    size = 0
+    for batch in itertools.islice(loader, wanted):
+        size += sum(tensor.nbytes for _, tensor in named_tensors(batch))
+        if size > MOST_BYTES and len(read) >= _FEWEST:
+            warn(
+                f"{wanted} batches take more memory than {MOST_BYTES / 2**30:.3g} GB: only {len(read)} are read, and gone "
+                "through several times; smaller batches, or fewer steps, would bring more different ones"
+            )
+            break
+        read.append(batch)
+    return read
+
+
 def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any]) -> Batches:
     """Read one pass of a loader, or as much of it as is needed.
 
@@ -60,17 +80,7 @@ def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any
     """
     others = None if isinstance(held_out, int) else list(held_out)
     wanted = steps + (held_out if isinstance(held_out, int) else 0)
-    read: list[Any] = []
-    size = 0
-    for batch in itertools.islice(loader, wanted):
-        size += sum(tensor.nbytes for _, tensor in named_tensors(batch))
-        if size > MOST_BYTES and len(read) >= _FEWEST:
-            warn(
-                f"{wanted} batches take more memory than {MOST_BYTES / 2**30:.3g} GB: the race reads {len(read)}, and goes "
-                "through them several times; smaller batches, or fewer steps, would bring more different ones"
-            )
-            break
-        read.append(batch)
+    read = first_batches(loader, wanted)
     if others is not None:
         if not others or not read:
             which = "held_out" if read else "loader"

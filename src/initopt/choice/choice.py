@@ -15,10 +15,12 @@ from torch import nn
 from initopt._support.checks import data_frame
 from initopt._support.files import Contents, write_folder
 from initopt._support.words import counted
-from initopt.choice.rows import Cost, Curve, Row, plain_row, table
+from initopt.choice.rows import Cost, Curve, Row, change, figure, plain_row, table
 from initopt.choice.starts import OWN, make_start
-from initopt.comparison.spec.initialization import Initialization
+from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
+from initopt.methods import METHODS
 from initopt.model.losses import LossFunction
+from initopt.schemes import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +45,8 @@ class Choice:
         seeds: how many runs each had.
         held_out: how many batches they were judged by.
         seed: of the first run.
+        relative: whether differences are shares of the loss of the network's own start: they are unless a loss is not above
+            zero.
     """
 
     rows: tuple[Row, ...]
@@ -51,6 +55,7 @@ class Choice:
     seeds: int
     held_out: int
     seed: int
+    relative: bool
     _starts: dict[str, Initialization] = field(repr=False)
     _loss_fn: LossFunction | None = field(repr=False)
     _loader: Iterable[Any] = field(repr=False)
@@ -75,19 +80,21 @@ class Choice:
         """What to train from, in a sentence without its full stop."""
         own, best = self.own, self.best
         if self.changes:
-            against = "which diverges" if own.diverged else f"against {own.loss:.3g}"
+            against = "which diverges" if own.diverged else f"against {figure(own.loss)}"
             what = "your own start" if best.start == OWN else best.start
-            found = f"loss {best.loss:.3g} {against} after {best.steps} steps, lower in {_of_all(best.lower, self.seeds)}"
+            found = (
+                f"loss {figure(best.loss)} {against} after {best.steps} steps, lower in {_of_all(best.lower, self.seeds)}"
+            )
             return f"{what} {self._at(best)}: {found}{self._elsewhere()}"
         ended = [row for row in self.rows[1:] if row.outcome in ("not told apart", "better")]
         if not ended:
             worse = "no other start ends below it" if math.isfinite(own.loss) else "no start trains"
-            return f"keep yours at {own.lr:.3g}: {worse} (loss {own.loss:.3g} after {own.steps} steps)"
+            return f"keep yours at {own.lr:.3g}: {worse} (loss {figure(own.loss)} after {own.steps} steps)"
         near = min(ended, key=lambda row: row.loss)
-        return (
-            f"cannot be told apart: keep yours at {own.lr:.3g} (loss {own.loss:.3g} after {own.steps} steps; {near.start} "
-            f"{self._at(near)} has {near.loss:.3g}, which is a difference from {near.low:.2g} to {near.high:.2g})"
-        )
+        mean, low, high = (change(value, self.relative) for value in (near.difference, near.low, near.high))
+        found = f"{near.start} {self._at(near)} has {figure(near.loss)}, {mean} with an interval from {low} to {high}"
+        ours = f"loss {figure(own.loss)} after {own.steps} steps"
+        return f"cannot be told apart: keep yours at {own.lr:.3g} ({ours}; {found})"
 
     def _at(self, row: Row) -> str:
         return f"at your rate {row.lr:.3g}" if row.lr == self.own.lr else f"at the rate {row.lr:.3g}"
@@ -113,10 +120,24 @@ class Choice:
         if self.changes and best.start == OWN:
             return f"Leave the weights as they are, and train{rate}."
         if self.changes:
-            return f"Call .apply(model) on a new model before its first training step, and train{rate or ' as you did'}."
+            call = self._call
+            before = f"call {call}, or .apply(model) of this choice" if call else "call .apply(model) of this choice"
+            return f"Before its first training step, {before}; then train{rate or ' as you did'}."
         if math.isinf(self.own.loss):
             return "Lower the learning rate first: your own start diverges, and no other start is clearly better."
         return "Train as you did; more seeds (seeds=) and longer runs (steps=) would tell smaller differences."
+
+    @property
+    def _call(self) -> str:
+        """How to make the best start without this choice; ``""`` where that takes more than a call."""
+        steps = self._starts[self.best.start].steps
+        if len(steps) != 1:
+            return ""
+        (step,) = steps
+        if isinstance(step, Drawing) and step.name in NAMES and step == as_initialization(step.name).steps[0]:
+            return f'initopt.schemes.apply_(model, "{step.name}", batch)'
+        name = getattr(step, "name", None)
+        return f"initopt.{name}(model, batches)" if name in METHODS and step == METHODS[name]() else ""
 
     def apply(self, model: nn.Module, batches: Iterable[Any] | None = None, seed: int | None = None) -> None:
         """Give a model the best start, in place; nothing changes where that is its own.
@@ -134,7 +155,7 @@ class Choice:
     @property
     def table(self) -> str:
         """The rows as text."""
-        return table(self.rows)
+        return table(self.rows, self.relative)
 
     def __str__(self) -> str:
         cost = self.cost
@@ -143,10 +164,10 @@ class Choice:
         lines = [
             f"{head}, judged by {self.held_out} batch{'es' if self.held_out > 1 else ''} that no start was trained on",
             "",
-            table(self.rows[:_LINES]),
+            table(self.rows[:_LINES], self.relative),
             *([f"and {len(self.rows) - _LINES} more: .table has all"] if len(self.rows) > _LINES else []),
             "",
-            *textwrap.wrap(f"{self.verdict[:1].upper()}{self.verdict[1:]}.", 100),
+            *textwrap.wrap(f"Verdict: {self.verdict}.", 100),
             *textwrap.wrap(self.advice, 100),
             *textwrap.wrap(f"This cost {cost}.", 100),
         ]
@@ -177,6 +198,7 @@ class Choice:
             "own_lr": self.own.lr,
             "seeds": self.seeds,
             "held_out": self.held_out,
+            "relative": self.relative,
             "cost": {f.name: getattr(self.cost, f.name) for f in fields(Cost)} | {"total": self.cost.total},
             "rows": [
                 plain_row(row)

@@ -1,7 +1,9 @@
 r"""Whether a start is better than the network's own, from a few seeds and the batches held out.
 
-The differences :math:`d_{ib}` of the losses, start minus own, for seed i and batch b, vary by seed (other orders and draws)
-and by batch. Both are samples of what could have been, so that the variance of their mean is
+The differences :math:`d_{ib}` of the logarithms of the losses, start minus own, for seed i and batch b, vary by seed (other
+orders and draws) and by batch. (Logarithms, since a loss that is falling varies in proportion to itself: where a network's
+own start trains in one seed and hardly in another, plain differences vary with it. Of losses that may be zero or below,
+plain differences are taken.) Both are samples of what could have been, so that the variance of their mean is
 
 .. math:: \frac{s_{\text{seeds}}^2}{S} + \frac{s_{\text{batches}}^2}{B},
 
@@ -29,10 +31,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the loss of a start is than that of the network's own.
+    """How much higher the loss of a start is than that of the network's own: as a share of it, or as it is.
 
     Attributes:
-        mean: over seeds and batches.
+        mean: over seeds and batches; of logarithms, the share that it stands for: -0.4 for a loss that is 40 % lower.
         low: lower end of the interval.
         high: its upper end.
     """
@@ -43,7 +45,12 @@ class Difference:
 
 
 def compared(
-    losses: Sequence[NDArray[np.float64]], own: NDArray[np.float64], comparisons: int, level: float = LEVEL
+    losses: Sequence[NDArray[np.float64]],
+    own: NDArray[np.float64],
+    comparisons: int,
+    *,
+    relative: bool = True,
+    level: float = LEVEL,
 ) -> list[Difference]:
     """Compare starts with the network's own.
 
@@ -51,18 +58,19 @@ def compared(
         losses: of each start, shape (seeds, batches), all finite.
         own: of the network's own start.
         comparisons: starts that could have been preferred, those included that have no losses to the end.
+        relative: whether to compare logarithms, of which the differences are shares; for losses above zero.
         level: at which all intervals hold together.
 
     >>> own = np.array([[1.0, 1.2], [1.1, 1.3], [1.0, 1.3]])
-    >>> found = compared([own - [[0.5, 0.52], [0.51, 0.5], [0.49, 0.5]]], own, comparisons=1)[0]
-    >>> round(found.mean, 3), found.high < 0
-    (-0.503, True)
+    >>> found = compared([own * [[0.5, 0.52], [0.51, 0.5], [0.49, 0.5]]], own, comparisons=1)[0]
+    >>> round(found.mean, 2), found.high < 0
+    (-0.5, True)
     """
     from scipy import stats
 
-    differences = [values - own for values in losses]
-    if not differences:
+    if not losses:
         return []
+    differences = [np.log(values / own) if relative else values - own for values in losses]
     seeds, batches = own.shape
     by_seed = np.array([values.mean(1).var(ddof=1) for values in differences])
     moderated, degrees = _moderated(by_seed, seeds - 1)
@@ -72,13 +80,18 @@ def compared(
         of_seeds = float(variance) / seeds
         of_batches = float(values.mean(0).var(ddof=1)) / batches if batches > 1 else 0.0
         squared = of_seeds + of_batches
-        if squared <= (1e-12 * float(np.abs(own).max())) ** 2:  # a spread that rounding alone can make is none
-            found.append(Difference(mean, mean, mean))
+        if squared <= (1e-12 * max(1.0, float(np.abs(own).max()))) ** 2:  # rounding alone
+            found.append(_difference(mean, 0.0, relative))
             continue
         freedom = squared**2 / (of_seeds**2 / degrees + (of_batches**2 / (batches - 1) if batches > 1 else 0.0))
         half = float(stats.t.ppf(1 - (1 - level) / (2 * comparisons), freedom)) * math.sqrt(squared)
-        found.append(Difference(mean, mean - half, mean + half))
+        found.append(_difference(mean, half, relative))
     return found
+
+
+def _difference(mean: float, half: float, relative: bool) -> Difference:
+    ends = (mean, mean - half, mean + half)
+    return Difference(*(math.expm1(min(end, 700.0)) if relative else end for end in ends))
 
 
 def _moderated(variances: NDArray[np.float64], freedom: int) -> tuple[NDArray[np.float64], float]:

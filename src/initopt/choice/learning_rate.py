@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,13 +16,14 @@ from initopt._support.checks import accepting, check_integer, check_number
 from initopt._support.errors import LoaderError, NonFiniteError
 from initopt._support.progress import Progress, counter
 from initopt.batches.stream import check_batches
+from initopt.choice.batches import Batches, first_batches
 from initopt.choice.rate_result import LearningRates
 from initopt.choice.rate_runs import Plan
 from initopt.choice.rate_search import Search
 from initopt.model.losses import Loss, LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.preserve import Kept, preserving, put_values
-from initopt.model.randomness import Stream, derive_seed, seed_sequence
+from initopt.model.randomness import derive_seed
 from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, takes_rate
 from initopt.training.steps import Course, OwnStep, Trainer, check_step, only_own_gradients, train_steps
 
@@ -66,7 +66,8 @@ def find_lr(
     Args:
         model: the model; afterwards it is as it was, also after an exception. It is trained in the modes that it has, or in
             training mode if it is not.
-        loader: an iterable of batches, as for :func:`initopt.measure`; the first ``num_batches`` are kept in memory.
+        loader: an iterable of batches, as for :func:`initopt.measure`; the first ``num_batches`` are kept in memory, up to
+            4 GB.
         optimizer: a function of parameters and a learning rate, such as ``functools.partial(torch.optim.SGD, lr=0.1,
             momentum=0.9)`` or ``lambda parameters, lr: ...``; or an optimizer of the model, which is left alone. Of several
             parameter groups, all rates are multiplied by the same number, and the first one's is meant. A rate that it
@@ -100,7 +101,7 @@ def find_lr(
     >>> inputs = torch.randn(64, 4) * torch.tensor([2.0, 1.0, 1.0, 0.5])
     >>> batches = [(inputs, inputs @ torch.ones(4, 1))]
     >>> sgd = functools.partial(torch.optim.SGD, lr=0.01)
-    >>> found = initopt.find_lr(model, batches, sgd, torch.nn.MSELoss(), precision=1.02, seed=0)
+    >>> found = initopt.find_lr(model, batches, sgd, torch.nn.MSELoss(), seeds=1, precision=1.02, warmup_steps=0, seed=0)
     >>> largest = 2 / torch.linalg.eigvalsh(2 * inputs.T @ inputs / 64)[-1]
     >>> 0.95 < found.largest_stable / largest < 1.01
     tensor(True)
@@ -207,11 +208,11 @@ def _range(min_lr: float | None, max_lr: float | None, own: float | None) -> tup
     return float(low), float(high)
 
 
-def _read(loader: Iterable[Any], most: int) -> list[Any]:
-    found = list(itertools.islice(iter(loader), most))
+def _read(loader: Iterable[Any], most: int) -> Batches:
+    found = first_batches(loader, most)
     if not found:
         raise LoaderError("loader is empty: iterating over it gave no batch, and at least one is needed")
-    return found
+    return Batches(found, held_out=[])
 
 
 class _Runs:
@@ -225,7 +226,7 @@ class _Runs:
         optimizer: OptimizerFactory,
         loss: Loss,
         own: OwnStep | None,
-        batches: Sequence[Any],
+        batches: Batches,
     ) -> None:
         self._model, self._kept, self._parameters, self._batches = model, kept, parameters, batches
         self._optimizer, self._loss, self._own = optimizer, loss, own
@@ -242,7 +243,7 @@ class _Runs:
         course = Course()
 
         def wanted(most: int) -> Iterator[Any]:
-            for batch in itertools.islice(self._ordered(seed), course.steps, most):
+            for batch in itertools.islice(self._batches.order(seed), course.steps, most):
                 if course.losses and hopeless(course.steps - 1, course.losses[-1]):
                     return
                 yield batch
@@ -269,12 +270,6 @@ class _Runs:
                 f"the loss of the start is {course.losses[-1]}, so that no learning rate can help; "
                 "initopt.diagnose(model, loader) says where that comes from"
             )
-
-    def _ordered(self, seed: int) -> Iterator[Any]:
-        """The batches without end, each pass in an order of its own."""
-        for number in itertools.count():
-            generator = np.random.default_rng(seed_sequence(seed, Stream.ORDER, number))
-            yield from (self._batches[i] for i in generator.permutation(len(self._batches)))
 
 
 def _result(search: Search, plan: Plan, model: str, optimizer: str, seconds: float) -> LearningRates:

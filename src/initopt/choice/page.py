@@ -59,13 +59,15 @@ def _picture(choice: Choice) -> bytes:
     return buffer.getvalue()
 
 
-def _cells(row: Row) -> str:
-    return "".join(f"<td>{escape(cell)}</td>" for cell in cells(row))
+def _cells(row: Row, relative: bool) -> str:
+    return "".join(f"<td>{escape(cell)}</td>" for cell in cells(row, relative))
 
 
 def _fragment(choice: Choice, picture: bytes) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in HEAD)
-    body = "".join(f"<tr{' class=best' if row is choice.best else ''}>{_cells(row)}</tr>\n" for row in choice.rows)
+    body = "".join(
+        f"<tr{' class=best' if row is choice.best else ''}>{_cells(row, choice.relative)}</tr>\n" for row in choice.rows
+    )
     source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     return "\n".join(
         [

@@ -102,8 +102,8 @@ def _runs(axes: Axes, one: LearningRates, colour: str, name: str, number: int) -
                       label=f"{name}, warm-up of {one.warmup.steps} steps")  # fmt: skip
     if one.largest_stable is not None and one.unstable_at is not None:
         axes.axvline(one.largest_stable, color=colour, linestyle="--", linewidth=1)
-        axes.annotate("largest stable", (one.largest_stable, 0.9 - 0.2 * number), xycoords=("data", "axes fraction"),
-                      rotation=90, va="top", ha="right", fontsize=7, color=colour)  # fmt: skip
+        axes.annotate("largest stable", (one.largest_stable, 0.03), xycoords=("data", "axes fraction"), rotation=90,
+                      va="bottom", ha="right" if number % 2 else "left", fontsize=7, color=colour)  # fmt: skip
     if one.suggested is not None:
         axes.axvline(one.suggested, color=colour, linewidth=1)
         if one.interval is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-__all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "plain_row", "table"]
+__all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "change", "figure", "plain_row", "table"]
 
 Outcome = Literal["yours", "better", "not told apart", "worse", "dropped", "diverged", "failed"]
 """What became of a start: whether its interval is below or above the loss of the network's own, or holds it; or why it has
@@ -39,7 +39,8 @@ class Row:
         outcome: what became of it; see :data:`Outcome`.
         steps: training steps of each run.
         loss: mean loss on the batches held out, over the seeds; infinite if a run diverged.
-        difference: of that to the loss of the network's own start after as many steps.
+        difference: to the loss of the network's own start after as many steps, as a share of that: -0.4 is 40 % lower. As
+            it is, where ``Choice.relative`` is not true.
         low: lower end of the interval of the difference; nan for a start that did not come to the end.
         high: its upper end, likewise.
         training_loss: mean loss over the last fifth of the steps.
@@ -102,10 +103,31 @@ def plain_row(row: Row) -> dict[str, Any]:
 HEAD = ("start", "rate", "steps", "loss", "against yours", "lower in", "training", "cost", "")
 
 
-def cells(row: Row) -> list[str]:
+def change(value: float, relative: bool) -> str:
+    """A difference, in percent if it is a share.
+
+    >>> change(-0.4, True), change(-0.4, False)
+    ('-40 %', '-0.4')
+    """
+    return f"{100 * value:+.0f} %" if relative else f"{value:+.2g}"
+
+
+def figure(value: float) -> str:
+    """A loss with three digits.
+
+    >>> figure(2.0), figure(0.06312), figure(123.4)
+    ('2.00', '0.0631', '123')
+    """
+    return f"{value:#.3g}".rstrip(".")
+
+
+def cells(row: Row, relative: bool) -> list[str]:
     """A row in words and figures, one for each column of :data:`HEAD`."""
-    interval = f"{row.difference:+.2g} [{row.low:+.2g}, {row.high:+.2g}]" if math.isfinite(row.low) else ""
-    shown = interval or (f"{row.difference:+.2g}" if math.isfinite(row.difference) and row.outcome != "yours" else "")
+    shown = ""
+    if math.isfinite(row.low):
+        shown = f"{change(row.difference, relative)} [{change(row.low, relative)}, {change(row.high, relative)}]"
+    elif math.isfinite(row.difference) and row.outcome != "yours":
+        shown = change(row.difference, relative)
     words = {"dropped": f"dropped after {row.steps}", "diverged": f"diverged in {row.diverged}"}.get(
         row.outcome, row.outcome
     )
@@ -114,18 +136,18 @@ def cells(row: Row) -> list[str]:
         row.start,
         f"{row.lr:.3g}",
         str(row.steps) if ran else "",
-        f"{row.loss:.4g}" if math.isfinite(row.loss) else "",
+        figure(row.loss) if math.isfinite(row.loss) else "",
         shown,
         str(row.lower) if ran and row.outcome != "yours" else "",
-        f"{row.training_loss:.4g}" if math.isfinite(row.training_loss) else "",
+        figure(row.training_loss) if math.isfinite(row.training_loss) else "",
         f"{row.cost:.0f}" if row.cost else "",
         words,
     ]
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[Row], relative: bool) -> str:
     """Rows as text."""
-    lines = [list(HEAD), *map(cells, rows)]
+    lines = [list(HEAD), *(cells(row, relative) for row in rows)]
     lines = [[cell if len(cell) <= 30 else f"{cell[:29]}…" for cell in line] for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
     left = {0, len(HEAD) - 1}

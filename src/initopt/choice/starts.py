@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from initopt._support.errors import InitoptWarning
 from initopt.comparison.running.start import take
-from initopt.comparison.spec.initialization import Initialization, Scheme, as_initialization
+from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
 from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, inner_work, preserving
 from initopt.model.randomness import Stream, mixed_seed
@@ -76,7 +78,23 @@ def default_starts(model: nn.Module, batch: Any, loss_fn: LossFunction | None, s
     follow = set(apply_(copy.deepcopy(model), "orthogonal", batch, loss_fn, seed=seed).nonlinearities.values())
     names: list[Any] = ["xavier_normal"] if follow & _SATURATING else []
     names += ["kaiming_normal"] if follow - _SATURATING or not follow else []
-    return as_starts([*names, "orthogonal", "lsuv", "nio", ["lsuv", "nio"]])
+    names += ["orthogonal", "lsuv", "nio", ["lsuv", "nio"]]
+    return as_starts([*names, *(name for name in _FOR_PARTS if _fits(name, model, batch, loss_fn, seed))])
+
+
+_FOR_PARTS = ("mimetic", "zero_branches", "scaled_branches")
+"""Schemes for networks with self-attention or residual branches."""
+
+
+def _fits(scheme: str, model: nn.Module, batch: Any, loss_fn: LossFunction | None, seed: int) -> bool:
+    """Whether a scheme finds in a network what it is for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InitoptWarning)  # it is said where the scheme is a start
+        try:
+            apply_(copy.deepcopy(model), scheme, batch, loss_fn, seed=seed)
+        except ValueError:
+            return False
+    return True
 
 
 def make_start(
@@ -97,9 +115,9 @@ def make_start(
     def work(kept: Kept) -> None:
         with inner_work():
             for number, step in enumerate(start.steps):
-                if isinstance(step, Scheme):
+                if isinstance(step, Drawing):
                     seed_of_step = mixed_seed(seed, Stream.SCHEME, number)
-                    apply_(model, step.name, next(iter(batches)), loss_fn, seed=seed_of_step, **step.options)
+                    apply_(model, step.scheme, next(iter(batches)), loss_fn, params=step.params, seed=seed_of_step)
                 else:
                     take(step, model, batches, loss_fn, seed, number)
 

@@ -15,7 +15,8 @@ from initopt.diagnosis.folding import fold
 from initopt.diagnosis.rules import RULES, Finding
 
 if TYPE_CHECKING:
-    from initopt.diagnosis.diagnosis import Diagnosis, Row
+    from initopt.diagnosis.diagnosis import Diagnosis
+    from initopt.diagnosis.rows import Row
 
 __all__ = ["fragment", "page", "write_all"]
 

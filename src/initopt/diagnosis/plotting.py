@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from initopt.diagnosis.folding import listed
 
 if TYPE_CHECKING:
-    from initopt.diagnosis.diagnosis import Diagnosis, Row
+    from initopt.diagnosis.change import Change
+    from initopt.diagnosis.diagnosis import Diagnosis
+    from initopt.diagnosis.rows import Row
 
-__all__ = ["plot_diagnosis"]
+__all__ = ["plot_change", "plot_diagnosis"]
 
 # Colours that stay apart for the colour-blind (Okabe and Ito).
 SIGNAL, PART, GRADIENT = "#0072B2", "#56B4E9", "#009E73"
@@ -61,6 +64,37 @@ def plot_diagnosis(diagnosis: Diagnosis) -> Figure:
     return figure
 
 
+BEFORE, AFTER = "#7f7f7f", "#0072B2"
+
+
+def plot_change(change: Change, forward: Axes, backward: Axes) -> None:
+    """Draw signals and gradients through the network before and after its initialization.
+
+    Args:
+        change: the two diagnoses; layers with findings are marked.
+        forward: axes for the part of each output that depends on the input, where signals are lost or explode.
+        backward: axes for the gradients that come back.
+    """
+    for checkup, colour, label in ((change.before, BEFORE, "before"), (change.after, AFTER, "after")):
+        rows = [row for row in checkup.rows if row.kind != "parameter"]
+        signal, slope = [row.rms * row.spread for row in rows], [row.slope for row in rows]
+        _draw(forward, rows, signal, colour, label, "signal: output that depends on the input")
+        _draw(backward, rows, slope, colour, label, "gradient of a sample's loss with respect to the output")
+        _mark(forward, rows, signal, ("W", "A", "D", "O", "S"), named=False)
+        _mark(backward, rows, slope, ("G",), named=False)
+        for axes in (forward, backward):
+            axes.set_xlabel("layer, in the order in which they run", fontsize=9)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles = [Line2D([], [], color=colour, label=label) for colour, label in ((BEFORE, "before"), (AFTER, "after"))]
+    shown = {row.severity for checkup in (change.before, change.after) for row in checkup.rows}
+    handles += [
+        Line2D([], [], color=colour, marker="o", linestyle="", mfc="none", label=severity)
+        for severity, colour in MARKS.items()
+        if severity in shown
+    ]
+    forward.legend(handles=handles, fontsize=8, frameon=False, loc="best")
+
+
 def _draw(axes: Axes, rows: Sequence[Row], values: Sequence[float], colour: str, label: str, title: str = "") -> None:
     points = [(i, value) for i, value in enumerate(values) if value > 0 and math.isfinite(value)]
     if points:
@@ -74,7 +108,7 @@ def _draw(axes: Axes, rows: Sequence[Row], values: Sequence[float], colour: str,
         axes.set_axisbelow(True)
 
 
-def _mark(axes: Axes, rows: Sequence[Row], values: Sequence[float], families: Sequence[str]) -> None:
+def _mark(axes: Axes, rows: Sequence[Row], values: Sequence[float], families: Sequence[str], named: bool = True) -> None:
     """A mark at every layer with a finding above a note, and one label for each rule."""
     seen: dict[str, tuple[int, float, list[str]]] = {}
     for severity, colour in MARKS.items():
@@ -86,7 +120,7 @@ def _mark(axes: Axes, rows: Sequence[Row], values: Sequence[float], families: Se
             for rule in rows[i].rules:
                 if rule.startswith(tuple(families)) and not math.isnan(height):
                     seen.setdefault(rule, (i, height, []))[2].append(rows[i].name)
-    for rule, (i, height, names) in list(seen.items())[:6]:
+    for rule, (i, height, names) in list(seen.items())[: 6 if named else 0]:
         text = f"{rule} {_cut(listed(names, 1), 28)}"
         axes.annotate(text, (i, height), textcoords="offset points", xytext=(4, 8), fontsize=7, color="0.25")
 

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from initopt import schemes
-from initopt._api import optimize
 from initopt._support.errors import InitoptWarning
 from initopt.diagnosis.rules import Evidence, Finding, found_in
 from initopt.diagnosis.rules.base import notable
@@ -230,8 +229,16 @@ class Remedies:
         return Trial(name, before, vital_signs(seen), left, steps, baseline, self._trained(other, steps), found=found)
 
     def _apply(self, model: nn.Module, name: str) -> None:
-        options: dict[str, Any] = {"measure_batches": 0, "seed": self.seed, "progress": False, "allow_trained": True}
-        options["process_group"] = None  # a copy, on this process
+        from initopt._api import optimize  # which comes after the rest of this room, since runs look at layers
+
+        options: dict[str, Any] = {
+            "measure_batches": 0,
+            "diagnose": False,
+            "seed": self.seed,
+            "progress": False,
+            "allow_trained": True,
+            "process_group": None,  # a copy, on this process
+        }
         if name == "lsuv":
             optimize(model, self.batches, self.loss_fn, LSUV(), **options)
         elif name == "nio":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from initopt._support._torch_messages import (
 from initopt._support.checks import check_choice
 from initopt._support.devices import free_memory
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
-from initopt.engines.base import Engine, Evaluation
+from initopt.engines.base import Engine, Evaluation, Gradients
 from initopt.engines.finite_differences import DifferencesEngine
 from initopt.engines.memory import Need, estimate
 from initopt.engines.per_subbatch import GraphEngine, PlainEngine, RecomputeEngine
@@ -266,13 +267,19 @@ class _FallingBack(Evaluation):
         self.gram = inner.gram
 
     def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
+        return self._derivatives(lambda evaluation: evaluation.scale_derivatives(gram_derivative))
+
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
+        return self._derivatives(lambda evaluation: evaluation.vector_derivatives(vectors))
+
+    def _derivatives(self, of: Callable[[Evaluation], Tensor]) -> Tensor:
         try:
-            return self._inner.scale_derivatives(gram_derivative)
+            return of(self._inner)
         except Exception as error:
             del self._inner  # and its graphs
             self._engine._fall_back(error, second=True)
         self._engine.free_cached()
-        return self._engine.evaluate(self._batch, differentiate=True).scale_derivatives(gram_derivative)
+        return of(self._engine.evaluate(self._batch, differentiate=True))
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         return self._inner.derivatives_along(weights)

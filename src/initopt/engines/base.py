@@ -75,6 +75,17 @@ class Evaluation:
         """<dW_k, W_k> of sum_d <v_d, g_d> with v_d = sum_e weights[d, e] g_e held fixed, for every scaled tensor."""
         raise RuntimeError("the batch was evaluated with differentiate=False")
 
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
+        """As :meth:`scale_derivatives`, of sum_d <v_d, g_d> for vectors of one's own, for what is not a function of K.
+
+        Must be called before the weights change, and once, in the place of the other.
+
+        Args:
+            vectors: v_d of every sub-batch, held fixed; a tensor per ``problem.grad_params``, in the precision of the
+                gradients, or ``None`` for zero.
+        """
+        raise RuntimeError("the batch was evaluated with differentiate=False")
+
 
 class Engine(ABC):
     """A way to get Gram matrices and their derivatives out of a model.

@@ -243,7 +243,9 @@ class _Differences(Evaluation):
         return [known[p.value] for p in self.problem.scale_params]
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
-        vectors = weighted_sums(self._gradients, weights)
+        return self.vector_derivatives(weighted_sums(self._gradients, weights))
+
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         relative = self._engine.step_for(self, vectors)
         total = torch.zeros(len(self.problem.scale_params), dtype=torch.float64, device="cpu")
         for d, vector in enumerate(vectors):

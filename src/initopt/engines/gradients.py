@@ -15,13 +15,13 @@ from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import seeded
 
-__all__ = ["batch_gradient", "gradient_norm", "moved", "subbatch_gradients", "whole"]
+__all__ = ["gradient_norm", "mean_gradient", "moved", "norm_of", "subbatch_gradients", "whole"]
 
 
 def subbatch_gradients(
     problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None, first: int = 0
-) -> Iterator[Gradients]:
-    """The gradient of each sub-batch, uncentred, with respect to some tensors.
+) -> Iterator[tuple[Tensor, Gradients]]:
+    """The loss, detached, and the gradient of each sub-batch, uncentred, with respect to some tensors.
 
     Args:
         problem: the model, in measuring mode, and how its batches are split.
@@ -35,7 +35,8 @@ def subbatch_gradients(
         with plain_attention(), seeded(*batch.seed):
             losses = problem.seen_windows(batch)[0]
             for d in numbers:
-                yield torch.autograd.grad(losses[d], values, retain_graph=d + 1 < len(losses), allow_unused=True)
+                keep = d + 1 < len(losses)
+                yield losses[d].detach(), torch.autograd.grad(losses[d], values, retain_graph=keep, allow_unused=True)
         return
 
     def of_part(part: Part) -> tuple[Tensor, Gradients]:
@@ -44,14 +45,27 @@ def subbatch_gradients(
             return loss.detach(), torch.autograd.grad(loss, values, allow_unused=True)
 
     for d in numbers:
-        yield added(map(of_part, problem.parts(batch, d, microbatch)))[1]
+        yield added(map(of_part, problem.parts(batch, d, microbatch)))
+
+
+def mean_gradient(
+    problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None
+) -> tuple[float, Gradients]:
+    """The means of the losses of all sub-batches and of their gradients, uncentred: those of the batch on this rank."""
+    count = len(batch.windows)
+    loss, total = added(subbatch_gradients(problem, batch, values, microbatch))
+    return float(loss) / count, [None if g is None else g / count for g in total]
 
 
 def gradient_norm(problem: Problem, batch: Batch, microbatch: int | None, d: int) -> float:
     """Norm of the uncentred gradient of one sub-batch."""
     parameters = [parameter.value for parameter in problem.grad_params]
-    own = next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))
-    gradients = problem.summed(own, problem.shares(batch)[d], parameters)
+    _, own = next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))
+    return norm_of(problem.summed(own, problem.shares(batch)[d], parameters))
+
+
+def norm_of(gradients: Gradients) -> float:
+    """The 2-norm of a gradient."""
     norms = [torch.linalg.vector_norm(as_real(g), dtype=torch.float64).cpu() for g in gradients if g is not None]
     return float(torch.stack(norms).square().sum().sqrt()) if norms else 0.0
 
@@ -60,26 +74,6 @@ def whole(batch: Batch) -> Batch:
     """A batch as one sub-batch."""
     size = batch.windows.batch_size
     return replace(batch, windows=Windows((torch.arange(size, device="cpu"),), size))
-
-
-def batch_gradient(
-    problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None
-) -> tuple[Tensor, Gradients]:
-    """The mean loss of a whole batch, detached, and its uncentred gradient: those of a training step.
-
-    Args:
-        problem: the model, in measuring mode.
-        batch: on which to take them; its sub-batches do not count.
-        values: the tensors that the gradient is with respect to.
-        microbatch: most samples to run at a time; all of them by default.
-    """
-
-    def of_part(part: Part) -> tuple[Tensor, Gradients]:
-        with seeded(*part.seed), torch.enable_grad():
-            loss = problem.part_loss(batch, part)
-            return loss.detach(), torch.autograd.grad(loss, values, allow_unused=True)
-
-    return added(map(of_part, problem.parts(whole(batch), 0, microbatch)))
 
 
 @contextmanager

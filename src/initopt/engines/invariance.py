@@ -90,7 +90,7 @@ def _cosines(problem: Problem, batch: Batch, microbatch: int | None, leaves: Map
     values = [leaves.get(parameter.value, parameter.value) for parameter in problem.scale_params]
     found = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     shares = problem.shares(batch)
-    for share, own in zip(shares, subbatch_gradients(problem, batch, values, microbatch), strict=True):
+    for share, (_, own) in zip(shares, subbatch_gradients(problem, batch, values, microbatch), strict=True):
         gradients = problem.summed(own, share, values)
         cosines = [_cosine(gradient, value) for gradient, value in zip(gradients, values, strict=True)]
         found = torch.maximum(found, torch.tensor(cosines, dtype=torch.float64, device="cpu"))

@@ -111,6 +111,9 @@ class _Separate(Evaluation):
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, [loss for loss, _ in found], self._gradients, problem.grad_params)
 
+    def derivatives_along(self, weights: Tensor) -> Tensor:
+        return self.vector_derivatives(weighted_sums(self._gradients, weights))
+
     def _centred_samples(self) -> list[Part] | None:
         """Sub-batches of one sample each, which are centred by the mean of all; ``None`` for larger ones."""
         problem, batch = self._problem, self._batch
@@ -172,8 +175,7 @@ class _Graph(_Separate):
         with self._ops.replacing():
             return self._gradient(whole, create_graph=True)
 
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        vectors = weighted_sums(self._gradients, weights)
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         samples = self._samples or []
         total = self._ops.along_weights(joined(self._gradients), joined(vectors), samples[0].means if samples else None)
         return total + self._through_means(samples)
@@ -182,9 +184,9 @@ class _Graph(_Separate):
 class Recomputed(_Separate):
     """Gradients without their graphs; each sub-batch is run once more for its Hessian-vector product."""
 
-    def derivatives_along(self, weights: Tensor) -> Tensor:
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         total = torch.zeros(len(self._problem.scale_params), dtype=torch.float64, device="cpu")
-        for d, vector in enumerate(weighted_sums(self._gradients, weights)):
+        for d, vector in enumerate(vectors):
 
             def of_parts(parts: list[Part], vector: Gradients = vector) -> Tensor:
                 along = [self._along(part, vector) for part in parts]

@@ -12,7 +12,7 @@ from initopt._support._torch_messages import free_cached_memory, is_out_of_memor
 from initopt._support.devices import free_memory
 from initopt._support.errors import warn
 from initopt.engines.autograd.scaled import ScaledOps
-from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix, weighted_sums
+from initopt.engines.base import Engine, Evaluation, Gradients, check_gram, gram_matrix
 from initopt.engines.memory import estimate
 from initopt.engines.microbatches import Microbatches
 from initopt.engines.per_subbatch import Plain, Recomputed
@@ -188,10 +188,9 @@ class _United(Recomputed):
         self._graphs.append((ops, gradients))
         return loss, gradients
 
-    def derivatives_along(self, weights: Tensor) -> Tensor:
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         ranks, count = self._problem.ranks, len(self._problem.scale_params)
         own = torch.zeros(count, dtype=torch.float64, device="cpu")
-        vectors = weighted_sums(self._gradients, weights)
         for d, share in enumerate(self._shares):
             vector: Gradients = [None if v is None else share * v for v in vectors[d]]
             own += self._kept_along(d, vector) if self._graphs else self._of_parts(d, self._through(vector))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from initopt.engines.autograd.scaled import ScaledOps
-from initopt.engines.base import WHOLE, Engine, Evaluation, check_gram, gram_matrix, joined, weighted_sums
+from initopt.engines.base import WHOLE, Engine, Evaluation, Gradients, check_gram, gram_matrix, joined, weighted_sums
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import seeded
@@ -50,5 +52,7 @@ class _CoupledEvaluation(Evaluation):
         check_gram(self.gram, [loss.detach() for loss in losses], self._gradients, problem.grad_params)
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
-        vectors = weighted_sums(self._gradients, weights)
+        return self.vector_derivatives(weighted_sums(self._gradients, weights))
+
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         return self._ops.along_weights(joined(self._gradients), joined(vectors))

@@ -15,10 +15,11 @@ from torch import Tensor
 from initopt._support.checks import check_integer, check_number
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines import Engine, Evaluation
-from initopt.engines.gradients import gradient_norm
+from initopt.engines.gradients import gradient_norm, mean_gradient, norm_of
 from initopt.engines.invariance import scale_invariant
 from initopt.gram import functional, objectives
 from initopt.gram.measurement import Measurement
+from initopt.methods._first_step import Decrease, FirstStep
 from initopt.methods.base import Measuring, MethodRun, Training
 from initopt.methods.records import StepRecord
 from initopt.methods.scale_optimizer import Kind
@@ -66,6 +67,9 @@ class NIO(Measuring, ScalesMethod):
             they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
         trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
+        max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
+            step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
+            of the gradient for SGD, and times the 1-norm for Adam.
 
     >>> NIO(steps=50, objective="cosine").steps
     50
@@ -84,6 +88,7 @@ class NIO(Measuring, ScalesMethod):
     optimizer: OptimizerFactory | None = None
     clip_grad_norm: float | None = None
     trial_steps: int = 20
+    max_decrease: float | None = None
 
     def __post_init__(self) -> None:
         ScalesMethod.__post_init__(self)
@@ -97,6 +102,9 @@ class NIO(Measuring, ScalesMethod):
         if self.clip_grad_norm is not None:
             check_number("clip_grad_norm", self.clip_grad_norm, above=0)
             self._need_optimizer("clip_grad_norm")
+        if self.max_decrease is not None:
+            check_number("max_decrease", self.max_decrease, above=0)
+            self._need_optimizer("max_decrease")
 
     def _need_optimizer(self, name: str) -> None:
         if self.optimizer is None:
@@ -109,10 +117,36 @@ class NIO(Measuring, ScalesMethod):
     def training(self) -> Training | None:
         if self.optimizer is None:
             return None
-        return Training(optimizer=self.optimizer, clip_grad_norm=self.clip_grad_norm, trial_steps=self.trial_steps)
+        return Training(
+            optimizer=self.optimizer,
+            clip_grad_norm=self.clip_grad_norm,
+            trial_steps=self.trial_steps,
+            max_decrease=self.max_decrease,
+        )
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
         return _NIORun(self, problem, engine, originals)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a step looks at.
+
+    Attributes:
+        evaluation: with the Gram matrix.
+        norm: of the gradient, as training feels it.
+        over: whether the bound is exceeded.
+        centred: whether the Gram matrix is that of centred gradients.
+        share: of the loss that the optimizer's first step is predicted to take off, where that is bounded.
+        decrease: the same with its derivatives, where it is over the bound.
+    """
+
+    evaluation: Evaluation
+    norm: float
+    over: bool
+    centred: bool
+    share: float | None = None
+    decrease: Decrease | None = None
 
 
 class _NIORun(ScalesRun):
@@ -121,6 +155,9 @@ class _NIORun(ScalesRun):
         self._engine = engine
         self._method = method
         self._objective = objectives.get(method.objective, method.norm_weight)
+        told = method.training
+        self._first_step = None if told is None or told.max_decrease is None else FirstStep(told, problem)
+        self._began_over = False
 
     def step(self, number: int, batches: Iterator[Any]) -> list[StepRecord]:
         data = next(batches)
@@ -128,29 +165,33 @@ class _NIORun(ScalesRun):
         batch = self._problem.prepare(data, number)
         if number == 0:
             self._begin(batch)
-        evaluation, norm, centred = self._evaluate(batch, number)
-        gram = evaluation.gram.requires_grad_()
-        norm = self._mean_over_ranks(functional.grad_norm(gram) if norm is None else norm)
-        constrained = bool(norm > self._method.max_grad_norm)
-        kind: Kind = "constraint" if constrained else "objective"
-        minimized = {"objective": self._objective_of(gram), "constraint": functional.grad_norm(gram)}
-        if not torch.isfinite(minimized[kind]):
-            raise NonFiniteError(f"the {kind} to be minimized is {minimized[kind].item()}")
-        (gram_derivative,) = torch.autograd.grad(minimized[kind], gram)
-        derivatives = evaluation.scale_derivatives(gram_derivative)
-        self.descend(derivatives, kind)
-        figures = self._figures(gram.detach(), minimized["objective"].detach())
-        shown = centred or not self._centred  # of a step on whole gradients among centred ones, only their norm compares
+        seen = self._evaluate(batch, number)
+        if number == 0:
+            self._began_over = seen.over
+        gram = seen.evaluation.gram.requires_grad_()
+        objective = self._objective_of(gram)
+        if seen.over and seen.decrease is not None:
+            self.descend(self._of_decrease(seen.evaluation, seen.decrease), "constraint")
+        else:
+            kind: Kind = "constraint" if seen.over else "objective"
+            minimized = functional.grad_norm(gram) if seen.over else objective
+            if not torch.isfinite(minimized):
+                raise NonFiniteError(f"the {kind} to be minimized is {minimized.item()}")
+            (gram_derivative,) = torch.autograd.grad(minimized, gram)
+            self.descend(seen.evaluation.scale_derivatives(gram_derivative), kind)
+        figures = self._figures(gram.detach(), objective.detach())
+        shown = seen.centred or not self._centred  # of a step on whole gradients among centred ones, only the norm compares
         record = StepRecord(
             step=number,
             grad_cosine=figures["grad_cosine"] if shown else None,
-            grad_norm=float(norm.detach()),
+            grad_norm=seen.norm,
             grad_variance=figures["grad_variance"] if shown else None,
             objective=figures["objective"] if shown else None,
-            constrained=constrained,
+            constrained=seen.over,
             seconds=time.perf_counter() - start,
-            centred_grad_norm=figures["grad_norm"] if centred else None,
+            centred_grad_norm=figures["grad_norm"] if seen.centred else None,
             noise_cosine=self._problem.subbatches.noise_cosine(batch.windows.batch_size),
+            predicted_decrease=seen.share,
         )
         return [record]
 
@@ -175,21 +216,50 @@ class _NIORun(ScalesRun):
         """Whether the objective is that of centred gradients."""
         return self._method.centre is not None and self._problem.centring.active
 
-    def _evaluate(self, batch: Batch, number: int) -> tuple[Evaluation, Tensor | None, bool]:
-        """The Gram matrix that the step looks at, the norm that is bounded if it is another, and whether it is centred.
+    def _evaluate(self, batch: Batch, number: int) -> _Seen:
+        """What a step looks at.
 
         The bound is on the norm of the whole gradient, which is what training feels. Before a step on centred gradients it
-        is that of one sub-batch, each in its turn: a share of 1 / D of a gradient.
+        is that of one sub-batch, each in its turn: a share of 1 / D of a gradient. With an optimizer's first step, it is on
+        what that takes off the loss of the batch.
         """
+        if self._first_step is not None:
+            return self._look_at_first_step(batch, self._first_step)
+        bound = self._method.max_grad_norm
         if not self._centred:
-            return self._engine.evaluate(batch, differentiate=True), None, False
-        d = number % len(batch.windows)
-        size = gradient_norm(self._problem, batch, self._engine.microbatch, d)
-        norm = torch.tensor(size, dtype=torch.float64, device="cpu")
-        if bool(norm > self._method.max_grad_norm):
-            return self._engine.evaluate(batch, differentiate=True), norm, False
+            evaluation = self._engine.evaluate(batch, differentiate=True)
+            norm = float(self._mean_over_ranks(functional.grad_norm(evaluation.gram)))
+            return _Seen(evaluation, norm, norm > bound, centred=False)
+        size = gradient_norm(self._problem, batch, self._engine.microbatch, number % len(batch.windows))
+        norm = float(self._mean_over_ranks(torch.tensor(size, dtype=torch.float64, device="cpu")))
+        if norm > bound:
+            return _Seen(self._engine.evaluate(batch, differentiate=True), norm, over=True, centred=False)
+        return _Seen(self._evaluate_centred(batch), norm, over=False, centred=True)
+
+    def _look_at_first_step(self, batch: Batch, first: FirstStep) -> _Seen:
+        parameters = [parameter.value for parameter in self._problem.grad_params]
+        loss, gradient = mean_gradient(self._problem, batch, parameters, self._engine.microbatch)
+        if not loss > 0:
+            raise (ValueError if math.isfinite(loss) else NonFiniteError)(
+                f"max_decrease is a share of the loss, which is {loss:.3g}; bound the gradient norm (max_grad_norm) instead"
+            )
+        norm = norm_of(gradient)
+        value = first.value(gradient) / loss
+        if self._method.max_decrease is not None and value > self._method.max_decrease:
+            decrease = first.differentiated(gradient)
+            return _Seen(self._engine.evaluate(batch, differentiate=True), norm, True, False, value, decrease)
+        evaluation = self._evaluate_centred(batch) if self._centred else self._engine.evaluate(batch, differentiate=True)
+        return _Seen(evaluation, norm, False, self._centred, value)
+
+    def _of_decrease(self, evaluation: Evaluation, decrease: Decrease) -> Tensor:
+        """<dW_k, W_k> of the logarithm of the predicted decrease, whose size says nothing."""
+        share = 1 / (len(evaluation.gram) * decrease.value)  # the gradient is the mean of those of the sub-batches
+        vectors = [None if v is None else share * v for v in decrease.vectors]
+        return evaluation.vector_derivatives([vectors] * len(evaluation.gram)) + decrease.along_weights / decrease.value
+
+    def _evaluate_centred(self, batch: Batch) -> Evaluation:
         try:
-            return self._engine.evaluate(replace(batch, centred=True), differentiate=True), norm, True
+            return self._engine.evaluate(replace(batch, centred=True), differentiate=True)
         except ZeroGradientError as error:
             raise ZeroGradientError(
                 "the centred gradients of all sub-batches are exactly zero: the outputs do not depend on the inputs, and "
@@ -278,13 +348,15 @@ class _NIORun(ScalesRun):
         free, low = int(self._scales.free.sum()), int(self._scales.at_minimum.sum())
         if free and 2 * low >= free:
             return f"{low} of {free} scales stand at their minimum of {self._method.min_scale:g}"
+        if self._first_step is not None:
+            return None  # the bound is another; whether the new weights train is for the trial to say
         most = max(self._method.max_grad_norm, before.grad_norm)
         if after.grad_norm > _OVER_BOUND * most:
             return f"the gradient norm is {after.grad_norm:.3g}, beyond its bound of {self._method.max_grad_norm:g}"
         return None
 
     def gain(self, before: Measurement, after: Measurement) -> Tensor | None:
-        over = before.grad_norm > self._method.max_grad_norm
+        over = self._began_over if self._first_step is not None else before.grad_norm > self._method.max_grad_norm
         pairs = [(m.centred_gram if self._centred else m.gram) for m in (before, after)]
         if pairs[0] is None or pairs[1] is None:
             return None
@@ -294,10 +366,15 @@ class _NIORun(ScalesRun):
 
     def state(self) -> dict[str, Tensor]:
         decided = json.dumps(self._problem.centring.state()).encode()
-        return super().state() | {"centring": torch.tensor(list(decided), dtype=torch.uint8, device="cpu")}
+        kept = {"centring": torch.tensor(list(decided), dtype=torch.uint8, device="cpu")}
+        if self._first_step is not None:
+            kept["began_over"] = torch.tensor(self._began_over, device="cpu")
+        return super().state() | kept
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
+        if self._first_step is not None:
+            self._began_over = bool(state["began_over"])
         self._problem.centring.load_state(json.loads(bytes(state["centring"].tolist())))
 
     def _objective_of(self, gram: Tensor) -> Tensor:

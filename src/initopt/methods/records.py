@@ -47,6 +47,8 @@ class StepRecord(Record):
             sub-batch.
         noise_cosine: the GradCosine that sub-batches with these shared samples have without any common gradient; 0 if they
             share none (:meth:`initopt.batches.subbatches.SubBatches.noise_cosine`).
+        predicted_decrease: what the first step of the user's optimizer is predicted to take off the loss, as a share of it,
+            where NIO bounds that (``max_decrease``).
     """
 
     grad_cosine: float | None
@@ -57,6 +59,7 @@ class StepRecord(Record):
     seconds: float
     centred_grad_norm: float | None = None
     noise_cosine: float | None = None
+    predicted_decrease: float | None = None
 
     def summary(self) -> str:
         shown = (

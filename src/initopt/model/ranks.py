@@ -269,13 +269,15 @@ class Group(Ranks):
         share: what the processes have in common.
 
     Attributes:
-        sent: bytes that this rank has put into reductions of gradients, and of all else.
+        sent: bytes that this rank has put into sums of gradients, and into those of all else.
+        exchanges: how often the ranks have waited for each other.
     """
 
     def __init__(self, group: ProcessGroup, device: torch.device, share: Share) -> None:
         self._group, self._device, self.share = group, device, share
         self.number, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.sent = {"gradients": 0, "others": 0}
+        self.exchanges = 0
         self._broken = False
         self._ended = False
         self._told: BaseException | None = None
@@ -311,6 +313,7 @@ class Group(Ranks):
         raise self._told
 
     def _run(self, exchange: Callable[[], Any], place: str) -> None:
+        self.exchanges += 1
         try:
             exchange()
         except Exception as error:

@@ -47,7 +47,7 @@ def shard_group(model: nn.Module) -> Any:
     """
     if not _fully_sharded(model):
         return None
-    mesh: Any = next(p.device_mesh for p in model.parameters() if is_sharded(p))
+    mesh = next(_sharded(model)).device_mesh
     if mesh.ndim == 1:
         return mesh.get_group()
     replicas = all(place.is_replicate() for p in _sharded(model) for place in p.placements[:-1])
@@ -99,9 +99,10 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
     Raises:
         TypeError: for DTensors that this does not gather, those of tensor parallelism.
     """
-    wrapped = _fully_sharded(model)
+    wrapped = _fully_sharded(model) if isinstance(model, nn.Module) else []  # what is none, is refused elsewhere
     if not wrapped:
-        _refuse_parts(model)
+        if isinstance(model, nn.Module):
+            _refuse_parts(model)
         yield None
         return
     shards = Shards(model)
@@ -113,7 +114,12 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
             module.unshard()
         _refuse_parts(model)
         yield shards
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            error.add_note(
+                "(initopt holds the whole weights of a sharded model, and D gradients of them; where these do not fit, "
+                "take them from a smaller model of the same shape, or use initopt.schemes.apply_, one tensor at a time)"
+            )
         if hasattr(wrapped[0], "reset_iter_state"):
             wrapped[0].reset_iter_state()  # the pass that was broken off is not to be gone on with
         raise

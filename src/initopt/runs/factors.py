@@ -7,6 +7,7 @@ from initopt._support.words import first_few
 from initopt.engines.first_batch import Unreached
 from initopt.methods import Method
 from initopt.model.problem import Problem
+from initopt.schemes import Scheme
 
 __all__ = ["tell_of_scheme", "tell_of_zeros"]
 
@@ -36,7 +37,7 @@ def tell_of_zeros(problem: Problem, method: Method, unreached: Unreached | None)
     return True
 
 
-def tell_of_scheme(problem: Problem, scheme: object) -> None:
+def tell_of_scheme(problem: Problem, scheme: str | Scheme) -> None:
     """Warn if a scheme draws weights in the place of zeros that keep a pretrained function as it is."""
     zeros = [
         p.name
@@ -44,7 +45,8 @@ def tell_of_scheme(problem: Problem, scheme: object) -> None:
         if {"lora_B", "lora_embedding_A"} & set(p.name.split(".")) and not bool(p.value.detach().any())
     ]
     if zeros:
+        name = scheme if isinstance(scheme, str) else scheme.name
         warn(
-            f"initopt: scheme {scheme!r} draws {len(zeros)} zero factors of adapters ({first_few(zeros, _SHOWN)}), "
+            f"initopt: scheme {name!r} draws {len(zeros)} zero factors of adapters ({first_few(zeros, _SHOWN)}), "
             "so the model no longer begins as the pretrained one; scheme=None keeps them"
         )

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from initopt.diagnosis.plotting import plot_change
 from initopt.gram.measurement import TITLES, Measurement
 from initopt.methods.records import LayerRecord, StepRecord, steps_taken
 from initopt.model.parameters import is_bias as is_bias_name
@@ -38,7 +39,8 @@ def plot_result(result: Result) -> Figure:
     Returns:
         A figure that belongs to no window.
     """
-    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    change = result.diagnosis
+    figure = Figure(figsize=(11, 6.6 if change is None else 9.6), layout="constrained")
     count = steps_taken(result.history)
     verdict = result.verdict.partition(":")[0]
     title = f"{result.method}: {count} step{'s' if count != 1 else ''} in {result.seconds:.1f} s, {verdict}"
@@ -46,7 +48,10 @@ def plot_result(result: Result) -> Figure:
     steps = [record for record in result.history if isinstance(record, StepRecord)]
     layers = [record for record in result.history if isinstance(record, LayerRecord)]
     mosaic = "CCcn;SSSS" if layers else "CNcn;SSSS"
-    axes = figure.subplot_mosaic(mosaic, width_ratios=[3, 3, 1.3, 1.3], height_ratios=[1.15, 1])
+    heights = [1.15, 1]
+    if change is not None:
+        mosaic, heights = f"{mosaic};FBBB", [*heights, 1]
+    axes = figure.subplot_mosaic(mosaic, width_ratios=[3, 3, 1.3, 1.3], height_ratios=heights)
     if layers:
         _plot_layers(axes["C"], layers)
     else:
@@ -54,7 +59,12 @@ def plot_result(result: Result) -> Figure:
         centred = any(record.centred_grad_norm is not None for record in steps)
         cosine = ("grad_cosine", TITLES["centred_grad_cosine" if centred else "grad_cosine"])
         _plot_steps(axes["C"], steps, *(cosine if split else ("objective", "objective")))
-        _plot_steps(axes["N"], steps, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
+        kappa = result.options.get("max_decrease")
+        if kappa is not None and any(record.predicted_decrease is not None for record in steps):
+            title = "decrease predicted of the optimizer's first step / loss"
+            _plot_steps(axes["N"], steps, "predicted_decrease", title, kappa)
+        else:
+            _plot_steps(axes["N"], steps, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))
     shown = result.before is not None and "centred_grad_cosine" in result.before.sem
     for place, name in (("c", "centred_grad_cosine" if shown else "grad_cosine"), ("n", "grad_norm")):
         _plot_change(axes[place], result.before, result.after, name, TITLES[name])
@@ -62,6 +72,8 @@ def plot_result(result: Result) -> Figure:
         _plot_scales(axes["S"], result.scales, "scale of each tensor, in network order")
     else:
         _plot_scales(axes["S"], result.tried_scales, "scales that were tried and given up, in network order")
+    if change is not None:
+        plot_change(change, axes["F"], axes["B"])
     return figure
 
 

@@ -19,6 +19,7 @@ from initopt._support.files import Contents, plain, unplain, write_folder, write
 from initopt._support.reading import of_form, read_json
 from initopt._support.tensorfile import kind, load_tensors, save_tensors
 from initopt._support.words import first_few
+from initopt.diagnosis.change import Change
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
 from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
@@ -60,6 +61,7 @@ class _Stored(TypedDict):
     trial: NotRequired[Trial | None]
     left_alone: NotRequired[dict[str, list[str]]]
     training_step_seconds: NotRequired[float | None]
+    diagnosis: NotRequired[Change | None]
 
 
 class _Measured(TypedDict):
@@ -106,6 +108,9 @@ class Result:
         left_alone: the names of the tensors that the method did not touch, by the reason.
         training_step_seconds: time of one plain gradient of a batch, in which ``seconds`` can be counted; ``None`` if
             nothing was measured.
+        diagnosis: the layers ``before`` and ``after``, with what the rules of :func:`initopt.diagnose` find, on up to 4 of
+            the batches held back; ``None`` if it was not asked for, nothing was held back, sub-batches had to be run in
+            parts, or it failed (with a warning).
     """
 
     method: str
@@ -124,6 +129,7 @@ class Result:
     trial: Trial | None = field(default=None, repr=False)
     left_alone: dict[str, list[str]] = field(default_factory=dict, repr=False)
     training_step_seconds: float | None = field(default=None, repr=False)
+    diagnosis: Change | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return summary(self)
@@ -168,7 +174,8 @@ class Result:
     def plot(self) -> Figure:
         """Draw the run: GradCosine, gradient norm with its bound, scales per layer, and before against after.
 
-        Constrained steps are marked. The figure belongs to no window; save it with ``savefig``.
+        Below it are signals and gradients through the layers, if there is a diagnosis. Constrained steps are marked. The
+        figure belongs to no window; save it with ``savefig``.
         """
         from initopt.runs.plotting import plot_result
 
@@ -218,6 +225,7 @@ class Result:
             "left_alone": self.left_alone,
             "training_step_seconds": self.training_step_seconds,
             "tensors": {name: kind(value) for name, value in self.weights.items()},
+            "diagnosis": self.diagnosis,
             "history": self.history,
         }
 
@@ -271,6 +279,7 @@ class Result:
             trial=stored.get("trial"),
             left_alone=stored.get("left_alone", {}),
             training_step_seconds=stored.get("training_step_seconds"),
+            diagnosis=stored.get("diagnosis"),
         )
         if model is not None:
             result.apply(model)

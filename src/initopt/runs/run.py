@@ -21,8 +21,9 @@ from initopt._support.progress import Progress, reporter
 from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
+from initopt.diagnosis.change import Change, Checkup, look_at
 from initopt.engines import create_engine
-from initopt.engines.gradients import batch_gradient
+from initopt.engines.gradients import mean_gradient, whole
 from initopt.gram.measurement import Measurement
 from initopt.methods import Method, MethodRun
 from initopt.methods.records import Record, steps_taken
@@ -188,16 +189,17 @@ class Run:
         return {p: p.detach().clone() for p in self._originals}
 
     def result(self) -> Result:
-        """Do all of it."""
+        """Do the run."""
         with measuring(self._model, self._method.train_mode):
             self._take_steps()
             before, after = self._measure()
+            diagnosis = self._diagnose()
             verdict, scales, tried = self._settle_on(before, after)
             step_seconds = None if before is None else self._training_step_seconds()
         same_weights(self._ranks, self._model, self._method.name)
-        # What takes time takes another one on each rank, and a result is the same on all.
-        timed = (self._history, self._seconds(), step_seconds, self._engine.reason)
-        self._history, seconds, step_seconds, reason = self._ranks.broadcast(timed, "the records")
+        # Times differ between ranks, as the batches do at which layers are looked; a result is the same on all.
+        own = (self._history, self._seconds(), step_seconds, self._engine.reason, diagnosis)
+        self._history, seconds, step_seconds, reason, diagnosis = self._ranks.broadcast(own, "the records")
         options = {field.name: getattr(self._method, field.name) for field in fields(self._method)}
         options |= {"measure_batches": self._settings.measure_batches, "seed": self._seed}
         if self._settings.measuring is not None:
@@ -219,6 +221,7 @@ class Run:
             trial=self._trial,
             left_alone=self._left_alone(),
             training_step_seconds=step_seconds,
+            diagnosis=diagnosis,
         )
 
     def _left_alone(self) -> dict[str, list[str]]:
@@ -266,11 +269,13 @@ class Run:
         training, batches = self._method.training, list(self._stream.recent)
         if training is None or not batches:
             return found
-        microbatch = self._engine.microbatch
+        held = self._stream.held
+        held = held[: min(self._ranks.gather(len(held), "the batches held back"))]
         try:
-            held = self._stream.held
+            microbatch = self._engine.microbatch
             self._trial = try_out(self._problem, training, batches, held, self._originals, microbatch)
         except Exception as error:
+            self._ranks.tell(error)
             warn(
                 f"initopt: the new weights could not be tried by the optimizer ({type(error).__name__}: {error}), so the "
                 "verdict is that of the measurements alone"
@@ -285,12 +290,12 @@ class Run:
         return None
 
     def _timed_gradient(self) -> float:
-        batch = self._problem.prepare(self._stream.held[0], 0)
+        batch = whole(self._problem.prepare(self._stream.held[0], 0))
         parameters = [parameter.value for parameter in self._problem.grad_params]
         seconds = 0.0
         for _ in range(2):
             begun = time.perf_counter()
-            batch_gradient(self._problem, batch, parameters, self._engine.microbatch)
+            mean_gradient(self._problem, batch, parameters, self._engine.microbatch)
             _wait_for(self._problem.device)
             seconds = time.perf_counter() - begun
         return seconds
@@ -383,6 +388,27 @@ class Run:
                 f"the result has no before and after ({type(error).__name__}: {error} {notes})"
             )
             return None, None
+
+    def _diagnose(self) -> Change | None:
+        """Look at the layers with the original and with the new weights; a failure costs nothing but that."""
+        held, how = self._stream.held, self._task.how
+        if not held or not self._settings.diagnose or self._engine.microbatch is not None:
+            return None
+
+        def look() -> Checkup:
+            return look_at(self._model, held, self._task.loss.given, num_subbatches=how.num_subbatches, seed=self._seed)
+
+        try:
+            with inner_work():
+                with weights_as(self._originals):
+                    before = look()
+                return Change(before, look())
+        except Exception as error:  # as for the measurements
+            warn(
+                f"initopt: all steps of {self._method.name} are done, but the layers could not be looked at, so the result "
+                f"has no diagnosis ({type(error).__name__}: {error}); diagnose=False does not try"
+            )
+            return None
 
 
 _INSTEAD = 'Try initopt.lsuv, or a scheme that fits the nonlinearity (scheme="kaiming_normal" for ReLU)'

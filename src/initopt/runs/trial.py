@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from initopt._support.words import counted
-from initopt.engines.gradients import batch_gradient, whole
+from initopt.engines.gradients import mean_gradient, whole
 from initopt.methods.base import Training
 from initopt.model.parameters import Parameters
 from initopt.model.preserve import Originals, weights_as
@@ -230,12 +230,14 @@ class _AtWork:
             losses = [math.inf] * len(self.held) if course.diverged else self._losses()
             return TrialRun(rates.first * factor, course.losses, begun, losses)
 
-    def _step(self, numbers: Iterator[int], model: nn.Module, optimizer: torch.optim.Optimizer, data: Any) -> Tensor:
+    def _step(self, numbers: Iterator[int], model: nn.Module, optimizer: torch.optim.Optimizer, data: Any) -> float:
         """A training step, in as many parts as the engine takes."""
         parameters = [parameter.value for parameter in self.problem.parameters.trainable]
-        loss, gradients = batch_gradient(
-            self.problem, self.problem.prepare(data, next(numbers)), parameters, self.microbatch
-        )
+        batch, ranks = whole(self.problem.prepare(data, next(numbers))), self.problem.ranks
+        loss, gradients = mean_gradient(self.problem, batch, parameters, self.microbatch)
+        if ranks.size > 1:  # as distributed training does: the mean over processes
+            shares = [None if g is None else g / ranks.size for g in gradients]
+            loss, gradients = ranks.mean(loss, "a loss"), ranks.sum_gradients(shares, parameters, "gradients")
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         clip = clipping(optimizer, self.training.clip_grad_norm)
@@ -248,10 +250,11 @@ class _AtWork:
         return [self._loss(data) for data in self.held]
 
     def _loss(self, data: Any) -> float:
-        """Mean loss of a batch; infinite if it is not finite."""
+        """Mean loss of a batch, over all processes; infinite if it is not finite."""
         batch = whole(self.problem.prepare(data, 1))
         total = 0.0
         for part in self.problem.parts(batch, 0, self.microbatch):
             with torch.no_grad(), seeded(*part.seed):
                 total += float(self.problem.part_loss(batch, part))
-        return total if math.isfinite(total) else math.inf
+        mean = self.problem.ranks.mean(total, "a loss") if self.problem.ranks.size > 1 else total
+        return mean if math.isfinite(mean) else math.inf

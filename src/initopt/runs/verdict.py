@@ -139,6 +139,9 @@ def _scales(result: Result) -> list[str]:
     for why, names in result.left_alone.items():
         lines.append(f"{'left alone:':14}{counted(len(names), 'tensor')}, {why}: {first_few(names, 1)}")
     lines += _agreement(result)
+    if result.diagnosis is not None:
+        tried = "" if result.tried_scales is None else " (after: with the scales that were given up)"
+        lines.append(f"{'layers:':14}{result.diagnosis}{tried}")
     steps = steps_taken(result.history)
     tried = "" if result.trial is None else f", a trial of {result.trial.training_steps} training steps"
     cost = f"{'cost:':14}{counted(steps, 'step')}{tried} and the measurements in {result.seconds:.1f} s"

@@ -14,6 +14,7 @@ from initopt.schemes.draws import (
     XavierUniform,
 )
 from initopt.schemes.language_models import GPT2, LlamaDepth, SmallInit
+from initopt.schemes.materialize import materialize_
 from initopt.schemes.mimetic import Mimetic
 from initopt.schemes.registry import NAMES, SCHEMES, check_scheme, create_scheme
 from initopt.schemes.residual import ScaledBranches, ZeroBranches
@@ -44,4 +45,5 @@ __all__ = [
     "apply_",
     "check_scheme",
     "create_scheme",
+    "materialize_",
 ]

@@ -13,9 +13,10 @@ from initopt._support.words import counted, first_few
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, select, trainable_parameters
 from initopt.model.preserve import Kept, preserving, put_values
+from initopt.model.sharded import is_sharded
 from initopt.model.wrappers import bare
 from initopt.schemes.base import Drawn, Scheme, Subject
-from initopt.schemes.registry import create_scheme
+from initopt.schemes.registry import SCHEMES, create_scheme
 
 __all__ = ["Applied", "apply_"]
 
@@ -145,6 +146,8 @@ def apply_(
     model = bare(model)
     parameters = trainable_parameters(model)
     chosen = select(parameters, params, "params")
+    if any(is_sharded(parameter.value) for parameter in chosen):
+        _refuse_on_parts(chosen_scheme, batch)
     loss = as_loss(loss_fn)
     loss.look_at(batch)
     number = int(torch.randint(2**31, ())) if seed is None else check_integer("seed", seed, 0)
@@ -164,3 +167,22 @@ def apply_(
         roles={names[p]: role for p, role in drawn.roles.items()},
         scheme=chosen_scheme.name,
     )
+
+
+def _refuse_on_parts(scheme: Scheme, batch: Any) -> None:
+    """Refuse what takes more than the shapes of the parameters of a sharded model.
+
+    Raises:
+        TypeError: saying what works.
+    """
+    if not scheme.one_by_one:
+        able = ", ".join(repr(name) for name, kind in SCHEMES.items() if kind.one_by_one)
+        raise TypeError(
+            f"the model is sharded over devices, and {scheme.name!r} looks at whole weights; apply it before the model is "
+            f"sharded, or use one of {able}"
+        )
+    if batch is not None:
+        raise TypeError(
+            "the model is sharded over devices, and does not show what follows its layers; leave the batch out, and say "
+            "nonlinearity= or gain="
+        )

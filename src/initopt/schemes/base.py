@@ -85,6 +85,8 @@ class Scheme(ABC):
     """Name of the scheme."""
     needs_batch: ClassVar[bool] = False
     """Whether it has to see the model run on a batch."""
+    one_by_one: ClassVar[bool] = False
+    """Whether it draws tensor by tensor by their shapes, and so works on a model that is sharded over devices."""
 
     def __post_init__(self) -> None:
         with_plain_numbers(self)

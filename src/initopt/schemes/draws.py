@@ -11,11 +11,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from initopt._support._torch_private import reset_of, version_of
+from initopt._support._torch_private import parameters_of, reset_of, version_of
 from initopt._support.checks import check_choice, check_number
 from initopt.model.parameters import NamedParameter
 from initopt.model.preserve import put_values
 from initopt.model.randomness import seeded
+from initopt.model.sharded import is_sharded, part_of
 from initopt.schemes.base import Drawn, Scheme, Subject
 from initopt.schemes.matrices import biases_of, matrices_in
 from initopt.schemes.nonlinearities import Watch, gain_of
@@ -32,6 +33,7 @@ __all__ = [
     "XavierNormal",
     "XavierUniform",
     "new_matrices",
+    "reset_whole",
 ]
 
 Mode = Literal["fan_in", "fan_out"]
@@ -41,7 +43,10 @@ Fill = Callable[[nn.Parameter, Tensor, torch.Generator], object]
 
 
 def new_matrices(chosen: Iterable[NamedParameter], fill: Fill, generator: torch.Generator) -> dict[nn.Parameter, Tensor]:
-    """New values of the matrices of linear maps, block by block, and zeros for the biases beside them."""
+    """New values of the matrices of linear maps, block by block, and zeros for the biases beside them.
+
+    Of a sharded parameter, the part of this rank: each is drawn whole, the same on all ranks, and one at a time.
+    """
     values: dict[nn.Parameter, Tensor] = {}
     for parameter in chosen:
         value = parameter.value
@@ -53,9 +58,9 @@ def new_matrices(chosen: Iterable[NamedParameter], fill: Fill, generator: torch.
                 new = torch.empty(block.shape, dtype=wide, device="cpu")
                 fill(value, new, generator)
                 block.copy_(new)
-            values[value] = staged
+            values[value] = part_of(value, staged)
         elif any(name.rpartition(".")[2] in biases_of(module) for name, module in parameter.holders):
-            values[value] = torch.zeros_like(value, device="cpu")
+            values[value] = part_of(value, torch.zeros(value.shape, dtype=value.dtype, device="cpu"))
     return values
 
 
@@ -64,6 +69,7 @@ class Default(Scheme):
     """What ``reset_parameters()`` of each module draws, biases, embeddings and norms included."""
 
     name: ClassVar[str] = "default"
+    one_by_one: ClassVar[bool] = True
 
     def draw(self, subject: Subject) -> Drawn:
         with subject.state.recording():
@@ -75,14 +81,49 @@ def _reset(model: nn.Module, chosen: list[NamedParameter], seed: int) -> set[nn.
     """Have each module draw its parameters anew, those inside it first, and put back what is not to change."""
     kept = {p: (p.detach().clone(), version_of(p)) for p in model.parameters()}
     may_change = {p.value for p in chosen}
+    written: set[nn.Parameter] = set()
     with seeded(seed):
         for module in reversed(list(model.modules())):
             reset = reset_of(module)
             if reset is not None and not may_change.isdisjoint(module.parameters()):
-                reset()
-    written = {p for p, (value, version) in kept.items() if version_of(p) != version or not torch.equal(p, value)}
+                written |= reset_whole(module, reset)
+    written |= {
+        p
+        for p, (value, version) in kept.items()
+        if not is_sharded(p) and (version_of(p) != version or not torch.equal(p, value))
+    }
     put_values({p: value for p, (value, _) in kept.items() if p not in may_change})
     return written & may_change
+
+
+def reset_whole(module: nn.Module, reset: Callable[[], None], all_of_it: bool = False) -> set[nn.Parameter]:
+    """Have a module draw its parameters anew; those that are sharded on whole ones, the same on all ranks.
+
+    The whole ones, on the CPU, are those of the module and of all in it, which it may draw as well.
+
+    Args:
+        module: the module.
+        reset: its function that does so.
+        all_of_it: whether parameters that are not sharded are drawn on the CPU, too.
+
+    Returns:
+        Those drawn on the CPU that have new values.
+    """
+    places = [(parameters_of(part), name, p) for part in module.modules() for name, p in parameters_of(part).items()]
+    apart = [p for _, _, p in places if p is not None and p.is_floating_point() and (all_of_it or is_sharded(p))]
+    staged = {p: torch.full(p.shape, math.nan, dtype=p.dtype, device="cpu") for p in apart}
+    whole = {p: nn.Parameter(value, requires_grad=p.requires_grad) for p, value in staged.items()}
+    for own, name, p in places:
+        if p in whole:
+            own[name] = whole[p]
+    try:
+        reset()
+    finally:
+        for own, name, p in places:
+            own[name] = p
+    written = {p: value.detach() for p, value in whole.items() if not value.detach().isnan().all()}
+    put_values({p: part_of(p, value) for p, value in written.items()})
+    return set(written)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +137,7 @@ class _WithGain(Scheme):
     """
 
     textbook: ClassVar[str] = "linear"
+    one_by_one: ClassVar[bool] = True
 
     gain: Gain = "auto"
     nonlinearity: str | None = None
@@ -216,6 +258,7 @@ class Normal(Scheme):
     """
 
     name: ClassVar[str] = "normal"
+    one_by_one: ClassVar[bool] = True
 
     std: float = 0.02
 

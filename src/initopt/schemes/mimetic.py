@@ -145,7 +145,7 @@ def _is_table(parameter: NamedParameter) -> bool:
 
 def _near_identity(width: int, alpha: float, beta: float, generator: torch.Generator) -> Tensor:
     noise = torch.randn(width, width, generator=generator, dtype=torch.float64, device="cpu")
-    return alpha / width**0.5 * noise + beta * torch.eye(width, dtype=torch.float64, device="cpu")
+    return alpha / math.sqrt(width) * noise + beta * torch.eye(width, dtype=torch.float64, device="cpu")
 
 
 def _factors(product: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ from initopt.comparison.report.tables import (
     cost_table,
     differences_table,
     gradients_table,
+    layers_table,
     overview_table,
     results_table,
     selection_table,
@@ -163,6 +164,7 @@ def _network(network: NetworkSummary, number: int) -> Iterator[Block | None]:
         yield curves.beside_reference()
         yield cost_table(network)
         yield gradients_table(network)
+        yield layers_table(network)
         yield gradients_figure(context)
     else:
         yield "No run of this network has come to a result."

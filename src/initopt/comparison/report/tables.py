@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from statistics import median
 
 from initopt.comparison.analysis.outcome import Outcome
@@ -22,11 +23,13 @@ from initopt.comparison.report.formatting import (
     seeds_named,
     unit,
 )
+from initopt.diagnosis import RULES
 
 __all__ = [
     "cost_table",
     "differences_table",
     "gradients_table",
+    "layers_table",
     "overview_table",
     "results_table",
     "selection_table",
@@ -172,6 +175,36 @@ def gradients_table(network: NetworkSummary) -> Table | None:
         "Mean ± standard deviation over seeds, on the same held-back batches: of the network's own start, and of the start "
         "that was trained from.",
     )
+
+
+def layers_table(network: NetworkSummary) -> Table | None:
+    """What the rules find in the starts; ``None`` if nobody looked."""
+    rows = []
+    for entry in network.entries:
+        looked = [run.findings for run in entry.runs.values() if run.findings is not None]
+        counts = Counter(code for findings in looked for code in {finding.rule for finding in findings})
+        texts = {finding.rule: finding.text for findings in looked for finding in findings}
+        order = sorted(counts, key=lambda code: (-counts[code], code))
+        if looked:
+            named = [f"{_rule(code)}{_of(counts[code], len(looked))}" for code in order]
+            rows.append([entry.name, "; ".join(named) or "nothing", texts[order[0]] if order else NOTHING])
+    if not rows:
+        return None
+    return Table(
+        "Layers before training",
+        ["initialization", "what is wrong with its start", "for example"],
+        rows,
+        "Errors and warnings of initopt.diagnose on the start that was trained from, on batches held back; in parentheses, "
+        "in how many of the starts, where not in all.",
+    )
+
+
+def _rule(code: str) -> str:
+    return f"{code} {RULES[code].name}" if code in RULES else code
+
+
+def _of(count: int, total: int) -> str:
+    return "" if count == total else f" ({count} of {total})"
 
 
 def selection_table(network: NetworkSummary) -> Table | None:

@@ -135,6 +135,7 @@ def _record(
         scales=start.scales if start else None,
         curve=tuple(trained.curve),
         versions=versions(),
+        findings=start.findings if start else None,
     )
 
 

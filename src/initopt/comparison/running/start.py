@@ -15,6 +15,9 @@ from initopt.comparison.running.batches import start_batches
 from initopt.comparison.spec.initialization import Custom, Drawing, Initialization, Step
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.recipe import Recipe
+from initopt.diagnosis import Finding
+from initopt.diagnosis.change import look_at
+from initopt.diagnosis.rules.base import notable
 from initopt.gram.measurement import STATISTICS
 from initopt.model.losses import LossFunction
 from initopt.model.randomness import Stream, mixed_seed, seeded
@@ -33,6 +36,7 @@ class Start:
         scales: of a method that learns some.
         before: the figures of the model's own start.
         after: of the start that is trained from, on the same batches.
+        findings: of the rules on that start, notes left out; ``None`` if it could not be looked at.
     """
 
     state: dict[str, Tensor]
@@ -40,6 +44,7 @@ class Start:
     scales: dict[str, float] | None
     before: dict[str, float] | None
     after: dict[str, float] | None
+    findings: tuple[Finding, ...] | None
 
 
 def own_start(network: Network, seed: int) -> nn.Module:
@@ -91,6 +96,7 @@ def prepare_start(
         scales=scales or None,
         before=before,
         after=_measured(model, held, loss_fn, seed) if initialization.steps else before,
+        findings=_found(model, held, loss_fn, seed),
     )
 
 
@@ -148,6 +154,16 @@ def _measured(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | Non
         return None
     names = (*STATISTICS, "loss")
     return {name: getattr(found, name) for name in names} | {f"{name}_sem": found.sem[name] for name in names}
+
+
+def _found(model: nn.Module, held: Sequence[Any], loss_fn: LossFunction | None, seed: int) -> tuple[Finding, ...] | None:
+    """What is wrong with a start; ``None`` where there is nothing to look at, or looking fails."""
+    if not held:
+        return None
+    try:
+        return tuple(notable(look_at(model, held, loss_fn, seed=seed).findings))
+    except Exception:  # of models that can be trained, and not traced; the report says that nobody looked
+        return None
 
 
 def _wait(model: nn.Module) -> None:

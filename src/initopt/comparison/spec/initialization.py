@@ -113,7 +113,7 @@ class Initialization:
     def __post_init__(self) -> None:
         if self.scheme == DEFAULT:
             object.__setattr__(self, "scheme", None)
-        if self.scheme is not None and not isinstance(self.scheme, Scheme) and self.scheme not in NAMES:
+        if isinstance(self.scheme, str) and self.scheme not in NAMES:
             raise ValueError(_unknown("scheme", self.scheme, NAMES))
         if isinstance(self.method, str) and self.method not in method_names():
             raise ValueError(_unknown("method", self.method, method_names()))
@@ -135,7 +135,7 @@ class Initialization:
 
     @property
     def _called(self) -> str:
-        parts = [] if self.scheme is None else [self.scheme if isinstance(self.scheme, str) else self.scheme.name]
+        parts = [] if self.scheme is None else [_name(self.scheme)]
         if isinstance(self.method, (list, tuple)):
             parts += [part.name for part in self._parts]
         elif self.method is not None:
@@ -144,13 +144,13 @@ class Initialization:
 
     @property
     def _parts(self) -> list[Initialization]:
-        """Those of a list, each as an initialization by itself."""
+        """The items of a list, each as an initialization by itself."""
         assert isinstance(self.method, (list, tuple))
         return [as_initialization(part) for part in self.method]
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What is done, one after the other; nothing for the model's own start."""
+        """The steps, one after the other; none for the model's own start."""
         scheme: tuple[Step, ...] = () if self.scheme is None else (self._drawing(),)
         if self.method is None:
             return scheme
@@ -226,7 +226,7 @@ class Initialization:
         return Custom(function, {"name": self.name} if identity is None else identity)
 
     def describe(self) -> dict[str, Any]:
-        """All that its results depend on, as JSON has it."""
+        """Everything that the results of the initialization depend on, as JSON has it."""
         size = {} if self.batch_size is None else {"batch_size": self.batch_size}
         found: dict[str, Any] = plain({"steps": [_described(step) for step in self.steps], "recipe": self.recipe} | size)
         return found
@@ -238,7 +238,7 @@ def known_initializations() -> list[str]:
 
 
 def as_initialization(value: Any) -> Initialization:
-    """What the user gave as an initialization, see :class:`Initialization`.
+    """Make an :class:`Initialization` of what the user gave as one.
 
     Args:
         value: a name, a scheme, a method, a function, a list of these, a dict of arguments, or an initialization.
@@ -257,8 +257,8 @@ def as_initialization(value: Any) -> Initialization:
         if value not in known_initializations():
             raise ValueError(_unknown("initialization", value, known_initializations()))
         return Initialization(scheme=value) if value in NAMES else Initialization(method=value)
-    if isinstance(value, Scheme):
-        return Initialization(scheme=value)
+    if isinstance(value, Scheme) or (isinstance(value, type) and issubclass(value, Scheme)):
+        return Initialization(scheme=value)  # type: ignore[arg-type]  # a class is refused there
     if isinstance(value, Mapping):
         known = [option.name for option in dataclasses.fields(Initialization)]
         for option in value:
@@ -278,12 +278,11 @@ def _unknown(kind: str, value: Any, known: Sequence[str]) -> str:
 
 
 def _name(method: Any) -> str:
-    """What a method or function is called by default."""
+    """What a method, scheme or function is called by default."""
     if isinstance(method, functools.partial):
         return _name(method.func)
-    found = (
-        method if isinstance(method, str) else getattr(method, "name" if isinstance(method, Method) else "__name__", None)
-    )
+    named = isinstance(method, (Method, Scheme))
+    found = method if isinstance(method, str) else getattr(method, "name" if named else "__name__", None)
     return str(found or type(method).__name__)
 
 

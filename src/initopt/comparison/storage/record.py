@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from initopt.diagnosis import Finding
+
 __all__ = ["MOST_POINTS", "CurvePoint", "Purpose", "RunRecord", "Subset"]
 
 MOST_POINTS = 1_000_000
@@ -38,7 +40,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run.
+    """A training run of a comparison.
 
     Attributes:
         network: its name.
@@ -58,6 +60,8 @@ class RunRecord:
         scales: of learned methods, by parameter.
         curve: all looks at the run.
         versions: of what it ran with.
+        findings: what the rules of :func:`initopt.diagnose` find in the start that was trained from, notes left out;
+            ``None`` if nobody looked, as in the runs of earlier versions.
     """
 
     network: str
@@ -77,3 +81,4 @@ class RunRecord:
     scales: dict[str, float] | None
     curve: tuple[CurvePoint, ...]
     versions: dict[str, str]
+    findings: tuple[Finding, ...] | None = None

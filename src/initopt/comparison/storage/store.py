@@ -48,7 +48,7 @@ _COLUMNS = tuple(option.name for option in fields(CurvePoint))
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a folder holds.
+    """A comparison as it is stored.
 
     Attributes:
         recipe: how everything was trained.
@@ -81,7 +81,7 @@ class Comparison:
 
         Returns:
             The fields of the runs. A row for a run has, in the place of dicts, columns such as ``"after_grad_cosine"``, and
-            the last look at each subset, such as ``"test_accuracy"``; of its error, the first line.
+            the last look at each subset, such as ``"test_accuracy"``; of its error, the first line; of findings, the codes.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -95,7 +95,8 @@ class Comparison:
         return data_frame([_row(run) for run in runs], None if runs else list(_WHOLE))
 
 
-_WHOLE = tuple(o.name for o in fields(RunRecord) if o.name not in ("before", "after", "scales", "curve", "versions"))
+_MANY = ("before", "after", "scales", "curve", "versions", "findings")
+_WHOLE = tuple(option.name for option in fields(RunRecord) if option.name not in _MANY)
 """The fields of a run that have one value each."""
 
 
@@ -103,6 +104,8 @@ def _row(run: RunRecord) -> dict[str, Any]:
     """A run as a row of a table."""
     row = {name: getattr(run, name) for name in _WHOLE}
     row["error"] = None if run.error is None else run.error.partition("\n")[0]
+    if run.findings is not None:
+        row["findings"] = " ".join(dict.fromkeys(finding.rule for finding in run.findings))
     for when, figures in (("before", run.before), ("after", run.after)):
         row |= {f"{when}_{name}": value for name, value in (figures or {}).items()}
     for point in run.curve:
@@ -195,19 +198,21 @@ def published(comparison: Comparison, scales: bool = False) -> str:
     for run in [*comparison.selection, *ordered]:
         values = {option.name: getattr(run, option.name) for option in fields(run) if option.name != "versions"}
         values["curve"] = [[_rounded(getattr(point, name)) for name in _COLUMNS] for point in run.curve]
-        runs.append({name: value for name, value in values.items() if scales or name != "scales"})
+        left_out = {"scales"} if not scales else set()
+        left_out |= {"findings"} if run.findings is None else set()
+        runs.append({name: value for name, value in values.items() if name not in left_out})
     form = f"{_PUBLISHED}: curve rows are {', '.join(_COLUMNS)}"
     content = plain({"format": form, "recipe": comparison.recipe, "versions": comparison.versions, "runs": runs})
     return json.dumps(content, separators=(",", ":")).replace('{"network"', '\n{"network"') + "\n"
 
 
 def _rounded(value: Any) -> Any:
-    """Five digits after the point, which is enough for a share or a loss."""
+    """A number with five digits after the point, which is enough for a share or a loss."""
     return round(value, 5) if isinstance(value, float) else value
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a comparison was begun with.
+    """Read what a comparison was begun with.
 
     Raises:
         ValueError: if the folder holds no comparison.

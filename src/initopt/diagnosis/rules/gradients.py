@@ -11,7 +11,7 @@ import torch
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.rules.activations import per_layer
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, behind_small_gains, rule, share
-from initopt.diagnosis.seen import Call
+from initopt.diagnosis.seen import Call, TensorTrace
 from initopt.gram import functional
 from initopt.model.parameters import is_bias
 
@@ -72,6 +72,7 @@ def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
     Adam evens out sizes, but not the noise of rounding, in which 1e-7 is lost. Where branches are multiplied by gains that
     start small, as by LayerScale, a few samples are run with these at 1: it is a note if the gradient then comes through.
+    So it is where only the last layer keeps it back, a head that starts small.
     """
     layers, first, last = _slopes(evidence)
     if first < 1e-4 * last:
@@ -82,10 +83,14 @@ def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         )
         remedy = "weights that fit the nonlinearity (orthogonal, kaiming_normal), lsuv, shortcuts or norms"
         severity: Severity = "error" if first < 1e-7 * last else "warning"
-        first, last = _ends([call.slope for call in evidence.opened(layers)])
-        if first >= 1e-4 * last:
+        opened = _ends([call.slope for call in evidence.opened(layers)])
+        inner = _ends([call.slope for call in layers[:-1]])
+        if opened[0] >= 1e-4 * opened[1]:
             words, remedy = behind_small_gains(evidence)
             text, severity = text + words, "note"
+        elif inner[0] >= 1e-4 * inner[1]:
+            text, severity = f"{text}; up to {layers[-1].name} it is ordinary", "note"
+            remedy = "nothing, if the last layer is meant to start small: it grows first"
         yield rule.finding([call.name for call in layers], text, remedy, severity)
 
 
@@ -232,18 +237,29 @@ def one_tensor(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Where one tensor has all the gradient, a bound on its norm, and a common rate, are of that tensor alone.
 
     In healthy networks the largest share is 10 to 80 %. Embeddings and the last layer, which have large ones by
-    nature, make it a note.
+    nature, make it a note, and so do gains that start small, if they keep the gradient from the others.
     """
     tensors = [tensor for tensor in evidence.seen.tensors if tensor.fate == "trains"]
     if len(tensors) < 8:
         return
     largest = max(tensors, key=lambda tensor: tensor.share if tensor.share > 0 else 0.0)
     if largest.share > 0.99:
-        natural = largest.name in _of_frequencies(evidence) or largest in tensors[-2:]
-        text = f"it has {share(largest.share)} of the squared norm of the gradient"
-        yield rule.finding(
-            [largest.name], text, "look at its scale and at what comes into it", "note" if natural else "warning"
-        )
+        text, severity = f"it has {share(largest.share)} of the squared norm of the gradient", rule.severity
+        remedy = "look at its scale and at what comes into it"
+        if _share_opened(evidence, largest) < 0.99:
+            words, remedy = behind_small_gains(evidence)
+            text, severity = text + words, "note"
+        elif largest.name in _of_frequencies(evidence) or largest in tensors[-2:]:
+            severity = "note"
+        yield rule.finding([largest.name], text, remedy, severity)
+
+
+def _share_opened(evidence: Evidence, tensor: TensorTrace) -> float:
+    """The share of a tensor where no branch starts next to closed; nan if none does."""
+    slopes = {} if evidence.seen.opened is None else evidence.seen.opened.slopes
+    squares = {t.name: slopes[t.name] ** 2 * math.prod(t.shape) for t in evidence.seen.tensors if t.name in slopes}
+    total = sum(squares.values())
+    return squares.get(tensor.name, math.nan) / total if total > 0 else math.nan
 
 
 def _of_frequencies(evidence: Evidence) -> set[str]:

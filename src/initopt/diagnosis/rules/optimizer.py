@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, rule, share
+from initopt.diagnosis.seen import TensorTrace
 from initopt.model.parameters import is_bias
 
 __all__: list[str] = []
@@ -27,9 +28,10 @@ def too_large(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
     Adam moves every entry by its rate, whatever the gradient: 1e-3 is a twentieth of weights of 0.02. Steps of 0.3 and
     more are for weights that the network normalizes, if for any. Without warm-up the first step is as large as any.
+    Matrices that start next to zero, as heads do (gain below 0.02), are left out as zeros are: they start from the step.
     """
     # A class token of shape (1, 1, C), which starts at next to nothing, is a vector, too.
-    matrices = [t for t in evidence.seen.tensors if sum(size > 1 for size in t.shape) > 1 and t.rms > 0]
+    matrices = [t for t in evidence.seen.tensors if sum(size > 1 for size in t.shape) > 1 and _gain(t) > 0.02]
     tensors = [tensor for tensor in matrices if not math.isnan(tensor.relative_update)]
     steps: tuple[tuple[Severity, float, float], ...] = (("error", 1.0, math.inf), ("warning", 0.3, 1.0))
     for severity, low, high in steps:
@@ -41,6 +43,10 @@ def too_large(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
                 text += f", and {len(few) - 1} others by {low:g} times or more"
             remedy = f"a learning rate {worst.relative_update / 0.01:.1g} times smaller gives 0.01; or warm it up"
             yield rule.finding([tensor.name for tensor in few], text, remedy, severity)
+
+
+def _gain(tensor: TensorTrace) -> float:
+    return tensor.rms * math.sqrt(math.prod(tensor.shape[1:]))
 
 
 @rule(

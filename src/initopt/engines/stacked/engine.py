@@ -141,6 +141,16 @@ class _Groups(Evaluation):
         vectors = [None if g is None else torch.tensordot(weights.to(g), g.detach(), 1) for g in self._stacked]
         return self._ops.along_weights(self._stacked, vectors)
 
+    def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
+        stacked: list[Tensor | None] = []
+        for column, gradient in zip(zip(*vectors, strict=True), self._stacked, strict=True):
+            if gradient is None or all(vector is None for vector in column):
+                stacked.append(None)
+                continue
+            zero = gradient.new_zeros(gradient.shape[1:])
+            stacked.append(torch.stack([zero if vector is None else vector for vector in column]))
+        return self._ops.along_weights(self._stacked, stacked)
+
 
 def _losses(problem: Problem, joined: Batch) -> list[Tensor]:
     try:

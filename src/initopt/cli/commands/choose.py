@@ -1,0 +1,131 @@
+"""``initopt choose``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+
+import initopt
+from initopt._support.files import check_file, check_replaceable, write_file, write_json
+from initopt.choice.choice import CONTENTS
+from initopt.cli.commands.base import Command, Request
+from initopt.cli.optimizer import add_optimizer_options, named_optimizer
+from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
+
+__all__ = ["COMMAND"]
+
+_CHANGES = 10
+"""The exit status if another start, or another rate, is clearly better."""
+
+_GIVEN = ("steps", "seeds", "clip_grad_norm", "held_out", "budget", "workers")
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    add_optimizer_options(parser.add_argument_group("what to train with"))
+    group = parser.add_argument_group("what to try")
+    group.add_argument(
+        "--starts",
+        type=str | None,
+        metavar="NAMES",
+        help="starts beside the network's own: names of schemes and methods, with a plus between what works one after the "
+        "other, as in orthogonal,lsuv,nio,lsuv+nio; by default, those that fit the network",
+    )
+    group.add_argument(
+        "--lrs",
+        type=str | float | list[float] | None,
+        metavar="RATES",
+        help="learning rates to try beside --lr: a list, or around, for a third and three times of it",
+    )
+    group.add_argument("--held_out", type=int, default=10, help="batches to judge by; a quarter of all at most")
+    group.add_function_arguments(
+        initopt.choose,
+        as_group=False,
+        skip={
+            *("make_model", "loader", "optimizer", "loss_fn", "starts", "lrs", "step", "held_out", "seed", "progress"),
+        },
+        fail_untyped=False,
+    )
+    add_common_options(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output", type=Path | None, metavar="FOLDER", help="write a page, a picture, JSON and CSV into this folder, too"
+    )
+    group.add_argument("--json", type=Path | None, metavar="FILE", help="write all of it into a JSON file, too")
+
+
+def _starts(given: str | None) -> list[Any] | None:
+    """What ``--starts`` says: names, and lists of names where there is a plus.
+
+    >>> _starts("orthogonal, lsuv+nio")
+    ['orthogonal', ['lsuv', 'nio']]
+    """
+    if given is None:
+        return None
+    parts = [[name.strip() for name in start.split("+") if name.strip()] for start in given.split(",") if start.strip()]
+    return [part[0] if len(part) == 1 else part for part in parts]
+
+
+def _on_device(make: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    return make().to(device)
+
+
+def _run(request: Request) -> int:
+    options = request.options
+    folder, path = (None if options[n] is None else options[n].expanduser() for n in ("output", "json"))
+    if folder is not None:
+        check_replaceable(folder, CONTENTS)
+    if path is not None:
+        check_file(path, f"--json {path}")
+    optimizer = named_optimizer(options)
+    if optimizer is None:
+        raise ValueError("--optimizer is missing: name one in torch.optim, such as --optimizer SGD --lr 0.1")
+    model, batches, loss = make_problem(request)
+    device = next(model.parameters()).device
+
+    lrs = options["lrs"]
+    found = initopt.choose(
+        functools.partial(_on_device, request.components["model"].maker(request.arguments["model"]), device),
+        batches,
+        optimizer,
+        loss,
+        starts=_starts(options["starts"]),
+        lrs=[lrs] if isinstance(lrs, (int, float)) else lrs,
+        seed=options["seed"],
+        progress=request.progress,
+        **{name: options[name] for name in _GIVEN},
+    )
+    print(found)
+    if folder is not None:
+        print(f"\nPage in {found.save(folder)}")
+    if path is not None:
+        record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
+        write_file(path, lambda temporary: write_json(temporary, record))
+        print(f"\nAll of it in {path}")
+    return _CHANGES if found.changes else 0
+
+
+COMMAND = Command(
+    usage="initopt choose --model PATH [--model.ARG VALUE ...]\n"
+    "                      --data PATH [--data.ARG VALUE ...] --optimizer NAME --lr X [options]",
+    description="""\
+Find out by short trainings which start is best for a network, and at which
+learning rate: side by side, on the same batches, judged on others. The network
+is left alone where none is clearly better.
+
+The exit status is 0 if the network's own start at its own rate is to be kept,
+and 10 if another one is clearly better.""",
+    examples="""\
+examples:
+  initopt choose --model plain_mlp --model.depth 20 --data digits --optimizer SGD --lr 0.03 --optimizer_options.momentum 0.9
+  initopt choose --model my_net.Net --data my_net.batches --optimizer AdamW --lr 3e-4 --lrs around --json choice.json
+  initopt choose --model my_net.Net --data my_net.batches --optimizer AdamW --lr 3e-4 --starts orthogonal,lsuv+nio""",
+    add_options=_add_options,
+    run=_run,
+    components=OWN_MODEL,
+)

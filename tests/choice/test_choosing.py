@@ -1,0 +1,330 @@
+"""Which start ``choose`` chooses, and what it leaves as it was."""
+
+import copy
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import initopt
+from initopt.choice import choosing
+from tests.choice.races import SGD, batches, dying, shallow
+
+
+class Counting(torch.optim.SGD):
+    """Counts steps over all of its kind."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        Counting.steps += 1
+        return super().step(closure)
+
+
+TAKEN = shallow()
+"""A network whose optimizer is there."""
+
+
+@pytest.fixture(scope="module")
+def choice():
+    return initopt.choose(
+        dying, batches(), SGD, starts=["kaiming_normal", "lsuv", "normal"], steps=60, seed=0, progress=False
+    )
+
+
+def test_a_start_that_trains_is_preferred_to_one_that_does_not(choice):
+    assert choice.changes
+    assert choice.best.start in ("kaiming_normal", "lsuv")
+    assert choice.best.outcome == "better"
+    assert choice.best.high < 0
+    assert choice.best.lower == 3
+    assert choice.own.loss > 0.6 > choice.best.loss
+    assert choice.rows[0].start == "own"
+
+
+def test_nothing_changes_where_starts_cannot_be_told_apart():
+    found = initopt.choose(
+        shallow, batches(), SGD, starts=["xavier_normal", "orthogonal"], steps=30, seed=0, progress=False
+    )
+    assert not found.changes
+    assert found.best is found.own
+    assert "keep yours at 0.1" in found.verdict
+    model = shallow()
+    before = copy.deepcopy(model.state_dict())
+    found.apply(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_of_equal_starts_none_is_preferred():
+    def nothing(model, batches, loss_fn):
+        pass
+
+    found = initopt.choose(dying(), batches(), SGD, starts={"nothing": nothing}, steps=10, seed=0, progress=False)
+    (row,) = found.rows[1:]
+    assert (row.difference, row.outcome) == (0.0, "not told apart")
+
+
+def test_a_rate_at_which_training_diverges_loses():
+    optimizer = partial(torch.optim.SGD, lr=0.05)
+    found = initopt.choose(
+        shallow, batches(), optimizer, starts=["orthogonal"], lrs=[0.05, 1e6], steps=20, seed=0, progress=False
+    )
+    lost = [row for row in found.rows if row.lr == 1e6]
+    assert {row.outcome for row in lost} <= {"diverged", "dropped", "worse"}
+    assert any(row.outcome == "diverged" and row.why for row in lost)
+    assert found.best.lr == 0.05
+
+
+def test_a_start_is_preferred_where_the_users_own_diverges():
+    def hot():
+        model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+        with torch.no_grad():
+            model[0].weight.mul_(1e30)
+            model[2].weight.mul_(1e30)
+        return model
+
+    found = initopt.choose(hot, batches(), SGD, starts=["xavier_normal"], steps=20, seed=0, progress=False)
+    assert found.own.diverged == 3
+    assert found.best.start == "xavier_normal"
+    assert "loss 0." in found.verdict
+    assert "which diverges" in found.verdict
+
+
+def test_the_users_rate_is_found_wherever_it_is():
+    def in_the_function(parameters):
+        return torch.optim.SGD(parameters, lr=0.25)
+
+    options = {"starts": ["orthogonal"], "steps": 4, "seed": 0, "progress": False}
+    assert initopt.choose(shallow, batches(), in_the_function, **options).own.lr == 0.25
+    found = initopt.choose(shallow, batches(), in_the_function, lrs="around", **options)
+    assert sorted({row.lr for row in found.rows}) == pytest.approx([0.25 / 3, 0.25, 0.75])
+    needs_one = initopt.choose(shallow, batches(), lambda p, rate: torch.optim.SGD(p, rate), lrs=[0.1, 0.3], **options)
+    assert needs_one.own.lr == 0.1
+    model = shallow()
+    own = torch.optim.Adam(model.parameters(), lr=0.02)
+    assert initopt.choose(model, batches(), own, **options).own.lr == 0.02
+    assert not own.state
+
+
+def test_all_see_the_same_batches_and_the_judges_are_not_among_them():
+    data = [(x, y, torch.full((len(y),), float(number))) for number, (x, y) in enumerate(batches(20))]
+    trained: dict[nn.Module, list[float]] = {}
+    judged: set[float] = set()
+
+    def loss(model, batch):
+        inputs, targets, number = batch
+        if model.training and torch.is_grad_enabled():
+            trained.setdefault(model, []).append(float(number[0]))
+        elif not model.training:
+            judged.add(float(number[0]))
+        return nn.functional.cross_entropy(model(inputs), targets)
+
+    initopt.choose(
+        shallow, data, SGD, loss, starts=["normal", "trunc_normal"], steps=16, held_out=4, seed=3, progress=False
+    )
+    orders = [tuple(numbers) for numbers in trained.values()]
+    assert len(orders) == 9  # three starts, three seeds
+    assert len(set(orders)) == 3
+    assert all(orders.count(order) == 3 for order in set(orders))
+    assert len(judged) == 4
+    assert not judged & {number for order in orders for number in order}
+
+
+def test_noise_is_the_same_for_all_starts():
+    drawn: dict[nn.Module, list[float]] = {}
+
+    class Noise(nn.Module):
+        def forward(self, x):
+            noise = torch.rand(())
+            if self.training and torch.is_grad_enabled():
+                drawn.setdefault(self, []).append(float(noise))
+            return x + 0.01 * noise
+
+    def make():
+        return nn.Sequential(Noise(), nn.Linear(16, 2))
+
+    initopt.choose(make, batches(12), SGD, starts=["normal"], steps=5, seeds=2, seed=0, progress=False)
+    assert len(drawn) == 4
+    assert len({tuple(noise) for noise in drawn.values()}) == 2
+
+
+def test_a_budget_is_kept_and_the_cost_is_said():
+    Counting.steps = 0
+    options = {"starts": ["orthogonal", "xavier_normal", "kaiming_normal"], "seed": 0, "progress": False}
+    optimizer = partial(Counting, lr=0.05)
+    found = initopt.choose(shallow, batches(), optimizer, steps=100, budget=400, **options)
+    assert Counting.steps == found.cost.training
+    assert 300 < found.cost.training <= 400
+    assert found.own.steps < 100
+    assert f"{found.cost.training} of training" in str(found)
+    with pytest.raises(ValueError, match=r"a budget of 20 training steps is too small: .* cost \d+ for runs of 10 steps"):
+        initopt.choose(shallow, batches(), optimizer, budget=20, **options)
+
+
+def test_a_step_of_the_users_own_takes_the_place_of_ours():
+    calls = []
+
+    def step(model, optimizer, batch):
+        calls.append(type(optimizer))
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    options = {"starts": ["kaiming_normal"], "steps": 12, "seed": 0, "progress": False}
+    own = initopt.choose(dying, batches(), SGD, step=step, **options)
+    assert calls == [torch.optim.SGD] * own.cost.training
+    plain = initopt.choose(dying, batches(), SGD, **options)
+    assert [row.loss for row in own.rows] == [row.loss for row in plain.rows]
+
+
+def test_everything_is_as_before_also_after_an_exception():
+    class Failing(nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 2)
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            Failing.calls += 1
+            if Failing.calls == Failing.fatal:
+                raise RuntimeError("out of luck")
+            return self.norm(self.layer(x)) + 0 * torch.rand(()) + 0 * random.random() + 0 * np.random.rand()
+
+    teacher = nn.Linear(16, 2)
+    generator = torch.Generator().manual_seed(1)
+    dataset = torch.utils.data.TensorDataset(*map(torch.cat, zip(*batches(20), strict=True)))
+    loader = torch.utils.data.DataLoader(dataset, 32, shuffle=True, generator=generator)
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]) + teacher(batch[0]), batch[1])
+
+    model = Failing()
+    model.layer.weight.grad = torch.ones(2, 16)
+    before = copy.deepcopy(model.state_dict())
+    states = generator.get_state(), torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    for fatal in (10**9, 25):
+        Failing.calls, Failing.fatal = 0, fatal
+        options = {"starts": ["orthogonal"], "steps": 8, "seed": 0, "progress": False}
+        if fatal == 25:
+            with pytest.raises(RuntimeError, match="out of luck"):
+                initopt.choose(model, loader, SGD, loss, **options)
+        else:
+            initopt.choose(model, loader, SGD, loss, **options)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert torch.equal(model.layer.weight.grad, torch.ones(2, 16))
+        assert teacher.weight.grad is None
+        assert model.training
+        now = generator.get_state(), torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        assert torch.equal(now[0], states[0])
+        assert torch.equal(now[1], states[1])
+        assert now[2:] == states[2:]
+
+
+def test_a_model_that_is_given_is_the_own_start_of_each_seed():
+    model = dying(2)
+    found = initopt.choose(model, batches(), SGD, starts=["normal"], steps=4, seed=0, progress=False)
+    firsts = {curve.training[0] for curve in found.own.curves}
+    assert len(found.own.curves) == 3
+    values = [nn.functional.cross_entropy(model(x), y).item() for x, y in batches()]
+    assert all(any(first == pytest.approx(value) for value in values) for first in firsts)
+
+
+def test_a_start_that_cannot_be_made_is_said_and_left_out():
+    def broken(model, batches, loss_fn):
+        raise RuntimeError("no such luck")
+
+    found = initopt.choose(
+        shallow, batches(), SGD, starts={"broken": broken, "normal": "normal"}, steps=8, seed=0, progress=False
+    )
+    row = next(row for row in found.rows if row.start == "broken")
+    assert (row.outcome, row.why) == ("failed", "RuntimeError: no such luck")
+    assert "failed" in str(found)
+
+
+@pytest.mark.processes
+def test_other_processes_do_the_same_runs():
+    options = {"starts": ["normal", "lsuv", "orthogonal", "xavier_normal", "kaiming_normal"], "steps": 12, "seeds": 2}
+    options |= {"lrs": [0.1, 0.03], "seed": 0, "progress": False}
+    one, other = (initopt.choose(shallow, batches(), SGD, workers=workers, **options) for workers in (1, 2))
+    assert [row.curves for row in one.rows] == [row.curves for row in other.rows]
+    assert one.verdict == other.verdict
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"make_model": lambda: shallow()}, "make_model cannot be sent to other processes"),
+        ({"starts": {"mine": lambda model, batches, loss_fn: None}}, "start 'mine' cannot be sent to other processes"),
+        (
+            {"make_model": TAKEN, "optimizer": torch.optim.SGD(TAKEN.parameters(), 0.1)},
+            "cannot be sent to other processes with",
+        ),
+        ({"workers": 0}, "workers must be an integer of 1 or more"),
+    ],
+)
+def test_what_cannot_be_sent_to_other_processes_is_refused(changes, message):
+    arguments = {"make_model": shallow, "loader": batches(8), "optimizer": SGD, "starts": ["normal"], "workers": 2}
+    with pytest.raises(ValueError, match=message):
+        initopt.choose(**(arguments | {"steps": 2, "progress": False} | changes))
+
+
+def test_the_same_seed_gives_the_same_choice():
+    options = {"starts": ["orthogonal"], "steps": 6, "seed": 5, "progress": False}
+    one, other = (initopt.choose(shallow, batches(), SGD, **options) for _ in range(2))
+    assert [row.curves for row in one.rows] == [row.curves for row in other.rows]
+
+
+def test_held_out_batches_may_be_the_users_own():
+    found = initopt.choose(
+        shallow, batches(10), SGD, starts=["normal"], steps=6, held_out=batches(3), seed=0, progress=False
+    )
+    assert found.held_out == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"make_model": 3}, "make_model must be a function that makes the network, or the network; got 3"),
+        ({"make_model": lambda: 3}, "make_model gave int; it must give an nn.Module"),
+        ({"optimizer": None}, "optimizer is missing"),
+        ({"optimizer": 0.1}, "optimizer must be a function that makes one of parameters; got float"),
+        ({"optimizer": lambda p, rate: torch.optim.SGD(p, rate)}, "cannot be called with the parameters alone"),
+        ({"optimizer": lambda p, rate: torch.optim.SGD(p, rate), "lrs": "around"}, "has no learning rate of its own"),
+        ({"optimizer": torch.optim.SGD(shallow().parameters(), 0.1)}, "make_model makes new ones"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS computes the loss several times in a step: give a step="),
+        ({"starts": "nio"}, "starts must be a list of starts"),
+        ({"starts": []}, "starts must have a start beside the network's own"),
+        ({"starts": ["own"]}, "starts must have a start beside the network's own"),
+        ({"starts": ["nioo"]}, "unknown initialization 'nioo'.*did you mean 'nio'"),
+        ({"starts": ["nio", "nio"]}, "two starts are called 'nio'"),
+        ({"starts": [{"method": "nio", "recipe": {"epochs": 2}}]}, "has a recipe or a batch_size"),
+        ({"lrs": "near"}, "lrs must be a list of learning rates, 'around'"),
+        ({"lrs": []}, "lrs is empty"),
+        ({"lrs": [0.1, -1]}, "each of lrs must be a number above 0; got -1"),
+        ({"seeds": 1}, "seeds must be an integer of 2 or more"),
+        ({"steps": 0}, "steps must be an integer of 1 or more"),
+        ({"budget": 0}, "budget must be an integer of 1 or more"),
+        ({"held_out": 0}, "held_out must be an integer of 1 or more"),
+        ({"loader": batches(3)}, "loader gave 3 batch.* a race needs 4 or more"),
+        ({"step": 3}, "step must be a function"),
+        ({"step": print, "clip_grad_norm": 1.0}, "clip in step= where that is your own"),
+        ({"clip_grad_norm": -1.0}, "clip_grad_norm must be a number above 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_words(changes, message):
+    arguments = {"make_model": shallow, "loader": batches(8), "optimizer": SGD, "starts": ["normal"], "progress": False}
+    with pytest.raises((TypeError, ValueError), match=message):
+        initopt.choose(**(arguments | {"steps": 2} | changes))
+
+
+def test_a_race_beyond_the_memory_of_the_machine_is_refused(monkeypatch):
+    monkeypatch.setattr(choosing.os, "sysconf", lambda name: 16)
+    with pytest.raises(ValueError, match="6 runs side by side.*give fewer starts, rates or seeds"):
+        initopt.choose(shallow, batches(8), SGD, starts=["normal"], steps=2, progress=False)

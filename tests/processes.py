@@ -1,0 +1,52 @@
+"""Groups of processes on this machine, for tests of what several devices do together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from initopt.batches.nested import batch_size, take
+
+
+def in_processes(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """What a function of a test module returns in each of ``size`` processes, which form a group; by rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_in_group, (size, folder, function, arguments), nprocs=size)
+        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(size)]
+
+
+def _in_group(rank: int, size: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)
+    try:
+        found = function(*arguments)
+        dist.barrier()
+        torch.save(found, Path(folder) / str(rank))
+    finally:
+        dist.destroy_process_group()
+
+
+def share_of(batch: Any, count: int, rank: int, size: int) -> Any:
+    """The samples of a batch that one of ``size`` ranks has: of each of ``count`` sub-batches, a part."""
+    samples = batch_size(batch)
+    windows = torch.arange(samples)[: samples // count * count].view(count, -1)
+    return take(batch, torch.cat([window.tensor_split(size)[rank] for window in windows]), samples)
+
+
+class OneByOne(nn.Module):
+    """A model that runs the shares of ranks one after the other, as ranks do at a time: batch norms see a share."""
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([self.model(part) for part in inputs.tensor_split(self.size)])
