@@ -28,7 +28,7 @@ def bare(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: for a program of ``torch.export``, and for ``FullyShardedDataParallel`` and engines of DeepSpeed, which
-            hold parts of parameters, or copies that win over what is written to the parameters; the message says what to do.
+            hold parts of parameters, or copies that win over what is written to these; the message says what to do.
 
     >>> layer = nn.Linear(2, 3)
     >>> bare(nn.DataParallel(layer)) is layer
