@@ -6,13 +6,11 @@ import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from initopt._support.checks import accepting, check_choice, check_flag, check_integer, renaming
-from initopt._support.files import check_file
+from initopt._support.checks import accepting, renaming
 from initopt._support.progress import Progress
 from initopt.batches.stream import check_batches
 from initopt.batches.subbatches import BatchNorm, Split
@@ -29,9 +27,9 @@ from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
 from initopt.runs.shared import refuse_ranks
-from initopt.runs.task import Callback, Settings, Task, callbacks_of
+from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.trial import check_training
-from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.runs.verdict import OnHarm
 from initopt.schemes import Scheme
 from initopt.training.optimizers import OptimizerFactory
 
@@ -134,17 +132,14 @@ def optimize(
     if isinstance(method, str):
         measuring = with_old_options(measuring, method, options)
     chosen = create_method(method, options)
-    check_choice("on_harm", on_harm, ON_HARM)
-    check_flag("allow_trained", allow_trained)
-    check_flag("diagnose", diagnose)
-    settings = Settings(
+    settings = Settings.checked(
         measuring=measuring,
-        measure_batches=check_integer("measure_batches", measure_batches, 0),
-        seed=None if seed is None else check_integer("seed", seed, 0),
+        measure_batches=measure_batches,
+        seed=seed,
         progress=progress,
-        callbacks=callbacks_of(callbacks),
-        checkpoint=None if checkpoint is None else _file(checkpoint),
-        checkpoint_every=check_integer("checkpoint_every", checkpoint_every, 1),
+        callbacks=callbacks,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
         on_harm=on_harm,
         allow_trained=allow_trained,
         diagnose=diagnose,
@@ -169,12 +164,6 @@ def optimize(
             else:
                 shards.put(result.weights)
         return result
-
-
-def _file(checkpoint: str | os.PathLike[str]) -> Path:
-    path = Path(checkpoint).expanduser().absolute()
-    check_file(path, f"checkpoint={str(checkpoint)!r}")
-    return path
 
 
 @renaming(**_RENAMED)

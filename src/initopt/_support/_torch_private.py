@@ -158,7 +158,7 @@ def convolution_backward(
     dy: Tensor, x: Tensor, weight: Tensor, which: tuple[bool, bool, bool], *, stride: list[int], padding: list[int],
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Those derivatives of a convolution that are asked for, and no others; autograd would compute all of them."""
+    """The derivatives of a convolution that are asked for, and no others; autograd would compute all of them."""
     found: tuple[Tensor, ...] = aten.convolution_backward(
         dy, x, weight, None, stride, padding, dilation, transposed, output_padding, groups, which
     )
@@ -291,7 +291,7 @@ def transient_buffers(module: nn.Module) -> set[str]:
 
 
 def set_transient_buffers(module: nn.Module, names: set[str]) -> None:
-    """The inverse of :func:`transient_buffers`."""
+    """Set the names of the buffers that are not in a module's ``state_dict``."""
     module._non_persistent_buffers_set = set(names)
 
 
@@ -301,7 +301,7 @@ def tell_recurrent(module: nn.RNNBase) -> None:
 
 
 def reset_of(module: nn.Module) -> Callable[[], None] | None:
-    """What draws the parameters of a module anew; attention and transformers have it under a private name."""
+    """The function that draws the parameters of a module anew; attention and transformers have it under a private name."""
     reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
     return reset if callable(reset) else None
 
@@ -410,7 +410,7 @@ def saved_tensors_hooks() -> Any:
 
 
 def pop_saved_tensors_hooks() -> None:
-    """Take these off."""
+    """Take off the innermost hooks of ``torch.autograd.graph.saved_tensors_hooks``."""
     torch._C._autograd._pop_saved_tensors_default_hooks()
 
 

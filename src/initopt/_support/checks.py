@@ -63,7 +63,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
-    """The value as an ``int``; a ValueError unless it is an integer of at least ``minimum``."""
+    """A value as an ``int``; raise a ValueError unless it is an integer of at least ``minimum``."""
     number = plain_numbers(value)
     if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
         raise ValueError(f"{name} must be an integer of {minimum} or more; got {value!r}")

@@ -79,10 +79,10 @@ def check_file(path: Path, called: str | None = None) -> None:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder of ours holds; those who write one say it.
+    """The files and folders that a folder written by initopt holds.
 
     Attributes:
-        marker: the file that says that the folder is ours, and of which kind; if it is JSON, by its ``"format"``.
+        marker: the file that says that initopt wrote the folder, and its kind; if it is JSON, by its ``"format"``.
         files: the other files that may be in it.
         folders: the folders that may be in it; what they hold is for the one who writes them to look at.
         inner: what further folders in it hold; there are none, by default.
@@ -94,7 +94,7 @@ class Contents:
     inner: Contents | None = None
 
     def foreign(self, folder: Path) -> Iterator[str]:
-        """The files of others in such a folder."""
+        """The files in a folder that initopt did not write."""
         for item in folder.iterdir():
             is_folder = item.is_dir() and not item.is_symlink()
             if is_folder and self.inner is not None and self.inner.is_in(item):
@@ -103,7 +103,7 @@ class Contents:
                 yield item.name
 
     def is_in(self, folder: Path) -> bool:
-        """Whether a folder has the marker."""
+        """Whether a folder has the marker file."""
         marker = folder / self.marker
         if marker.suffix != ".json":
             return marker.is_file()

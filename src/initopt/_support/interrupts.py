@@ -29,7 +29,7 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within the block, SIGTERM raises :class:`Terminated`; a handler that the program has installed itself stays.
+    """Have SIGTERM raise :class:`Terminated` within the block; a handler that the program has installed itself stays.
 
     For programs of our own, such as the command line: in a user's process, the handlers are the user's.
     """
@@ -132,7 +132,7 @@ _gates: list[_Gate] = []
 
 
 class _Gate:
-    """What lets signals through to their handlers, or keeps them."""
+    """A gate that lets signals through to their handlers, or keeps them."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -185,7 +185,7 @@ class _Gate:
 
 
 def _set_handlers(handlers: list[tuple[int, Any]]) -> None:
-    """All of them, also if the first one that is set raises at once."""
+    """Set all handlers, also if the first one that is set raises at once."""
     if handlers:
         try:
             signal.signal(*handlers[0])

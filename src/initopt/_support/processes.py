@@ -31,7 +31,7 @@ def _end() -> None:
 
 @contextmanager
 def processor_threads(count: int) -> Iterator[None]:
-    """So many processor threads within the block."""
+    """Use a number of processor threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -30,7 +30,7 @@ _KINDS = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A file to read, and its size in bytes.
+    """A file opened to be read, and its size in bytes.
 
     Raises:
         OSError: if it cannot be read.
@@ -75,7 +75,7 @@ def read_text(path: Path, most: int = _MOST) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
         OSError: if the file is there and cannot be read.
@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
 
 
 def bounded_json(text: str) -> Any:
-    """What a string of JSON says, with strings that can be written in UTF-8.
+    """The value of a JSON text, with strings that can be written in UTF-8.
 
     Raises:
         ValueError: if it is none, or nested too deeply.

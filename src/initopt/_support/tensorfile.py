@@ -36,7 +36,7 @@ def kind(tensor: Tensor) -> str:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file.
+    """Write tensors and metadata into a file.
 
     The format has no ``complex128``, and older versions no complex numbers at all: these are stored as their real and
     imaginary parts along a last dimension, and their names under the key ``complex`` of the metadata.

@@ -10,7 +10,7 @@ __all__ = ["counted", "did_you_mean", "first_few", "listed", "meant", "unknown"]
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things.
+    """A number and its noun, in the plural where it needs one.
 
     >>> counted(1, "seed"), counted(2, "seed")
     ('1 seed', '2 seeds')
@@ -19,7 +19,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a sentence.
+    """Names as a sentence lists them.
 
     >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')

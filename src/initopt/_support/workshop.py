@@ -63,7 +63,7 @@ def clear_leftovers(target: Path) -> None:
 
 
 def clear_leftovers_in(folder: Path, targets: re.Pattern[str]) -> None:
-    """As :func:`clear_leftovers`, for all targets in a folder whose whole name is of a pattern."""
+    """Do :func:`clear_leftovers` for all targets in a folder whose whole name matches a pattern."""
     try:
         with os.scandir(folder) as items:
             folders = [item.name for item in items if item.is_dir(follow_symlinks=False)]

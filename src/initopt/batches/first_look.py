@@ -80,7 +80,7 @@ def _look_at_output(output: Tensor, of_logarithms: bool) -> None:
 
 
 def _look_at_order(targets: Tensor) -> None:
-    """Sub-batches are neighbouring samples, so samples that are grouped by class are no fair parts of a batch."""
+    """Warn of samples in the order of their classes, of which neighbours, and so sub-batches, are not fair parts."""
     runs = 1 + int((targets[1:] != targets[:-1]).sum())
     found = len(set(targets.tolist()))
     if len(targets) < _FEW or runs > found or found > len(targets) // 2:

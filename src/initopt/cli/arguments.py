@@ -49,7 +49,7 @@ _ASKED = tuple(name for name, *_ in (*_EXPERIMENT, *_GENERAL, *_PROGRESS))
 
 
 def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
-    """The request, or ``None`` if it was only to print something, which is done.
+    """Parse a command line; ``None`` if it was only to print something, which is done.
 
     Args:
         command: what is to be done.
@@ -95,7 +95,7 @@ def parse(command: Command, name: str, argv: Sequence[str]) -> Request | None:
 
 
 def _spelled(command: Command, argv: Sequence[str]) -> Iterator[str]:
-    """Flags as the parser has them: with underscores, by their present names, and components as a file has them.
+    """Flags as the parser takes them: with underscores, by their present names, and components as a file has them.
 
     Networks of a comparison have names of their own, which stay as they are.
     """
@@ -301,7 +301,7 @@ def as_text(docstring: str) -> str:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Says what each option means and its default, in the words of the docstring."""
+    """A formatter of help that says what each option means, in the words of the docstring, and its default."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)

@@ -63,7 +63,7 @@ class Component:
             group.add_method_arguments(Splits, "batches", prefix, as_group=False)
 
     def maker(self, arguments: Mapping[str, Any]) -> partial[Any]:
-        """What makes the object: the class or function with its arguments.
+        """The function that makes the object: the class or function of the user with its arguments.
 
         Raises:
             ValueError: if a required argument is missing; one without a type passes the parser, which has None for it.
@@ -75,7 +75,7 @@ class Component:
         return partial(self.target, **arguments)
 
     def make(self, arguments: Mapping[str, Any]) -> Any:
-        """The object.
+        """Make the object.
 
         Raises:
             ValueError: as :meth:`maker`.

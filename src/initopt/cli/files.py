@@ -40,7 +40,7 @@ def as_yaml(options: Mapping[str, Any]) -> str:
 
 
 def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
-    """What a YAML file of options holds.
+    """Read the options in a YAML file.
 
     Args:
         path: of the file.
@@ -63,7 +63,7 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
 
 
 def bounded_yaml(text: str) -> Any:
-    """What YAML says, refused if aliases, which are a few bytes each, make more of it than a file could hold.
+    """The value of a YAML text; refused if aliases, of a few bytes each, make more of it than a file could hold.
 
     Raises:
         ValueError, RecursionError: in that case, and if it is nested too deeply.
@@ -120,7 +120,7 @@ def read_experiment(path: Path, scale: str | None = None) -> dict[str, Any]:
 
 
 def describe_experiment(path: Path) -> tuple[str, tuple[str, ...]]:
-    """What a file says that it is, and the names of its scales."""
+    """The description in the file of an experiment, and the names of its scales."""
     values = _with_base(path, ())
     return str(values.get("description", "")), tuple(values.get("scales", {}))
 

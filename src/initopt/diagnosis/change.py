@@ -103,6 +103,10 @@ class Change:
         return figure
 
 
+_OF_ALL_RANKS = ("S601", "S602")
+"""Rules for which processes wait for each other, which one that has failed alone would never end."""
+
+
 def _named(code: str) -> str:
     return f"{code} {RULES[code].name}" if code in RULES else code
 
@@ -127,5 +131,5 @@ def look_at(
         seed: base of the seeds for what the model draws.
     """
     seen = trace(model, batches, loss_fn, num_batches=num_batches, num_subbatches=num_subbatches, seed=seed, progress=False)
-    found = Diagnosis(type(model).__name__, seen, tuple(found_in(Evidence(model, seen))))
+    found = Diagnosis(type(model).__name__, seen, tuple(found_in(Evidence(model, seen), ignore=_OF_ALL_RANKS)))
     return Checkup(found.verdict, found.findings, found.rows)

@@ -42,7 +42,7 @@ def check_centre(centre: str | None) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where an output tensor has its samples and positions, and where its channels.
+    """The places of samples, positions and channels in an output tensor.
 
     Attributes:
         shape: of the output.
@@ -149,7 +149,7 @@ def _active(rows: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In single precision or more, in which a sum over many samples neither overflows nor stalls."""
+    """A tensor in single precision or more, in which a sum over many samples neither overflows nor stalls."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -164,7 +164,7 @@ def slopes(loss: Tensor, outputs: Sequence[Output], create_graph: bool = False) 
 def bent(
     outputs: Sequence[Output], found: Sequence[Tensor], far: Sequence[Tensor], means: Means | None, moved: Means
 ) -> list[Tensor]:
-    r"""What comes in at outputs that moved, for a difference that is the transposed derivative of the centred gradient.
+    r"""Slopes at outputs that moved, for a difference that is the transposed derivative of the centred gradient.
 
     With the projection P onto centred slopes and the curvature H of the loss in the outputs, the derivative of
     :math:`\langle v, J^\top P p \rangle` is :math:`(\partial_v J)^\top P p + J^\top H P J v`. It is a difference of two
@@ -207,7 +207,7 @@ def watching(model: nn.Module) -> Iterator[list[Any]]:
 
 @contextmanager
 def watching_one_pass(model: nn.Module) -> Iterator[list[Any]]:
-    """As :func:`watching`, for a loss that may call parts of the model only, as a ``training_step`` does with ``self.net``.
+    """A list as that of :func:`watching`, for a loss that may call only parts of the model, as a ``training_step`` may.
 
     If the model itself was not called, the list holds what its parts have returned that have parameters, when the block
     ends.
@@ -282,7 +282,7 @@ class Centring:
         return [output for output in _outputs(seen, channel) if output.name in self.names]
 
     def settle(self, seen: Sequence[Any], channel: Callable[[Tensor], int | None], loss: Tensor, samples: int) -> None:
-        """Decide.
+        """Decide which outputs are centred, by one look at the loss.
 
         Args:
             seen: what the model returned.
@@ -331,7 +331,7 @@ def _named(returned: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _last(outputs: Sequence[Output]) -> list[Output]:
-    """Those that no other one is computed from."""
+    """The outputs that no other one is computed from."""
     if len(outputs) == 1:
         return list(outputs)
     values = [output.value for output in outputs]

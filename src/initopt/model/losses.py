@@ -284,7 +284,7 @@ class _OutputLoss(Loss):
 
 
 class _DefaultLoss(Loss):
-    """Chooses by the form of the batch."""
+    """A loss that is chosen by the form of the batch."""
 
     def __init__(self) -> None:
         self._of_output, self._of_classes = _OutputLoss(), _CrossEntropyLoss()

@@ -28,7 +28,7 @@ __all__ = [
 
 @contextmanager
 def measuring(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
-    """Batch norm on batch statistics without touching the running ones, and no noise, until the block ends.
+    """A block in which batch norms use batch statistics and leave the running ones alone, and nothing adds noise.
 
     The model is in evaluation mode, which switches dropout and stochastic depth off, except for its batch and instance
     norms: these normalize as in training. Norms that the user froze, by putting them into evaluation mode inside a model
@@ -121,7 +121,7 @@ class ModeGuard:
         self._settings = [(module, name, getattr(module, name)) for module, name, _ in _norm_settings(model)]
 
     def put_back(self) -> None:
-        """Make them that again."""
+        """Give the modules these modes again."""
         for module, training in self._flags:
             module.training = training
         for module, name, value in self._settings:
@@ -149,7 +149,7 @@ class StructureGuard:
                 self._kept.append((hooks, dict(hooks)))
 
     def put_back(self) -> None:
-        """Make it that again."""
+        """Give modules and parameters this structure again."""
         for parameter in self._hookless:
             (hooks_of(parameter) or {}).clear()
         for now, before in self._kept:

@@ -81,7 +81,7 @@ def preserving(model: nn.Module, work: Callable[[Kept], _T], loss_fn: Any = None
 
 
 def unwritten(model: nn.Module, work: Callable[[Kept], _T], loss_fn: Any = None, batches: Any = None) -> _T:
-    """As :func:`preserving`, for work that leaves the parameter values alone, too, and may be done in a callback.
+    """Do some work that leaves the parameter values alone, too, and keep a model's state; also within a callback.
 
     There is no copy of them, which would be the memory of a gradient; only parameters that the model itself writes to in
     its first run (an embedding with ``max_norm`` does) are copied, and put back.
@@ -92,7 +92,7 @@ def unwritten(model: nn.Module, work: Callable[[Kept], _T], loss_fn: Any = None,
 
 @contextmanager
 def preserved(model: nn.Module, loss_fn: Any = None) -> Iterator[Kept]:
-    """:func:`preserving` for a block, which signals can break into at its very end."""
+    """A block around which a model's state is kept as by :func:`preserving`; signals can break into its very end."""
     keeping = _Keeping(model, loss_fn, None, weights=True)
     succeeded = False
     try:
@@ -284,7 +284,7 @@ class TorchState:
         )
 
     def put_back(self) -> None:
-        """Make this the state again, as far as it is not."""
+        """Put the state back where it has changed."""
         with ExitStack() as stack:  # so that none is left out should another fail; the last one is done first
             stack.callback(self._put_back_autocast)
             stack.callback(self._put_back_saved_tensors_hooks)

@@ -62,7 +62,7 @@ class RandomState:
             return cls(torch.get_rng_state(), states, np.random.get_state(legacy=False), random.getstate())
 
     def put_back(self) -> None:
-        """Make this the state of the generators again."""
+        """Give the generators this state again."""
         with _EXCLUSIVE:
             torch.set_rng_state(self.torch_cpu)
             for number, state in self.torch_cuda.items():
@@ -71,7 +71,7 @@ class RandomState:
             random.setstate(self.python)
 
     def to_plain(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """As named tensors and JSON values, for a checkpoint."""
+        """The state as named tensors and JSON values, for a checkpoint."""
         tensors = {"torch_cpu": self.torch_cpu} | {f"torch_cuda.{i}": s for i, s in self.torch_cuda.items()}
         inner = dict(self.numpy["state"], key=np.asarray(self.numpy["state"]["key"]).tolist())
         version, words, gauss = self.python
@@ -102,7 +102,7 @@ class OwnGenerator:
         return generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else generator.getstate()
 
     def put_back(self) -> None:
-        """Give it the state that it had."""
+        """Give the generator the state that it had."""
         generator, state = self._generator, self._state
         if isinstance(generator, torch.Generator):
             generator.set_state(state)
@@ -114,7 +114,7 @@ class OwnGenerator:
             generator.setstate(state)
 
     def seed(self, seed: int, *key: int) -> None:
-        """Make its draws depend on the seed and the key alone."""
+        """Make the generator's draws depend on the seed and the key alone."""
         mixed = mixed_seed(seed, *key)
         generator = self._generator
         if isinstance(generator, torch.Generator):
@@ -159,7 +159,7 @@ def drawing_on(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 class Stream(IntEnum):
-    """What is drawn at random in the runs of a comparison, each from a stream of its own.
+    """A kind of random draw in the runs of a comparison, each with a stream of its own.
 
     A stream is the first number of a key, see :func:`seed_sequence`. Keys without a stream, which are those of the batches
     of a method, begin with the number of a batch, and no number of a batch is as large as these.
@@ -204,7 +204,7 @@ def mixed_seed(seed: int, *key: int) -> int:
 
 @contextmanager
 def seeded(seed: int, *key: int) -> Iterator[None]:
-    """Random draws inside the block depend on the seed and the key alone, and those after it do not notice.
+    """A block whose random draws depend on the seed and the key alone, and which those after it do not notice.
 
     A forward pass that is run again (for its second derivative, or before and after) has to draw the same noise. One thread
     at a time is in such a block, since the generators are the process's. Of several CUDA devices, those count that

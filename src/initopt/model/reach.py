@@ -155,7 +155,7 @@ def _is_foreign(module: str | None) -> bool:
 
 
 def _global_generators() -> Iterator[Any]:
-    """Those that :mod:`initopt.model.randomness` takes care of."""
+    """The global generators, which :mod:`initopt.model.randomness` takes care of."""
     yield torch.default_generator
     yield from torch.cuda.default_generators
     yield np.random.mtrand._rand

@@ -105,7 +105,7 @@ class StateGuard:
             self.refresh()
 
     def refresh(self) -> None:
-        """Make all of it what it was, before a forward pass.
+        """Put everything back before a forward pass.
 
         Autocast's casts of weights are forgotten: it does not notice that weights are written to.
         """
@@ -122,7 +122,7 @@ class StateGuard:
             generator.seed(seed, number)
 
     def put_back(self) -> None:
-        """Make all of it what it was, for good; whatever can be put back is, also after a part of it has failed.
+        """Put everything back for good; whatever can be put back is, also after a part of it has failed.
 
         Raises:
             RuntimeError: if something was written to, and not yet in the first pass, which cannot be undone.
@@ -165,7 +165,7 @@ class _StandIns:
         return tensor.detach().to(wanted, copy=True)
 
     def install(self) -> None:
-        """Put them there, all but those of the model that train with their first values."""
+        """Put the leaves in the place of the parameters; all but those of the model that train get their first values."""
         with torch.no_grad():
             for parameter, leaf in self.leaves.items():
                 if parameter not in self._trained:

@@ -67,7 +67,7 @@ def identify(task: Task, generators: Iterable[str]) -> dict[str, Any]:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In what two runs differ, a line each; none if they are the same."""
+    """The differences between two runs, a line each; none if they are the same."""
     lines = _changes("{}", {"method": was["method"]}, {"method": now["method"]})
     lines += _changes("{}", was["options"], now["options"])
     lines += _changes("{}", {"loss_fn": was["loss_fn"]}, {"loss_fn": now["loss_fn"]})
@@ -135,7 +135,7 @@ _WORDS = 624
 
 
 class _Identity(TypedDict):
-    """What :func:`initopt.runs.checkpoint.differences` looks at."""
+    """The parts of a run that :func:`differences` looks at."""
 
     method: str
     options: dict[str, Any]
@@ -173,7 +173,7 @@ class _Stored(TypedDict):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on.
+    """The state that a run needs to go on.
 
     Attributes:
         identity: what makes it this run and no other, see :func:`initopt.runs.checkpoint.identify`.
@@ -270,7 +270,7 @@ class Checkpoint:
         return found
 
     def _check(self) -> None:
-        """Raise an exception of some kind unless the parts fit each other, and generators take their states."""
+        """Raise an exception of a kind unless the parts fit each other and generators take their states."""
         if {name: kind(value) for name, value in self.start.items()} != self.identity["parameters"]:
             raise ValueError("the weights at the start are not those of the parameters")
         if self.generators.keys() != set(self.identity["generators"]):

@@ -189,7 +189,7 @@ class Run:
         return {p: p.detach().clone() for p in self._originals}
 
     def result(self) -> Result:
-        """Do all of it."""
+        """Do the run."""
         with measuring(self._model, self._method.train_mode):
             self._take_steps()
             before, after = self._measure()

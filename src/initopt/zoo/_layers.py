@@ -61,7 +61,7 @@ class TransformerBlock(nn.Module):
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """From and to shape ``(B, T, width)``."""
+        """Run the block; inputs and outputs have the shape ``(B, T, width)``."""
         x = x + self._attend(self.attention_norm(x))
         change: Tensor = self.perceptron(self.perceptron_norm(x))
         return x + change

@@ -15,7 +15,7 @@ __all__ = ["Command", "Request", "table"]
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, understood.
+    """A command line that was understood.
 
     Attributes:
         components: those that were chosen, by option.

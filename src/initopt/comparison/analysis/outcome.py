@@ -56,11 +56,11 @@ class Outcome:
 
     @property
     def higher_is_better(self) -> bool:
-        """True for accuracy."""
+        """Whether a higher value is better, as of accuracy."""
         return self.measure == "accuracy"
 
     def value(self, point: CurvePoint) -> float:
-        """What counts of a point, finite or not."""
+        """The value of a point that counts, finite or not."""
         value = point.accuracy if self.measure == "accuracy" else point.loss
         return math.nan if value is None else float(value)
 
@@ -72,7 +72,7 @@ class Outcome:
                 yield point, value if math.isfinite(value) else self.untrained
 
     def final(self, run: RunRecord) -> float:
-        """What counts of a run in the end; ``nan`` for one that failed or was never looked at."""
+        """The value of a run in the end; ``nan`` for one that failed or was never looked at."""
         if run.status == "failed":
             return math.nan
         if run.status == "diverged":
@@ -86,7 +86,7 @@ class Outcome:
         return after[0] if len(after) > 1 else None
 
     def at_epoch(self, run: RunRecord, epoch: float) -> float:
-        """What counts of a run at an epoch, and the untrained value if it diverged before; ``nan`` if it failed."""
+        """The value of a run at an epoch; the untrained one if it diverged before, ``nan`` if it failed."""
         if run.status == "failed":
             return math.nan
         later = (value for point, value in self.points(run) if point.epoch >= epoch - _ROUNDING)

@@ -79,7 +79,7 @@ class Entry:
 
     @property
     def pairs(self) -> int:
-        """The number of seeds that it has in common with the reference."""
+        """The number of seeds that the initialization has in common with the reference."""
         return len(self.final_difference.differences) if self.final_difference else 0
 
     @property
@@ -135,7 +135,7 @@ class NetworkSummary:
 
     @property
     def others(self) -> list[Entry]:
-        """All but the reference."""
+        """The initializations other than the reference."""
         return [entry for entry in self.entries if entry.name != self.reference]
 
     @property

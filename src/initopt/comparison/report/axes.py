@@ -190,7 +190,7 @@ class FigureContext:
         return counted(max(counts), "seed") if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} seeds"
 
     def interval(self) -> str:
-        """What bars and bands are, if there are several seeds."""
+        """The meaning of bars and bands, if there are several seeds."""
         words = "95 % bootstrap interval of the mean over seeds"
         if any(1 < count < 5 for count in self._counts()):
             words += " (for fewer than 5 seeds: their range, which is less)"

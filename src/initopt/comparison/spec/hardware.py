@@ -17,7 +17,7 @@ __all__ = ["Hardware", "OneDevice"]
 
 @dataclass(frozen=True)
 class Hardware:
-    """What to run on.
+    """The devices and processes to run on.
 
     Attributes:
         accelerator: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"`` for the best that there is.
@@ -42,7 +42,7 @@ class Hardware:
         )
 
     def for_workers(self, kind: str, precision: str) -> Hardware:
-        """The same for processes that do a run each, on one device: with a list of devices, which they take in turn.
+        """The hardware of processes that do a run each on one device: a list of devices, which they take in turn.
 
         Args:
             kind: of device, as torch calls it.
@@ -61,7 +61,7 @@ class Hardware:
         return found
 
     def of_worker(self, number: int) -> Hardware:
-        """The share of the process with a number from 0 on.
+        """The hardware of the process with a number, from 0 on.
 
         >>> [Hardware("cuda", [0, 2, 3]).of_worker(number).devices for number in range(5)]
         [[0], [2], [3], [0], [2]]
@@ -71,7 +71,7 @@ class Hardware:
         return replace(self, devices=[self.devices[number % len(self.devices)]])
 
     def fabric(self, precision: str) -> Fabric:
-        """What runs are done with: Lightning Fabric, or :class:`OneDevice` where that is enough.
+        """The Lightning Fabric that does the runs, or a :class:`OneDevice` where that is enough.
 
         Raises:
             ValueError: if there is no such hardware; the message says what Fabric says.
@@ -104,7 +104,7 @@ class Hardware:
         return precision != "32-true" or not self.is_single or self._device() is None
 
     def _device(self) -> torch.device | None:
-        """The one device; ``None`` where it is for Fabric to say which, or that there is none."""
+        """The single device; ``None`` where it is for Fabric to say which, or that there is none."""
         counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
         kind = next(kind for kind, count in counts.items() if count) if self.accelerator == "auto" else self.accelerator
         if not isinstance(self.devices, list):
@@ -139,7 +139,7 @@ class OneDevice:
         return model.to(self.device)
 
     def setup(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Nothing is to be wrapped."""
+        """Return model and optimizer, of which nothing has to be wrapped."""
         return self.to_device(model), optimizer
 
     def backward(self, loss: Tensor) -> None:

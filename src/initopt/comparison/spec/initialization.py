@@ -144,13 +144,13 @@ class Initialization:
 
     @property
     def _parts(self) -> list[Initialization]:
-        """Those of a list, each as an initialization by itself."""
+        """The items of a list, each as an initialization by itself."""
         assert isinstance(self.method, (list, tuple))
         return [as_initialization(part) for part in self.method]
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What is done, one after the other; nothing for the model's own start."""
+        """The steps, one after the other; none for the model's own start."""
         scheme: tuple[Step, ...] = () if self.scheme is None else (self._drawing(),)
         if self.method is None:
             return scheme
@@ -226,7 +226,7 @@ class Initialization:
         return Custom(function, {"name": self.name} if identity is None else identity)
 
     def describe(self) -> dict[str, Any]:
-        """All that its results depend on, as JSON has it."""
+        """Everything that the results of the initialization depend on, as JSON has it."""
         size = {} if self.batch_size is None else {"batch_size": self.batch_size}
         found: dict[str, Any] = plain({"steps": [_described(step) for step in self.steps], "recipe": self.recipe} | size)
         return found
@@ -238,7 +238,7 @@ def known_initializations() -> list[str]:
 
 
 def as_initialization(value: Any) -> Initialization:
-    """What the user gave as an initialization, see :class:`Initialization`.
+    """Make an :class:`Initialization` of what the user gave as one.
 
     Args:
         value: a name, a scheme, a method, a function, a list of these, a dict of arguments, or an initialization.

@@ -17,7 +17,7 @@ __all__ = ["Network", "as_network", "described"]
 
 @dataclass(frozen=True)
 class Network:
-    """A network.
+    """A network of a comparison.
 
     Args:
         factory: returns a new model with its own start each time; its arguments can be bound by ``functools.partial``.
@@ -28,7 +28,7 @@ class Network:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self) -> nn.Module:
-        """A new model.
+        """Make a new model with its own start.
 
         Raises:
             TypeError: if the factory returns something else.
@@ -42,7 +42,7 @@ class Network:
 
 
 def as_network(name: str, value: Any) -> Network:
-    """What the user gave as a network.
+    """Make a :class:`Network` of what the user gave as one.
 
     Raises:
         TypeError: if it is no factory.

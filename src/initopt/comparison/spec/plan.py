@@ -163,7 +163,7 @@ class Plan:
         ]
 
     def specification(self, splits: Splits, device: str) -> dict[str, Any]:
-        """All that results depend on, as JSON has it; two comparisons are the same if this is."""
+        """Everything that results depend on, as JSON has it; two comparisons are the same if this is."""
         found: dict[str, Any] = plain(
             {
                 "recipe": _describe_recipe(self.recipe),
@@ -188,7 +188,7 @@ class Plan:
 
 
 def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Without what is off and was not there in earlier versions, whose folders have to be gone on with."""
+    """The fields of a recipe, but for those that are off and that earlier versions did not have: their folders go on."""
     found = {option.name: getattr(recipe, option.name) for option in fields(recipe)}
     return {name: value for name, value in found.items() if name != "mixup" or value}
 

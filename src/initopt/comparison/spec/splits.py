@@ -20,7 +20,7 @@ _LOOKED_AT = 64
 
 
 def load_splits(data: Any) -> Splits:
-    """The parts of what the user gave.
+    """Load the parts of the data that the user gave.
 
     Args:
         data: a name in :data:`initopt.data.SOURCES`, an object with the parts as attributes, or a factory of one.

@@ -132,7 +132,7 @@ def _short(value: Any) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What was being written when a process was killed, in the places where this comparison writes and nowhere else."""
+    """Remove what was being written when a process was killed, where this comparison writes and nowhere else."""
     clear_leftovers(folder / RECORD)
     clear_leftovers(folder / "report")
     places = [folder / "runs"]

@@ -36,7 +36,7 @@ class Job:
         return cls(record.network, record.initialization, record.seed, record.purpose, record.lr)
 
     def place(self, folder: Path) -> Path:
-        """Where its result goes.
+        """The folder where the result of the job goes.
 
         >>> Job("mlp", "nio", 3, "final", 0.05).place(Path("out")).as_posix()
         'out/runs/mlp/nio/lr=0.05/seed=3'
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def steps(self) -> tuple[str, str, str, str]:
-        """The names of the folders, one in another, that lead to its result."""
+        """The names of the folders, one in another, that lead to the result of the job."""
         return self.network, self.initialization, f"lr={self.lr!r}", f"seed={self.seed}"
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ Group = tuple[Job, ...]
 
 
 def grouped(jobs: Iterable[Job]) -> list[Group]:
-    """Neighbouring jobs that share a start, together."""
+    """Jobs in groups of neighbours that share a start."""
     return [
         tuple(found) for _, found in groupby(jobs, lambda job: (job.network, job.initialization, job.seed, job.purpose))
     ]

@@ -40,7 +40,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run.
+    """A training run of a comparison.
 
     Attributes:
         network: its name.

@@ -48,7 +48,7 @@ _COLUMNS = tuple(option.name for option in fields(CurvePoint))
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a folder holds.
+    """A comparison as it is stored.
 
     Attributes:
         recipe: how everything was trained.
@@ -207,12 +207,12 @@ def published(comparison: Comparison, scales: bool = False) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Five digits after the point, which is enough for a share or a loss."""
+    """A number with five digits after the point, which is enough for a share or a loss."""
     return round(value, 5) if isinstance(value, float) else value
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a comparison was begun with.
+    """Read what a comparison was begun with.
 
     Raises:
         ValueError: if the folder holds no comparison.
