@@ -275,6 +275,16 @@ def test_what_cannot_be_sent_to_other_processes_is_refused(changes, message):
         initopt.choose(**(arguments | {"steps": 2, "progress": False} | changes))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_that_cannot_be_copied_is_refused_with_words():
+    model = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(16, 2)))
+    with pytest.raises(
+        ValueError, match=r"the network cannot be copied \(copy.deepcopy\), which a race does for each start: "
+    ):
+        model(batches(1)[0][0])
+        initopt.choose(model, batches(8), SGD, starts=["normal"], steps=2, progress=False)
+
+
 def test_the_same_seed_gives_the_same_choice():
     options = {"starts": ["orthogonal"], "steps": 6, "seed": 5, "progress": False}
     one, other = (initopt.choose(shallow, batches(), SGD, **options) for _ in range(2))

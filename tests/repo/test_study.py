@@ -101,6 +101,37 @@ def test_the_stored_rows_are_read_and_say_what_the_page_says(tmp_path: Path) -> 
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
 
 
+def test_the_page_of_the_optimizers_bound_has_the_tables_of_its_rows() -> None:
+    tables = python("optimizer_bound.py", "--seeds", "").strip()
+    page = (STUDY.parents[1] / "docs" / "optimizer-bound.md").read_text(encoding="utf-8")
+    assert "| ReLU MLP, 10 layers |" in tables
+    for table in tables.split("\n\n"):
+        assert table in page
+
+
+POLAR = """
+import torch
+from optimizer_bound import polar
+from torch import nn
+
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 20))
+before = [p.detach().clone() for p in model.parameters()]
+polar(model)
+for old, new in zip(before, model.parameters(), strict=True):
+    torch.testing.assert_close(new.norm(), old.norm())
+    if new.ndim > 1:
+        values = torch.linalg.svdvals(new.detach().flatten(1))
+        torch.testing.assert_close(values, values[0].expand_as(values))
+        assert float((old * new).sum()) > 0.8 * float(old.norm() * new.norm()), "the nearest one"
+    else:
+        assert torch.equal(old, new)
+"""
+
+
+def test_polar_factors_keep_directions_and_norms() -> None:
+    python("-c", POLAR)
+
+
 CHOOSING = """
 from choosing import Subject
 from choosing_page import page

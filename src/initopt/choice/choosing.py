@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from initopt.choice.judging import Difference, compared
 from initopt.choice.race import Entrant, plan_race, run_race
 from initopt.choice.rows import Cost, Curve, Outcome, Row
 from initopt.choice.runs import Hands, Run, Shared, check_sendable
-from initopt.choice.starts import as_starts, default_starts
+from initopt.choice.starts import as_starts, copied, default_starts
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.preserve import Kept, unwritten
@@ -220,7 +219,7 @@ class _Maker:
 
     def __call__(self, seed: int) -> nn.Module:
         if isinstance(self.given, nn.Module):
-            return copy.deepcopy(self.given)
+            return copied(self.given)
         with seeded(seed, Stream.WEIGHTS):
             made = self.given()
         if not isinstance(made, nn.Module):
