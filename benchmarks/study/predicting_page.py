@@ -232,10 +232,11 @@ def _cited(tables: Tables) -> dict[str, str]:
     found = {when: estimates(tables, when) for when in ("early", "late")}
     named = (
         *(("grad_cosine", "early"), ("grad_norm", "early"), ("grad_cosine", "late"), ("grad_norm", "late")),
-        *(("objective", "late"), ("centred_grad_cosine", "late"), ("sign_agreement", "late")),
+        *(("objective", "late"), ("centred_grad_cosine", "late"), ("sign_agreement", "late"), ("rank", "late")),
     )
     cited = {f"{FIGURES[name]}, {when}": str(found[when][name]) for name, when in named}
-    return cited | {"GradCosine, equal": str(Estimate.of(tables.over_all(_at_equal_norm("grad_cosine"))))}
+    equal = {"GradCosine, equal": "grad_cosine", "rank, equal": "rank"}
+    return cited | {title: str(Estimate.of(tables.over_all(_at_equal_norm(name)))) for title, name in equal.items()}
 
 
 def _at_equal_norm(name: str) -> Callable[[Table], float]:
