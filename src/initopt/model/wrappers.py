@@ -27,8 +27,8 @@ def bare(model: nn.Module) -> nn.Module:
         model: any module; one that nothing is put around is returned as it is.
 
     Raises:
-        TypeError: for a program of ``torch.export``, and for ``FullyShardedDataParallel`` and engines of DeepSpeed, which hold parts of parameters, or copies that
-            win over what is written to the parameters; the message says what to do.
+        TypeError: for a program of ``torch.export``; for ``FullyShardedDataParallel`` and engines of DeepSpeed, which hold
+            parts of parameters, or copies that win over what is written to the parameters; the message says what to do.
 
     >>> layer = nn.Linear(2, 3)
     >>> bare(nn.DataParallel(layer)) is layer
