@@ -6,19 +6,17 @@ import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from initopt._support.checks import accepting, check_choice, check_flag, check_integer, renaming
-from initopt._support.errors import warn
-from initopt._support.files import check_file
+from initopt._support.checks import accepting, renaming
 from initopt._support.progress import Progress
 from initopt.batches.stream import check_batches
 from initopt.batches.subbatches import BatchNorm, Split
 from initopt.gram.objectives import Objective
-from initopt.methods import LSUV, NIO, GradInit, Measuring, MetaInit, Method, create_method, find_method
+from initopt.methods import LSUV, NIO, GradInit, Measuring, MetaInit, Method, create_method
+from initopt.methods.registry import ONCE_OF_ALL, with_old_options
 from initopt.model.centring import Centre
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
@@ -31,7 +29,7 @@ from initopt.runs.run import run
 from initopt.runs.shared import refuse_ranks
 from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.trial import check_training
-from initopt.runs.verdict import ON_HARM, OnHarm
+from initopt.runs.verdict import OnHarm
 from initopt.schemes import Scheme
 from initopt.training.optimizers import OptimizerFactory
 
@@ -132,19 +130,16 @@ def optimize(
     ['0.weight', '0.bias', '2.weight', '2.bias']
     """
     if isinstance(method, str):
-        measuring = _with_old_options(measuring, method, options)
+        measuring = with_old_options(measuring, method, options)
     chosen = create_method(method, options)
-    check_choice("on_harm", on_harm, ON_HARM)
-    check_flag("allow_trained", allow_trained)
-    check_flag("diagnose", diagnose)
-    settings = Settings(
+    settings = Settings.checked(
         measuring=measuring,
-        measure_batches=check_integer("measure_batches", measure_batches, 0),
-        seed=None if seed is None else check_integer("seed", seed, 0),
+        measure_batches=measure_batches,
+        seed=seed,
         progress=progress,
-        callbacks=_functions(callbacks),
-        checkpoint=None if checkpoint is None else _file(checkpoint),
-        checkpoint_every=check_integer("checkpoint_every", checkpoint_every, 1),
+        callbacks=callbacks,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
         on_harm=on_harm,
         allow_trained=allow_trained,
         diagnose=diagnose,
@@ -169,42 +164,6 @@ def optimize(
             else:
                 shards.put(result.weights)
         return result
-
-
-def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
-    several = (callbacks,) if callable(callbacks) else tuple(callbacks)
-    for callback in several:
-        if not callable(callback):
-            raise TypeError(f"a callback is a function of a step record; got {type(callback).__name__}")
-    return several
-
-
-def _file(checkpoint: str | os.PathLike[str]) -> Path:
-    path = Path(checkpoint).expanduser().absolute()
-    check_file(path, f"checkpoint={str(checkpoint)!r}")
-    return path
-
-
-_ONCE_OF_ALL = ("num_subbatches", "engine", "grad_params")
-"""Options that every method had, also those that never read them."""
-
-
-def _with_old_options(measuring: Measuring | None, method: str, options: dict[str, Any]) -> Measuring | None:
-    """What configures the measurements; options of the method that used to do so are taken out of these, with a warning."""
-    if not any(name in options for name in _ONCE_OF_ALL):
-        return measuring
-    known = {option.name for option in fields(find_method(method))}
-    old = {name: options.pop(name) for name in _ONCE_OF_ALL if name in options and name not in known}
-    if not old:
-        return measuring
-    if measuring is not None:
-        raise TypeError(f"{', '.join(old)}: configures the measurements before and after; give it to Measuring(...) itself")
-    shown = ", ".join(f"{name}=..." for name in old)
-    warn(
-        f"initopt: {', '.join(old)}: no option of the method {method!r}, but of the measurements before and after: pass "
-        f"measuring=initopt.Measuring({shown}). The old form will go"
-    )
-    return Measuring(**old)
 
 
 @renaming(**_RENAMED)
@@ -296,7 +255,8 @@ def nio(
             and new ones are trained on the same batches, at the optimizer's learning rate, and the old ones are put back if
             they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
-        trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
+        trial_steps: training steps from old and new weights each, on the batches of the last steps, and so ``steps`` at
+            most; 0 for no trial.
         max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
             step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
             of the gradient for SGD, and times the 1-norm for Adam.
@@ -391,7 +351,7 @@ _SETTINGS = [name for name, p in inspect.signature(optimize).parameters.items() 
 
 
 def _options_of(method: type[Method]) -> list[str]:
-    return [*(option.name for option in fields(method)), *_SETTINGS, *_ONCE_OF_ALL]
+    return [*(option.name for option in fields(method)), *_SETTINGS, *ONCE_OF_ALL]
 
 
 @renaming(**_RENAMED)

@@ -341,20 +341,23 @@ class TestForms:
         assert own.advice.startswith(f"Train at {found.suggested:.2g} (your {found.runs[0].lr:.2g} is ")
         assert "times too low for this start" in own.advice
         assert found.best is not None
-        assert replace(found, own=found.best.lr).advice.startswith(f"Keep your rate of {found.best.lr:.2g}; ")
+        assert replace(found, own=found.best.lr).advice.startswith(f"Keep your rate of {found.best.lr:.2g}, which")
         assert replace(found, own=None).advice.startswith(f"Train at {found.suggested:.2g}; 20 steps do not see")
         undone = replace(found, undone=("the warm-up", "rates between those"))
         assert "The budget was not enough for the warm-up and rates between those." in str(undone)
         assert found.warmup is not None
         better = replace(found.warmup, factor=4, without=1, better=True, warm=(replace(found.best, warmup=8, lr=0.77),))
         warm = replace(found, warmup=better)
-        assert "With a warm-up of 8 of the 20 steps, the peak can be 4 times the largest stable rate; above it," in flat(
-            warm
-        )
+        assert "With a warm-up of 8 of the 20 steps, the peak can be 4 times the largest stable rate; above" in flat(warm)
+        assert "above that rate, the loss ends lower than at the best rate without. " in flat(warm)
+        none = replace(found, warmup=replace(better, factor=1, better=False))
+        assert "A warm-up of 8 of the 20 steps allows no higher rate than the largest stable one, and" in flat(none)
+        both = replace(found, warmup=replace(better, without=4))
+        assert "Both with a warm-up of 8 of the 20 steps and without it, 4 times the largest stable rate goes" in flat(both)
         assert ", or with a warm-up of 8 steps at 0.77" in flat(warm)
         for why, advice in {
             "the seeds disagree: ": "Ask again with more seeds",
-            "every rate from ": "Ask again with a lower range (min_lr=",
+            "every rate that ": "Ask again with a lower range (min_lr=",
             "the highest rate that ": "Ask again with a higher range (max_lr=",
             "the loss hardly ": "Ask initopt.diagnose(model, loader)",
         }.items():

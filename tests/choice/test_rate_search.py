@@ -111,7 +111,8 @@ def test_what_cannot_even_train_at_the_lowest_rate_has_no_suggestion() -> None:
     search = searched(course)
     suggested, interval, why = search.suggestion()
     assert (suggested, interval) == (None, None)
-    assert why == "every rate from 1e-06 on diverges within 50 steps"
+    assert why.startswith("every rate that was run diverges within 50 steps, the lowest of them 1")
+    assert why.endswith("e-06")
     assert search.largest_stable is None
 
 

@@ -92,7 +92,7 @@ def test_running_out_of_memory_halves_the_micro_batch(engine: str) -> None:
 def test_running_out_of_memory_in_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     from initopt.engines import per_subbatch as separate
 
-    along = separate._Recompute._along
+    along = separate.Recomputed._along
 
     def limited(self: Any, part: Any, vector: Any) -> Tensor:
         if len(part.indices) > 4:
@@ -100,7 +100,7 @@ def test_running_out_of_memory_in_the_second_derivative(monkeypatch: pytest.Monk
         return along(self, part, vector)
 
     expected = quick(network(), engine="recompute")
-    monkeypatch.setattr(separate._Recompute, "_along", limited)
+    monkeypatch.setattr(separate.Recomputed, "_along", limited)
     with pytest.warns(UserWarning, match="out of memory with 8 samples at a time; going on with 4"):
         result = quick(network(), engine="recompute")
     assert values(result) == pytest.approx(values(expected), rel=1e-9)

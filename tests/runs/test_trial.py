@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import initopt
 from initopt import Result
 from initopt.methods import NIO
 from initopt.runs.trial import Trial, TrialRun
-from tests.helpers import values
+from tests.helpers import make_batches, values
+from tests.processes import in_processes, share_of
 
 SGD = partial(torch.optim.SGD, lr=0.3, momentum=0.9)
 
@@ -264,3 +267,47 @@ class TestWhatIsRefused:
         assert result.verdict.startswith("improved")
         assert all(torch.equal(value, result.weights[name]) for name, value in model.named_parameters())
         assert all(p.grad is None for p in model.parameters())
+
+
+def without_norm() -> nn.Sequential:
+    """Batch norms would see the share of their rank."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+
+
+def on_two_ranks() -> dict[str, Any]:
+    class Broken(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            if rank == 1:
+                raise RuntimeError("out of order")
+
+    rank, group = dist.get_rank(), dist.group.WORLD
+    halves = [share_of(batch, 4, rank, 2) for batch in make_batches(12)]
+    options: dict[str, Any] = {"steps": 6, "measure_batches": 3, "seed": 0, "overlap": 0.0, "process_group": group}
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    tried = initopt.nio(without_norm(), halves, optimizer=optimizer, on_harm="warn", **options)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        broken = initopt.nio(without_norm(), halves, optimizer=partial(Broken, lr=0.1), on_harm="warn", **options)
+    try:
+        initopt.nio(without_norm(), halves, optimizer=optimizer, max_decrease=1.0, **options)
+    except ValueError as error:
+        refused = str(error)
+    return {"trial": tried.trial, "broken": (broken.trial, [str(w.message) for w in told]), "refused": refused}
+
+
+@pytest.mark.processes
+def test_several_ranks_try_as_one_process_would() -> None:
+    first, second = in_processes(on_two_ranks, 2)
+    options: dict[str, Any] = {"steps": 6, "measure_batches": 3, "seed": 0, "overlap": 0.0, "on_harm": "warn"}
+    alone = initopt.nio(
+        without_norm(), make_batches(12), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9), **options
+    ).trial
+    assert alone is not None
+    assert first["trial"] == second["trial"]
+    assert first["trial"].new.losses == pytest.approx(alone.new.losses, rel=1e-4)
+    assert first["trial"].old.course == pytest.approx(alone.old.course, rel=1e-4)
+    for found in (first, second):
+        assert found["broken"][0] is None
+        assert any("out of order" in message for message in found["broken"][1])
+        assert "max_decrease is for a process alone, and there are 2" in found["refused"]

@@ -95,6 +95,11 @@ class Own(nn.Module):
         return self.function(self, x)
 
 
+def squeeze_and_excite(m: Any, x: Tensor) -> Tensor:
+    out = m.norm(m.a(x))
+    return x + out * torch.sigmoid(m.b(F.relu(m.c(out.mean(0, keepdim=True)))))
+
+
 def in_place(m: Any, x: Tensor) -> Tensor:
     x = F.relu(m.c(x))
     out = m.b(F.relu(m.a(x), inplace=True))
@@ -109,6 +114,8 @@ def in_place(m: Any, x: Tensor) -> Tensor:
         (lambda m, x: m.a(x) + x, [["a.weight"]]),
         (lambda m, x: torch.add(x, F.dropout(m.a(x), 0.1)), [["a.weight"]]),
         (lambda m, x: x + 0.5 * m.a(x), [["a.weight"]]),
+        (lambda m, x: x + F.silu(m.a(x)), [["a.weight"]]),
+        (squeeze_and_excite, [["norm.weight"]]),
         (lambda m, x: x + m.norm(m.a(x)), [["norm.weight"]]),
         (lambda m, x: x + m.gamma * m.a(x), [["gamma"]]),
         (lambda m, x: x + (m.a(x) * m.gamma + m.shift), [["gamma"]]),
@@ -132,8 +139,9 @@ def test_sums_of_all_kinds(function: Any, expected: list[list[str]]) -> None:
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda m, x: x + m.a(x) * torch.sigmoid(m.b(x)), "it ends in 'mul'"),
-        (lambda m, x: x + torch.tanh(m.a(x)), "it ends in 'tanh'"),
+        (lambda m, x: x + m.a(x) * torch.sigmoid(m.b(x)), "it ends in 'mul' of two layers"),
+        (lambda m, x: x + torch.sigmoid(m.a(x)), "it ends in 'sigmoid'"),
+        (lambda m, x: x + F.relu(m.a(x)), "it ends in 'relu'"),
         (lambda m, x: x + m.bare(m.a(x)), "it ends in 'layer_norm' with no weight"),
         (lambda m, x: x + F.linear(x, m.matrix * 2), "it ends in 'linear' with a weight that is computed from parameters"),
         (lambda m, x: x + m.lstm(x)[0], "it ends in 'lstm' with a weight that is computed from parameters"),
@@ -231,6 +239,20 @@ def test_a_sum_that_grows_with_depth_does_not_with_scaled_branches() -> None:
         schemes.apply_(model, "scaled_branches", (x, torch.randint(3, (64,))))
         expected = (1 + 1 / depth) ** depth
         assert float(model(x).detach().var()) == pytest.approx(expected, rel=0.15)
+
+
+def test_what_may_stand_behind_an_end() -> None:
+    """Behind ReLU, a layer that is 0 would have no gradient; behind tanh, a scale is not one of the branch."""
+    batch = torch.randn(3, 4), torch.randint(4, (3,))
+
+    def function(m: Any, x: Tensor) -> Tensor:
+        x = x + F.relu(m.a(x))
+        return x + torch.tanh(m.b(x))
+
+    for scheme, expected in (("zero_branches", "b.weight"), ("scaled_branches", "a.weight")):
+        model = Own(function)
+        with pytest.warns(initopt.InitoptWarning, match="beside 1 residual branches?, 1 whose end was not found"):
+            assert list(schemes.apply_(model, scheme, batch).roles) == [expected]
 
 
 def test_refusals() -> None:

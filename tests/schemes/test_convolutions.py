@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from initopt import schemes, zoo
-from initopt.schemes import Whitened
+from initopt.schemes import Whitened, convolutions
 from tests.helpers import values
 
 
@@ -102,6 +102,16 @@ def test_the_outputs_are_uncorrelated_and_of_variance_1(conv: Any, images: Tenso
     assert float(output.detach().transpose(0, 1).flatten(1).mean(1).abs().max()) < 1e-6
 
 
+def test_patches_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = smooth(64, 3, 8)
+    whole, parted = (net(nn.Conv2d(3, 27, 3), images) for _ in range(2))
+    schemes.apply_(whole, "whitened", (images, labels(64)), seed=0)
+    monkeypatch.setattr(convolutions, "_VALUES", 5 * 3 * 64 * 9)
+    schemes.apply_(parted, "whitened", (images, labels(64)), seed=0)
+    torch.testing.assert_close(whole.conv.weight, parted.conv.weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(whole.conv.bias, parted.conv.bias, rtol=1e-6, atol=1e-8)
+
+
 def test_negatives_where_there_is_room_and_own_filters_beyond() -> None:
     images = smooth(64, 2, 8)
     model = net(nn.Conv2d(2, 20, 2, bias=False), images)
@@ -141,6 +151,7 @@ def test_the_first_that_runs_is_set_and_padding_does_not_count() -> None:
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 4, "found no convolution in Sequential"),
         (nn.Sequential(nn.Conv2d(3, 6, 1, groups=3), nn.Flatten(), nn.LazyLinear(3)), 4, "without groups; '0' has 3"),
+        (nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Flatten()), 4, "has values, 27; the batch has 0: give a larger"),
         (nn.Sequential(nn.Conv2d(3, 6, 2), nn.Flatten()), 4, "needs more patches than a patch of '0' has values, 12; the"),
         (
             nn.Sequential(nn.Conv2d(3, 6, 1).requires_grad_(False), nn.Flatten(), nn.LazyLinear(3)),

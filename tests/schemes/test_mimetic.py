@@ -158,6 +158,12 @@ def heads_first() -> nn.Module:
     return Fused(qkv="query_key_value", proj="dense")
 
 
+def convolutional() -> nn.Module:
+    module = Fused()
+    module.qkv = nn.Conv2d(16, 48, 1)
+    return module
+
+
 def without_output() -> nn.Module:
     module = Fused()
     del module.proj
@@ -182,6 +188,7 @@ def unequal() -> nn.Module:
     [
         (lambda: nn.Linear(3, 3), "found no self-attention in Linear. It knows nn.MultiheadAttention, and modules"),
         (heads_first, "query_key_value has the three of each head together in most libraries"),
+        (convolutional, "'qkv' is no linear layer, but of the type Conv2d"),
         (without_output, "it has no linear layer named like an output"),
         (lambda: Fused(attribute=""), "it does not say how many heads it has"),
         (lambda: Fused(width=18, heads=4), "4 heads of 4 do not make the 18 inputs of its output layer"),

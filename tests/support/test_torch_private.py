@@ -7,12 +7,15 @@ import sys
 
 import pytest
 import torch
+import torch.distributed.fsdp as fsdp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
 from initopt._support import _torch_private as private
+from tests.processes import in_processes
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -302,6 +305,32 @@ class TestState:
         assert private.saved_tensors_hooks() is not None
         private.pop_saved_tensors_hooks()
         assert private.saved_tensors_hooks() is None
+
+
+@pytest.mark.processes
+def test_a_loader_forgets_the_iterator_that_it_keeps() -> None:
+    loader = DataLoader(range(8), batch_size=2, num_workers=1, persistent_workers=True)
+    first = iter(loader)
+    assert iter(loader) is first
+    private.forget_iterator(loader)
+    assert iter(loader) is not first
+
+
+def when_whole_weights_are_let_go() -> tuple[int, bool, bool]:
+    model = fsdp.fully_shard(nn.Linear(4, 4))
+    before = private.resharding(model)
+    model.set_reshard_after_forward(True)
+    model.set_reshard_after_backward(False)
+    changed = private.resharding(model)
+    private.set_resharding(model, before)
+    return len(before), changed != before, private.resharding(model) == before
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(TORCH < (2, 6), reason="fully_shard is public since PyTorch 2.6")
+def test_settings_of_fully_shard() -> None:
+    """The module's own, and those of one group of parameters."""
+    assert in_processes(when_whole_weights_are_let_go, 1) == [(2, True, True)]
 
 
 def test_the_package_is_imported_without_any_of_them() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -20,10 +20,11 @@ from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import check_batches
 from initopt.choice.batches import read_batches
 from initopt.choice.choice import Choice
-from initopt.choice.judging import Difference, are_shares, compared
-from initopt.choice.race import Entrant, Race, Run, plan_race
+from initopt.choice.judging import Difference, compared
+from initopt.choice.race import Entrant, plan_race, run_race
 from initopt.choice.rows import Cost, Curve, Outcome, Row
-from initopt.choice.starts import as_starts, default_starts
+from initopt.choice.runs import Hands, Run, Shared, check_sendable
+from initopt.choice.starts import as_starts, copied, default_starts
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.preserve import Kept, unwritten
@@ -53,6 +54,7 @@ def choose(
     clip_grad_norm: float | None = None,
     held_out: int | Iterable[Any] = 10,
     budget: int | None = None,
+    workers: int = 1,
     seed: int | None = None,
     progress: Progress = None,
 ) -> Choice:
@@ -89,9 +91,12 @@ def choose(
             loss, backward pass and update. It must keep what it remembers in the model and the optimizer.
         clip_grad_norm: bound on the gradient norm in training; none by default.
         held_out: how many batches to judge by, taken evenly from those that are read, a quarter of them at most; or other
-            batches, of validation data say.
-        budget: training steps that the race may cost, making the starts included (counted as 5 for each step of a method,
-            and 1 for a scheme or function). Runs are made shorter until it is kept. None by default.
+            batches, of validation data say: a few, since all of them are looked at each time.
+        budget: training steps that the race may cost, with the starts (8 for each step of a method, 1 for a scheme or
+            function) and the looks (a third for each batch held out). Runs are made shorter until it is kept. None by
+            default.
+        workers: processes that do the runs; with more than one, everything that is given has to be found by an import path,
+            and a script that calls this needs the line ``if __name__ == "__main__":``.
         seed: of all that is drawn; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
 
@@ -104,13 +109,12 @@ def choose(
 
     >>> import torch, initopt
     >>> from functools import partial
-    >>> layers = [layer for _ in range(12) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    >>> layers = [layer for _ in range(8) for layer in (nn.Linear(32, 32), nn.ReLU())]
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(*layers, nn.Linear(16, 2))  # whose signals die away
-    >>> inputs = torch.randn(40, 64, 16)
-    >>> batches = [(x, (x[:, 0] > 0).long()) for x in inputs]
-    >>> optimizer = partial(torch.optim.SGD, lr=0.03, momentum=0.9)
-    >>> choice = initopt.choose(model, batches, optimizer, starts=["kaiming_normal"], steps=30, seed=0)
+    >>> model = nn.Sequential(*layers, nn.Linear(32, 2))  # whose signals die away
+    >>> batches = [(x, (x[:, 0] > 0).long()) for x in torch.randn(40, 32, 32)]
+    >>> optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    >>> choice = initopt.choose(model, batches, optimizer, starts=["kaiming_normal"], steps=60, seed=0)
     >>> choice.best.start
     'kaiming_normal'
     >>> choice.apply(model)
@@ -129,6 +133,7 @@ def choose(
         raise TypeError("optimizer is missing: pass functools.partial(torch.optim.AdamW, lr=3e-4), say")
     check_integer("steps", steps, 1)
     check_integer("seeds", seeds, 2)
+    check_integer("workers", workers, 1)
     if budget is not None:
         check_integer("budget", budget, 1)
     if clip_grad_norm is not None:
@@ -145,7 +150,7 @@ def choose(
     loss = as_loss(loss_fn)
     first = derive_seed(None if seed is None else check_integer("seed", seed, 0))
     numbers = [first + number for number in range(seeds)]
-    make = _maker(make_model)
+    make = _Maker(make_model)
 
     def work(kept: Kept) -> Choice:
         own = make(numbers[0])
@@ -156,16 +161,21 @@ def choose(
         batches = read_batches(loader, steps, held_out)
         loss.look_at(batches.training[0])
         chosen = given or default_starts(own, batches.training[0], loss_fn, first)
-        plan = plan_race(chosen, len(rates), steps, seeds, budget)
+        plan = plan_race(chosen, len(rates), steps, seeds, len(batches.held_out), budget)
         _refuse_beyond_memory(own, len(chosen) * len(rates) * seeds)
-        with reporter(progress, "choosing", seeds * sum(plan.runners)) as report:
-            race = Race(make, batches, optimizer, places, loss_fn, step, clip_grad_norm, numbers, report)
-            entrants = race.run(chosen, rates, plan)
-        relative = are_shares([_losses(e) for e in entrants if not e.failure])
-        rows = _rows(entrants, race, relative)
+        shared = Shared(make, batches, optimizer, places, loss_fn, step, clip_grad_norm, plan.rungs[-1])
+        if workers > 1:
+            check_sendable(shared, chosen)
+        total = seeds * (len(chosen) + sum(plan.runners[1:]))
+        with Hands(shared, workers) as hands, reporter(progress, "choosing", total) as report:
+            entrants = run_race(hands, chosen, rates, numbers, plan, report)
+        relative = all(bool((_losses(e) > 0).all()) for e in entrants if not e.failure)
+        runs = [run for entrant in entrants for run in entrant.runs]
+        done = sum(run.course.steps for run in runs)
+        rows = _rows(entrants, sum(run.seconds for run in runs) / done, relative)
         initialization = sum(row.cost * seeds for row in rows if row.lr == rates[0])
-        looks = race.looks / 3
-        cost = Cost(race.steps, initialization, looks, time.perf_counter() - begun)
+        looks = sum(map(math.isfinite, (loss for run in runs for losses in run.looks.values() for loss in losses))) / 3
+        cost = Cost(done, initialization, looks, time.perf_counter() - begun)
         return Choice(
             rows,
             _best(rows),
@@ -201,19 +211,20 @@ def _checked_rates(lrs: Any) -> list[float] | str | None:
     return [float(rate) for rate in rates]
 
 
-def _maker(make_model: Callable[[], nn.Module] | nn.Module) -> Callable[[int], nn.Module]:
-    """What gives a new network with the own start of a seed."""
-    if isinstance(make_model, nn.Module):
-        return lambda seed: copy.deepcopy(make_model)
+@dataclass(frozen=True)
+class _Maker:
+    """Gives a new network with the own start of a seed; of a network that is given, a copy."""
 
-    def make(seed: int) -> nn.Module:
+    given: Callable[[], nn.Module] | nn.Module
+
+    def __call__(self, seed: int) -> nn.Module:
+        if isinstance(self.given, nn.Module):
+            return copied(self.given)
         with seeded(seed, Stream.WEIGHTS):
-            made = make_model()
+            made = self.given()
         if not isinstance(made, nn.Module):
             raise TypeError(f"make_model gave {type(made).__name__}; it must give an nn.Module")
         return made
-
-    return make
 
 
 def _rates(
@@ -276,24 +287,24 @@ def _as_before(*reached: Any) -> Iterator[None]:
             generator.put_back()
 
 
-def _rows(entrants: Sequence[Entrant], race: Race, relative: bool) -> tuple[Row, ...]:
+def _rows(entrants: Sequence[Entrant], step_seconds: float, relative: bool) -> tuple[Row, ...]:
     """What became of each, the network's own start first."""
     own = next(entrant for entrant in entrants if entrant.is_own)
     ended = [e for e in entrants if not (e.is_own or e.failure or e.diverged) and e.dropped is None]
     differences: dict[int, Difference] = {}
     if not own.diverged:
-        found = compared([_losses(e) for e in ended], _losses(own), len(entrants) - 1)
+        found = compared([_losses(e) for e in ended], _losses(own), len(entrants) - 1, relative=relative)
         differences = {id(e): difference for e, difference in zip(ended, found, strict=True)}
-    rows = [_row(e, own, differences.get(id(e)), race, relative) for e in entrants if not e.is_own]
+    rows = [_row(e, own, differences.get(id(e)), step_seconds, relative) for e in entrants if not e.is_own]
     rows.sort(key=lambda row: (row.outcome == "failed", row.diverged, -row.steps, row.loss))
-    return (_row(own, own, None, race, relative), *rows)
+    return (_row(own, own, None, step_seconds, relative), *rows)
 
 
 def _losses(entrant: Entrant) -> Any:
     return np.array([run.final() for run in entrant.runs])
 
 
-def _row(entrant: Entrant, own: Entrant, difference: Difference | None, race: Race, relative: bool) -> Row:
+def _row(entrant: Entrant, own: Entrant, difference: Difference | None, step_seconds: float, relative: bool) -> Row:
     runs = entrant.runs
     loss = entrant.loss()
     against = [_then(run, entrant.dropped) for run in own.runs]
@@ -312,7 +323,7 @@ def _row(entrant: Entrant, own: Entrant, difference: Difference | None, race: Ra
         training_loss=training,
         lower=sum(a < b for a, b in zip(each, against, strict=True)) if runs else 0,
         diverged=entrant.diverged,
-        cost=entrant.initialization_seconds / (race.seconds / race.steps),
+        cost=entrant.initialization_seconds / step_seconds,
         why=entrant.failure or next((run.course.diverged for run in runs if run.course.diverged), ""),
         curves=tuple(_curve(run) for run in runs),
     )

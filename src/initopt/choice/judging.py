@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEVEL", "Difference", "are_shares", "compared"]
+__all__ = ["LEVEL", "Difference", "compared"]
 
 LEVEL = 0.95
 """The level at which all intervals hold together."""
@@ -45,14 +45,20 @@ class Difference:
 
 
 def compared(
-    losses: Sequence[NDArray[np.float64]], own: NDArray[np.float64], comparisons: int, level: float = LEVEL
+    losses: Sequence[NDArray[np.float64]],
+    own: NDArray[np.float64],
+    comparisons: int,
+    *,
+    relative: bool = True,
+    level: float = LEVEL,
 ) -> list[Difference]:
     """Compare starts with the network's own.
 
     Args:
-        losses: of each start, shape (seeds, batches), all finite. If all are above zero, differences are shares.
+        losses: of each start, shape (seeds, batches), all finite.
         own: of the network's own start.
         comparisons: starts that could have been preferred, those included that have no losses to the end.
+        relative: whether to compare logarithms, of which the differences are shares; for losses above zero.
         level: at which all intervals hold together.
 
     >>> own = np.array([[1.0, 1.2], [1.1, 1.3], [1.0, 1.3]])
@@ -64,7 +70,6 @@ def compared(
 
     if not losses:
         return []
-    relative = are_shares([*losses, own])
     differences = [np.log(values / own) if relative else values - own for values in losses]
     seeds, batches = own.shape
     by_seed = np.array([values.mean(1).var(ddof=1) for values in differences])
@@ -82,11 +87,6 @@ def compared(
         half = float(stats.t.ppf(1 - (1 - level) / (2 * comparisons), freedom)) * math.sqrt(squared)
         found.append(_difference(mean, half, relative))
     return found
-
-
-def are_shares(losses: Sequence[NDArray[np.float64]]) -> bool:
-    """Whether losses are compared by their logarithms, and differences are shares."""
-    return all(bool((values > 0).all()) for values in losses)
 
 
 def _difference(mean: float, half: float, relative: bool) -> Difference:

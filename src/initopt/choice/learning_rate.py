@@ -101,7 +101,7 @@ def find_lr(
     >>> inputs = torch.randn(64, 4) * torch.tensor([2.0, 1.0, 1.0, 0.5])
     >>> batches = [(inputs, inputs @ torch.ones(4, 1))]
     >>> sgd = functools.partial(torch.optim.SGD, lr=0.01)
-    >>> found = initopt.find_lr(model, batches, sgd, torch.nn.MSELoss(), precision=1.02, seed=0)
+    >>> found = initopt.find_lr(model, batches, sgd, torch.nn.MSELoss(), seeds=1, precision=1.02, warmup_steps=0, seed=0)
     >>> largest = 2 / torch.linalg.eigvalsh(2 * inputs.T @ inputs / 64)[-1]
     >>> 0.95 < found.largest_stable / largest < 1.01
     tensor(True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["label_of", "plot_choice"]
 
 _MOST = 14
-"""Rows that are drawn."""
+"""Rows that are drawn in colours."""
 
 
 def label_of(row: Row, choice: Choice) -> str:
@@ -32,41 +32,39 @@ def plot_choice(choice: Choice) -> Figure:
     """Draw the mean loss on the batches held out over the steps, with the range of the seeds, and the differences.
 
     Args:
-        choice: whose rows are drawn, at most fourteen.
+        choice: whose rows are drawn; those that did not come to the end in grey, and of the others fourteen at most.
 
     Returns:
         A figure that belongs to no window.
     """
-    rows = [row for row in choice.rows if row.curves][:_MOST]
-    names = [label_of(row, choice) for row in rows]
-    drawn = styles(names, names[0])
-    figure = create(11, max(4.2, 1.4 + 0.28 * len(rows)))
+    rows = [row for row in choice.rows if row.curves]
+    ended = [row for row in rows if row.steps == choice.own.steps or row is choice.own][:_MOST]
+    drawn = styles([label_of(row, choice) for row in ended], label_of(choice.own, choice))
+    figure = create(11, max(4.2, 1.4 + 0.28 * len(ended)))
     left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
     figure.suptitle(_cut(choice.verdict, 120), x=0.01, ha="left", fontsize=10)
     tidy(left)
     values: list[float] = []
-    for row, name in zip(rows, names, strict=True):
+    label: str | None = "dropped or diverged on the way"
+    for row in rows:
         points = _means(row)
-        if points:
-            style = drawn[name]
-            steps, lows, means, highs = zip(*points, strict=True)
-            left.fill_between(steps, lows, highs, color=style.colour, alpha=0.12, linewidth=0)
-            width = 2.4 if row is choice.best else 1.4
-            left.plot(
-                steps,
-                means,
-                color=style.colour,
-                linestyle=style.line,
-                linewidth=width,
-                label=short(name, 30),
-                **style.markers,
-            )
-            values += means
+        if not points:
+            continue
+        steps, lows, means, highs = zip(*points, strict=True)
+        values += means
+        if row not in ended:
+            left.plot(steps, means, color="#b8b8b8", linewidth=1, marker="x", markersize=4, zorder=1, label=label)
+            label = None
+            continue
+        style = drawn[label_of(row, choice)]
+        left.fill_between(steps, lows, highs, color=style.colour, alpha=0.12, linewidth=0)
+        how = {"color": style.colour, "linestyle": style.line, "linewidth": 2.4 if row is choice.best else 1.4}
+        left.plot(steps, means, label=short(label_of(row, choice), 30), **how, **style.markers)
     log_if_wide(left.yaxis, left.set_yscale, values)
     left.set_xlabel("training steps", fontsize=9)
     left.set_title("loss on batches held out: mean and range over seeds", loc="left", fontsize=9.5)
     left.legend(fontsize=8, frameon=False)
-    _differences(right, [row for row in rows[1:] if math.isfinite(row.low)], choice)
+    _differences(right, [row for row in ended if math.isfinite(row.low)], choice)
     return figure
 
 

@@ -127,7 +127,7 @@ class LearningRates:
             return self._without()
         own, best = None if self.own is None else self.at(self.own), self.best
         if own is not None and best is not None and own.whole and own.gain >= _AS_GOOD * best.gain:
-            advice = f"Keep your rate of {_rate(own.lr)}"
+            advice = f"Keep your rate of {_rate(own.lr)}, which does nearly as well as any"
         else:
             advice = f"Train at {_rate(self.suggested)}"
             if self.own is not None:
@@ -171,7 +171,7 @@ class LearningRates:
         return "\n".join([*lines, "", *textwrap.wrap(self.advice, _WIDTH, break_on_hyphens=False)])
 
     def _table(self) -> list[str]:
-        lines = [f"{'rate':>9}  {f'loss after {self.steps} steps':<22}", f"{'start':>9}  {_mean(self.start_loss)}"]
+        lines = [f"{'rate':>9}  loss after {self.steps} steps", f"{'start':>9}  {_mean(self.start_loss)}"]
         best = self.best
         for one in self.runs:
             marks = []
@@ -189,15 +189,12 @@ class LearningRates:
         assert self.warmup is not None
         found = self.warmup
         words = f"a warm-up of {found.steps} of the {self.steps} steps"
+        lower = f"the loss ends {'' if found.better else 'no '}lower than at the best rate without"
         if found.factor > found.without:
-            words = f"With {words}, the peak can be {found.factor} times the largest stable rate"
-        elif found.factor > 1:
-            words = f"Both with {words} and without it, {found.factor} times the largest stable rate goes well, too"
-        elif found.factor == 1:
-            words = f"With {words}, twice the largest stable rate is not stable, either"
-        else:
-            words = f"With {words}, not even the largest stable rate is stable"
-        return f"{words}; above it, the loss ends {'' if found.better else 'no '}lower than at the best rate without"
+            return f"With {words}, the peak can be {found.factor} times the largest stable rate; above that rate, {lower}"
+        if found.factor > 1:
+            return f"Both with {words} and without it, {found.factor} times the largest stable rate goes well; {lower}"
+        return f"A warm-up{words[9:]} allows no higher rate than the largest stable one, and {lower}"
 
     def _repr_html_(self) -> str:
         """The words and the picture, for notebooks."""

@@ -252,7 +252,8 @@ class Search:
         plan, best = self._plan, self.best
         steps = counted(plan.steps, "step")
         if best is None:
-            return None, None, f"every rate from {plan.min_lr:.2g} on diverges within {steps}"
+            lowest = f", the lowest of them {self.known[0].lr:.2g}" if self.known else ""
+            return None, None, f"every rate that was run diverges within {steps}{lowest}"
         lrs, table = self._table()
         interval = _interval(lrs, table)
         if self._disagree(best, table):

@@ -102,7 +102,7 @@ class AdapterStart:
 
     @property
     def __name__(self) -> str:
-        return f"peft:{self.name}"
+        return f"peft-{self.name}"
 
     def __call__(self, model: nn.Module, batches: Iterable[Any], loss_fn: LossFunction | None = None) -> None:
         """Begin anew with the adapter of a model, in place; its function stays the pretrained one, but for LoRA-GA's.

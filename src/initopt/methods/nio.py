@@ -66,7 +66,8 @@ class NIO(Measuring, ScalesMethod):
             and new ones are trained on the same batches, at the optimizer's learning rate, and the old ones are put back if
             they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
-        trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
+        trial_steps: training steps from old and new weights each, on the batches of the last steps, and so ``steps`` at
+            most; 0 for no trial.
         max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
             step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
             of the gradient for SGD, and times the 1-norm for Adam.
@@ -117,14 +118,14 @@ class NIO(Measuring, ScalesMethod):
     def training(self) -> Training | None:
         if self.optimizer is None:
             return None
-        return Training(optimizer=self.optimizer, clip_grad_norm=self.clip_grad_norm, trial_steps=self.trial_steps)
+        return Training(
+            optimizer=self.optimizer,
+            clip_grad_norm=self.clip_grad_norm,
+            trial_steps=self.trial_steps,
+            max_decrease=self.max_decrease,
+        )
 
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
-        if self.max_decrease is not None and problem.ranks.size > 1:
-            raise ValueError(
-                f"max_decrease is for a process alone, and there are {problem.ranks.size}; leave it out, for the bound on "
-                "the gradient norm (max_grad_norm)"
-            )
         return _NIORun(self, problem, engine, originals)
 
 
@@ -156,7 +157,7 @@ class _NIORun(ScalesRun):
         self._method = method
         self._objective = objectives.get(method.objective, method.norm_weight)
         told = method.training
-        self._first_step = None if told is None or method.max_decrease is None else FirstStep(told, problem)
+        self._first_step = None if told is None or told.max_decrease is None else FirstStep(told, problem)
         self._began_over = False
 
     def step(self, number: int, batches: Iterator[Any]) -> list[StepRecord]:

@@ -99,9 +99,10 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
     Raises:
         TypeError: for DTensors that this does not gather, those of tensor parallelism.
     """
-    wrapped = _fully_sharded(model)
+    wrapped = _fully_sharded(model) if isinstance(model, nn.Module) else []  # what is none, is refused elsewhere
     if not wrapped:
-        _refuse_parts(model)
+        if isinstance(model, nn.Module):
+            _refuse_parts(model)
         yield None
         return
     shards = Shards(model)

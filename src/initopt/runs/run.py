@@ -271,19 +271,16 @@ class Run:
             return found
         held = self._stream.held
         held = held[: min(self._ranks.gather(len(held), "the batches held back"))]
-
-        def trial() -> Trial:
-            return try_out(self._problem, training, batches, held, self._originals, self._engine.microbatch)
-
-        done, errors = self._ranks.attempt(trial, "the trial")
-        failed = next((error for error in errors if error is not None), None)
-        if done is None or failed is not None:
+        try:
+            microbatch = self._engine.microbatch
+            self._trial = try_out(self._problem, training, batches, held, self._originals, microbatch)
+        except Exception as error:
+            self._ranks.tell(error)
             warn(
-                f"initopt: the new weights could not be tried by the optimizer ({type(failed).__name__}: {failed}), so the "
+                f"initopt: the new weights could not be tried by the optimizer ({type(error).__name__}: {error}), so the "
                 "verdict is that of the measurements alone"
             )
             return found
-        self._trial = done
         return with_trial(found, self._trial)
 
     def _training_step_seconds(self) -> float | None:

@@ -63,10 +63,10 @@ def refuse_ranks(ranks: Ranks, method: Method, checkpoint: object) -> None:
             f"{method.name} is not a function of the gradients of sub-batches alone, so that processes cannot do it on "
             'united batches; share="average" has each take its own, and averages the derivatives'
         )
-    if ranks.size > 1 and method.training is not None:
+    if ranks.size > 1 and method.training is not None and method.training.max_decrease is not None:
         raise ValueError(
-            f"optimizer= has the weights tried in a few training steps, which {ranks.size} processes cannot do yet; "
-            "leave it out, or run it on one (process_group=None)"
+            f"max_decrease is for a process alone, and there are {ranks.size}; leave it out, for the bound on the gradient "
+            "norm (max_grad_norm), or run it on one (process_group=None)"
         )
     if ranks.size > 1 and checkpoint is not None:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from initopt._support.checks import check_choice, check_flag, check_integer
+from initopt._support.files import check_file
 from initopt._support.progress import Progress
 from initopt.methods import Measuring, Method, Record
 from initopt.model.losses import Loss
 from initopt.model.parameters import Parameters
 from initopt.model.ranks import Alone, Ranks
-from initopt.runs.verdict import OnHarm
+from initopt.runs.verdict import ON_HARM, OnHarm
 
 __all__ = ["Callback", "Settings", "Task"]
 
@@ -36,6 +39,29 @@ class Settings:
     on_harm: OnHarm
     allow_trained: bool
     diagnose: bool
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        callbacks: Callback | Iterable[Callback],
+        checkpoint: str | os.PathLike[str] | None,
+        **others: Any,
+    ) -> Settings:
+        """Settings as a user gives them.
+
+        Raises:
+            ValueError, TypeError: for what cannot be; the message says what can.
+        """
+        check_choice("on_harm", others["on_harm"], ON_HARM)
+        check_flag("allow_trained", others["allow_trained"])
+        check_flag("diagnose", others["diagnose"])
+        others["measure_batches"] = check_integer("measure_batches", others["measure_batches"], 0)
+        others["checkpoint_every"] = check_integer("checkpoint_every", others["checkpoint_every"], 1)
+        if others["seed"] is not None:
+            others["seed"] = check_integer("seed", others["seed"], 0)
+        file = None if checkpoint is None else _file(checkpoint)
+        return cls(callbacks=_functions(callbacks), checkpoint=file, **others)
 
 
 @dataclass(frozen=True)
@@ -61,3 +87,17 @@ class Task:
     parameters: Parameters
     settings: Settings
     ranks: Ranks = field(default_factory=Alone)
+
+
+def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
+    several = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    for callback in several:
+        if not callable(callback):
+            raise TypeError(f"a callback is a function of a step record; got {type(callback).__name__}")
+    return several
+
+
+def _file(checkpoint: str | os.PathLike[str]) -> Path:
+    path = Path(checkpoint).expanduser().absolute()
+    check_file(path, f"checkpoint={str(checkpoint)!r}")
+    return path

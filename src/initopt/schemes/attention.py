@@ -32,7 +32,21 @@ SEPARATE = (
 """Names of three."""
 
 OUTPUT = (
-    *("proj", "out_proj", "o_proj", "c_proj", "to_out", "wo", "w_o", "o", "out_lin", "dense", "attention_output", "out"),
+    *(
+        "proj",
+        "out_proj",
+        "o_proj",
+        "c_proj",
+        "to_out",
+        "wo",
+        "Wo",
+        "w_o",
+        "o",
+        "out_lin",
+        "dense",
+        "attention_output",
+        "out",
+    ),
     *("output", "fc_out", "proj_out", "out_linear", "linear_out", "output_proj", "w_out", "resid_proj"),
 )
 """Names of the linear layer after attention."""
@@ -164,12 +178,17 @@ def _made_out(name: str, module: nn.Module, parent: nn.Module | None) -> Attenti
     if isinstance(module, nn.MultiheadAttention):
         return _multihead(name, module)
     inner = dict(_linear_layers(module))
+    for child, layer in module.named_children():
+        if child in FUSED and child not in inner and any(True for _ in layer.parameters()):
+            raise _UnknownLayoutError(f"{child!r} is no linear layer, but of the type {type(layer).__name__}")
     fused = next((inner[each] for each in FUSED if each in inner), None)
     separate = next((names for names in SEPARATE if all(each in inner for each in names)), None)
     if any(each in inner for each in HEADS_FIRST):
         raise _UnknownLayoutError(f"{HEADS_FIRST[0]} has the three of each head together in most libraries")
     if fused is None and separate is None:
         return None
+    if fused is inner.get("in_proj") is not None and _attribute(module, HEADS) is None:
+        return None  # a name that other layers have, too: that of Mamba, for one
     output = _output(module, parent, inner)
     if output is None:
         raise _UnknownLayoutError(f"it has no linear layer named like an output ({first_few(OUTPUT, 5)})")

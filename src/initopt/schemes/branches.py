@@ -10,7 +10,7 @@ tensor that decides how large it is: the weight of a linear map, that of a norm 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from initopt.batches.nested import named_tensors
 
-__all__ = ["Branch", "BranchTrace", "Branches", "End"]
+__all__ = ["HOMOGENEOUS", "THROUGH_ZERO", "Branch", "BranchTrace", "Branches", "End"]
 
 _SHAPES = {
     *(
@@ -42,12 +42,18 @@ _SHAPES = {
 """Functions that change no value."""
 
 _PASSING = _SHAPES | {
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "pad", "interpolate", "mean", "neg", "relu"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "pad", "interpolate", "mean", "neg"),
     *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "leaky_relu", "fold", "unfold", "pixel_shuffle", "index_select"),
+    *("max_pool1d", "max_pool2d", "max_pool3d", "fold", "unfold", "pixel_shuffle", "index_select"),
     *("boolean_dispatch", "_max_pool2d", "_max_pool1d", "_max_pool3d", "fn"),
 }
 """Functions whose result is 0 where their input is, and is scaled as that is."""
+
+HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu"})
+"""Nonlinearities whose output is scaled as their input is."""
+
+THROUGH_ZERO = frozenset({"celu", "elu", "gelu", "hardswish", "mish", "selu", "silu", "softsign", "tanh"})
+"""Nonlinearities that are 0 at 0 and have a derivative there, which ReLU has not: behind it, a layer that is 0 stays so."""
 
 _LIKE = {"type_as", "view_as", "reshape_as", "expand_as", "to"}
 _JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
@@ -180,7 +186,7 @@ class BranchTrace(TorchFunctionMode):
         number = len(self._nodes)
         self._nodes.append(new)
         self._matrices |= new.matrix << number
-        self._passing |= (new.matrix or name in _PASSING or name in _JOINING or name in _NORMS) << number
+        self._passing |= (new.matrix or name in _PASSING | _JOINING | _NORMS | HOMOGENEOUS) << number
         if name in _ADDING and len(inputs) == 2 and made[0].ndim > 1 and inputs[0].shape == inputs[1].shape:
             self._look_at_sum(number, *nodes)
         self._known |= {id(t): (t, number) for t in made}
@@ -221,15 +227,19 @@ class BranchTrace(TorchFunctionMode):
         self._sums.append(_Sum(stream, branch))
         self._streams[result] = stream
 
-    def branches(self) -> Branches:
-        """What was found."""
+    def branches(self, through: Collection[str] = HOMOGENEOUS | THROUGH_ZERO) -> Branches:
+        """What was found.
+
+        Args:
+            through: nonlinearities that may stand behind the end of a branch.
+        """
         found: list[Branch] = []
         unknown: list[str] = []
         for each in self._sums:
             stop = self._nodes[each.stream].ancestors | 1 << each.stream
             for node, biases in self._summands(each.branch, ()):
                 try:
-                    found.append(Branch(tuple(self._ends(node, biases, stop))))
+                    found.append(Branch(tuple(self._ends(node, biases, stop, through))))
                 except _UnknownEndError as error:
                     unknown.append(str(error))
         matrices = [node.weight for node in self._nodes if node.matrix and node.weight is not None]
@@ -244,7 +254,7 @@ class BranchTrace(TorchFunctionMode):
         else:
             yield number, biases
 
-    def _ends(self, number: int, biases: tuple[Tensor, ...], stop: int) -> Iterator[End]:
+    def _ends(self, number: int, biases: tuple[Tensor, ...], stop: int, through: Collection[str]) -> Iterator[End]:
         while True:
             node = self._nodes[number]
             if stop >> number & 1:
@@ -256,11 +266,21 @@ class BranchTrace(TorchFunctionMode):
                 biases += tuple(t for p in node.parameters if (t := self._root(p)) is not None)
             elif (node.name in _ADDING or node.name in _JOINING) and len(node.inputs) > 1:
                 for each in node.inputs:
-                    yield from self._ends(each, biases, stop)
+                    yield from self._ends(each, biases, stop, through)
                 return
-            elif not (node.name in _PASSING or node.name in _JOINING or node.name in _SCALING) or len(node.inputs) != 1:
+            elif node.name in _SCALING and len(node.inputs) == 2:  # by a gate that is computed from what it is to scale
+                number = self._gated(*node.inputs)
+                continue
+            elif not (node.name in _PASSING | _JOINING | _SCALING or node.name in through) or len(node.inputs) != 1:
                 raise _UnknownEndError(f"it ends in {node.name or 'a tensor from outside'!r}")
             number = node.inputs[0]
+
+    def _gated(self, left: int, right: int) -> int:
+        if self._nodes[right].ancestors >> left & 1:
+            return left
+        if self._nodes[left].ancestors >> right & 1:
+            return right
+        raise _UnknownEndError("it ends in 'mul' of two layers")
 
     def _end(self, node: _Node, biases: tuple[Tensor, ...]) -> End:
         if node.weight is None or node.name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):

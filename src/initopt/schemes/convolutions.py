@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -126,23 +127,23 @@ class Whitened(Scheme):
             )
         if layer.groups > 1:
             raise ValueError(f"scheme 'whitened' is for convolutions without groups; {name!r} has {layer.groups}")
-        patches = _patches(layer, inputs.detach().to("cpu", torch.float64))
-        size = patches.shape[1]
-        if len(patches) <= size:
+        count, mean, covariance = _moments(layer, inputs.detach())
+        size = len(mean)
+        if count <= size:
             raise ValueError(
                 f"scheme 'whitened' needs more patches than a patch of {name!r} has values, {size}; the batch has "
-                f"{len(patches)}: give a larger one"
+                f"{count}: give a larger one"
             )
-        values = {weight: self._filters(weight, patches)}
+        values = {weight: self._filters(weight, covariance)}
         if layer.bias is not None and layer.bias in subject.names:
             bias = layer.bias.detach().to("cpu", torch.float64, copy=True)
             made = min(len(weight), 2 * size)
-            bias[:made] = -(values[weight].flatten(1) @ patches.mean(0))[:made]
+            bias[:made] = -(values[weight].flatten(1) @ mean)[:made]
             values[layer.bias] = bias
         return Drawn(values, roles={weight: "whitened"})
 
-    def _filters(self, weight: Tensor, patches: Tensor) -> Tensor:
-        eigenvalues, vectors = torch.linalg.eigh(torch.cov(patches.T, correction=0))
+    def _filters(self, weight: Tensor, covariance: Tensor) -> Tensor:
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
         vectors = vectors.flip(1).T
         largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
         filters = vectors * largest.sign() / (eigenvalues.flip(0).clamp(min=0) + self.eps).sqrt()[:, None]
@@ -167,11 +168,32 @@ def _watching(model: nn.Module, first: list[tuple[Any, Tensor]]) -> Iterator[Non
         yield
 
 
+_VALUES = 2**24
+"""Of patches, at most, that are in memory at a time."""
+
+
+def _moments(layer: Any, inputs: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How many patches a convolution sees, their mean and their covariance, in double precision."""
+    if inputs.ndim == len(layer.kernel_size) + 1:  # without a batch dimension
+        inputs = inputs[None]
+    spans = [apart * (size - 1) + 1 for size, apart in zip(layer.kernel_size, layer.dilation, strict=True)]
+    if any(places < span for places, span in zip(inputs.shape[2:], spans, strict=True)):
+        size = layer.weight[0].numel()
+        return 0, torch.zeros(size), torch.zeros(size, size)
+    at_a_time = max(1, _VALUES // max(1, inputs[0].numel() * math.prod(layer.kernel_size)))
+    parts = (_patches(layer, part.to("cpu", torch.float64)) for part in torch.split(inputs, at_a_time))
+    count, shift, total, squares = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for part in parts:
+        shift = part.mean(0) if count == 0 else shift  # near the mean, so that no digits are lost
+        centred = part - shift
+        count, total, squares = count + len(part), total + centred.sum(0), squares + centred.T @ centred
+    offset = total / max(count, 1)
+    return count, shift + offset, squares / max(count, 1) - offset.outer(offset)
+
+
 def _patches(layer: Any, inputs: Tensor) -> Tensor:
     """The patches that a convolution sees, one a row, without padding."""
     spatial = len(layer.kernel_size)
-    if inputs.ndim == spatial + 1:  # without a batch dimension
-        inputs = inputs[None]
     for i, (size, step, apart) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
         inputs = inputs.unfold(2 + i, apart * (size - 1) + 1, step)[..., ::apart]
     # (B, channels, places..., kernel...) to (B, places..., channels, kernel...)

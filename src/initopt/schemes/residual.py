@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,13 +14,18 @@ from initopt._support.checks import check_number
 from initopt._support.errors import warn
 from initopt._support.words import counted, first_few
 from initopt.schemes.base import Drawn, Scheme, Subject
-from initopt.schemes.branches import Branches, BranchTrace
+from initopt.schemes.branches import HOMOGENEOUS, THROUGH_ZERO, Branches, BranchTrace
 
 __all__ = ["ScaledBranches", "ZeroBranches", "find_branches"]
 
 
-def find_branches(subject: Subject, scheme: str) -> Branches:
+def find_branches(subject: Subject, scheme: str, through: Collection[str] = HOMOGENEOUS | THROUGH_ZERO) -> Branches:
     """The residual branches of a model, found by running it.
+
+    Args:
+        subject: the model.
+        scheme: the name of the scheme, for messages.
+        through: nonlinearities that may stand behind the end of a branch.
 
     Raises:
         ValueError: if there is none whose end is found.
@@ -29,7 +35,7 @@ def find_branches(subject: Subject, scheme: str) -> Branches:
     """
     trace = BranchTrace(subject.model)
     subject.run(trace)
-    branches = trace.branches()
+    branches = trace.branches(through)
     reasons = first_few(list(dict.fromkeys(branches.unknown)), 3, "; ")
     if not branches.found:
         seen = f"of {counted(len(branches.unknown), 'sum')} that may join one, the branch is none: {reasons}"
@@ -49,13 +55,15 @@ def find_branches(subject: Subject, scheme: str) -> Branches:
 @dataclass(frozen=True, kw_only=True)
 class _BranchEnds(Scheme):
     needs_batch: ClassVar[bool] = True
+    through: ClassVar[Collection[str]]
+    """Nonlinearities that may stand behind an end."""
 
     @abstractmethod
     def factor(self, count: int) -> float:
         """What the ends are multiplied by, if branches start at ``count`` places."""
 
     def draw(self, subject: Subject) -> Drawn:
-        branches = find_branches(subject, self.name)
+        branches = find_branches(subject, self.name, self.through)
         factor, names = self.factor(len(branches.found)), subject.names
         values: dict[nn.Parameter, Tensor] = {}
         roles: dict[nn.Parameter, str] = {}
@@ -84,13 +92,14 @@ class ZeroBranches(_BranchEnds):
     the model.
 
     Layers inside a branch have no gradient in the first step, and what learns scales, such as NIO, leaves a tensor alone
-    that is 0.
+    that is 0. A branch that ends in ReLU is left alone: behind a layer that is 0, no gradient would ever come through it.
 
     >>> ZeroBranches().needs_batch
     True
     """
 
     name: ClassVar[str] = "zero_branches"
+    through: ClassVar[Collection[str]] = THROUGH_ZERO
 
     def factor(self, count: int) -> float:
         return 0.0
@@ -102,7 +111,8 @@ class ScaledBranches(_BranchEnds):
 
     The end of each branch, with its bias, is multiplied by :math:`1 / \sqrt N`, where N is the number of branches: 2 L in a
     transformer of L layers (Radford et al., *Language Models are Unsupervised Multitask Learners*, have it for GPT-2). Ends
-    are those of :class:`ZeroBranches`; all else keeps its values.
+    are those of :class:`ZeroBranches`; all else keeps its values. A gate that is computed from the end (squeeze and
+    excitation) sees the smaller one, so that such a branch is not scaled exactly.
 
     Attributes:
         scale: the factor, in the place of :math:`1 / \sqrt N`.
@@ -112,6 +122,7 @@ class ScaledBranches(_BranchEnds):
     """
 
     name: ClassVar[str] = "scaled_branches"
+    through: ClassVar[Collection[str]] = HOMOGENEOUS
 
     scale: float | None = None
 

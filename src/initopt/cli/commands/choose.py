@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
@@ -19,7 +22,7 @@ __all__ = ["COMMAND"]
 _CHANGES = 10
 """The exit status if another start, or another rate, is clearly better."""
 
-_GIVEN = ("steps", "seeds", "clip_grad_norm", "held_out", "budget")
+_GIVEN = ("steps", "seeds", "clip_grad_norm", "held_out", "budget", "workers")
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -63,6 +66,10 @@ def _starts(given: str | None) -> list[Any] | None:
     return [part[0] if len(part) == 1 else part for part in parts]
 
 
+def _on_device(make: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    return make().to(device)
+
+
 def _run(request: Request) -> int:
     options = request.options
     output = Output.checked(request, CONTENTS)
@@ -72,13 +79,9 @@ def _run(request: Request) -> int:
     model, batches, loss = make_problem(request)
     device = next(model.parameters()).device
 
-    def make_model() -> nn.Module:
-        made: nn.Module = request.make("model").to(device)
-        return made
-
     lrs = options["lrs"]
     found = initopt.choose(
-        make_model,
+        functools.partial(_on_device, request.components["model"].maker(request.arguments["model"]), device),
         batches,
         optimizer,
         loss,
