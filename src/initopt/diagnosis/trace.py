@@ -53,8 +53,8 @@ def trace(
 
     Every other batch, from the first on, is run in sub-batches and differentiated; the others are only run, so that 4
     batches take the passes of 2.7 training steps; the statistics of all outputs take about as long again. Beside a training
-    step's memory, it takes the gradients of the sub-batches of one batch, and some 64 kB for each call of a module while the
-    first batch runs.
+    step's memory, it takes the gradients of the sub-batches of one batch, and some 64 kB for each call of a module while
+    the first batch runs.
 
     Args:
         model: the model; afterwards it is as it was, also after an exception.
