@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ZOO := .venv-zoo
 RAY := .venv-ray
+INTEGRATIONS := .venv-integrations
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-fast test-slow test-attack test-zoo test-ray test-oldest benchmark lint format clean
+.PHONY: demo test test-fast test-slow test-attack test-zoo test-ray test-integrations test-oldest benchmark lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/initopt demo
@@ -37,6 +38,11 @@ test-zoo: $(ZOO)/.installed
 test-ray: $(RAY)/.installed
 	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/integrations/test_ray.py
 	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m slow tests/system/test_survival.py -k ray
+
+# In an environment of its own: the real Lightning, transformers, Accelerate and PEFT, in one process and in two; and the
+# examples.
+test-integrations: $(INTEGRATIONS)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations
 
 # All that works with PyTorch itself, on the oldest one that pyproject.toml promises. In an environment of its own, of 5.5 GB,
 # since that one comes with CUDA, with a Python that it has wheels for: make OLDEST_PYTHON=python3.11 test-oldest
@@ -90,6 +96,12 @@ $(RAY)/.installed: pyproject.toml constraints.txt
 	  --editable '.[compare,ray]' pytest hypothesis
 	@touch $@
 
+$(INTEGRATIONS)/.installed: pyproject.toml constraints-integrations.txt
+	test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-integrations.txt \
+	  --editable '.[compare,lightning,transformers,accelerate,peft]' tensorboard pytest hypothesis
+	@touch $@
+
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --constraint constraints-oldest.txt \
@@ -97,4 +109,4 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(ZOO) $(RAY) $(OLDEST) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(ZOO) $(RAY) $(INTEGRATIONS) $(OLDEST) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -22,7 +22,7 @@ from initopt.model.losses import as_loss
 from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
 
-__all__ = ["Idea", "loss_of", "nio_with"]
+__all__ = ["Idea", "loss_of", "losses_of", "nio_with"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -33,6 +33,13 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy over samples, and positions of a text."""
     inputs, targets = batch
     return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+
+
+def losses_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of each sample; of a text, the mean over its positions."""
+    inputs, targets = batch
+    each = F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten(), reduction="none")
+    return each.view(len(inputs), -1).mean(1)
 
 
 @dataclass(frozen=True)

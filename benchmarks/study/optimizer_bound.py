@@ -35,11 +35,11 @@ from initopt.zoo import small_vit
 ROWS = Path(__file__).parents[1] / "results" / "optimizer-bound.jsonl"
 LRS = {
     "mlp-tanh": (0.1, 0.3),
-    "mlp-relu": (0.1, 0.03),
-    "gelu-10": (0.1, 0.03),
-    "vit-digits": (0.003, 0.001),
+    "mlp-relu": (0.1, 0.3),
+    "gelu-10": (0.1, 0.3),
+    "vit-digits": (0.003, 0.01),
     "lstm": (0.003, 0.01),
-    "gpt-wide": (0.003, 0.001),
+    "gpt-wide": (0.003, 0.01),
 }
 """Two learning rates of each network, of which the first is done first."""
 
@@ -153,17 +153,21 @@ def known() -> list[dict[str, Any]]:
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
     """Validation accuracy of each start, and how far the trial was right."""
-    lines = [f"| network | rate | {' | '.join(STARTS)} |", f"|---|---{'|---' * len(STARTS)}|"]
+    starts = [start for start in STARTS if any(r["start"] == start for r in rows)]
+    lines = [f"| network | rate | {' | '.join(starts)} |", f"|---|---{'|---' * len(starts)}|"]
     by = {(r["network"], r["lr"], r["start"], r["seed"]): r for r in rows}
     seeds = sorted({r["seed"] for r in rows})
     for name, rates in LRS.items():
         for lr in rates:
             cells = []
-            for start in STARTS:
+            for start in starts:
                 found = [by[name, lr, start, seed]["accuracy"] for seed in seeds if (name, lr, start, seed) in by]
-                spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+                spread = (
+                    f" ± {statistics.stdev(found):.1f}" if len(found) == len(seeds) else f" ({len(found)} of {len(seeds)})"
+                )
                 cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
-            lines.append(f"| {SUBJECTS[name].title} | {lr:g} | {' | '.join(cells)} |")
+            if any(cells):
+                lines.append(f"| {SUBJECTS[name].title} | {lr:g} | {' | '.join(cells)} |")
     lines += [
         "",
         "| trial says | runs | new start better in the end | worse | mean difference in accuracy |",

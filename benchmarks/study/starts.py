@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from ideas import Idea, nio_with
+from ideas import Idea, losses_of, nio_with
 from subjects import Network
 from torch import nn
 
@@ -65,6 +65,12 @@ def bounded_nio(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, times
     initopt.nio(
         model, batches, loss_fn, max_grad_norm=bound, measure_batches=0, progress=False, allow_trained=True, **options
     )
+
+
+def as_published(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, preset: str) -> None:
+    """Run NIO as a preset has it, with a loss for each sample, which batch norm on the statistics of the batch needs."""
+    options = presets.get(preset)
+    initopt.nio(model, batches, losses_of, measure_batches=0, progress=False, allow_trained=True, **options)
 
 
 def multiplied(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, factor: float) -> None:
@@ -194,8 +200,8 @@ STARTS: dict[str, Start] = {
     "nio, variance+sqnorm": Start("nio", {"objective": "variance+sqnorm"}),
     "nio from orthogonal": Start("nio", {"scheme": "orthogonal"}),
     "nio after lsuv": Start(["lsuv", "nio"]),
-    "published": Start("nio", presets.published),
-    "published_class_defaults": Start("nio", presets.published_class_defaults),
+    "published": Start(partial(as_published, preset="published")),
+    "published_class_defaults": Start(partial(as_published, preset="published_class_defaults")),
     "own weights x 0.7": Start(partial(multiplied, factor=0.7)),
     "own weights x 1.4": Start(partial(multiplied, factor=1.4)),
     "random scales, 1st": Start(partial(rescaled, draw=0)),

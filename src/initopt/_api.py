@@ -16,6 +16,7 @@ from initopt.batches.stream import check_batches
 from initopt.batches.subbatches import BatchNorm, Split
 from initopt.gram.objectives import Objective
 from initopt.methods import LSUV, NIO, GradInit, Measuring, MetaInit, Method, create_method
+from initopt.methods.registry import ONCE_OF_ALL, with_old_options
 from initopt.model.centring import Centre
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
@@ -26,7 +27,7 @@ from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
 from initopt.runs.shared import refuse_ranks
-from initopt.runs.task import ONCE_OF_ALL, Callback, Settings, Task, with_old_options
+from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.trial import check_training
 from initopt.runs.verdict import OnHarm
 from initopt.schemes import Scheme
@@ -254,7 +255,8 @@ def nio(
             and new ones are trained on the same batches, at the optimizer's learning rate, and the old ones are put back if
             they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
-        trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
+        trial_steps: training steps from old and new weights each, on the batches of the last steps, and so ``steps`` at
+            most; 0 for no trial.
         max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
             step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
             of the gradient for SGD, and times the 1-norm for Adam.

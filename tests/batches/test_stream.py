@@ -148,3 +148,12 @@ def test_the_first_batch_is_shown_before_any_is_handed_out() -> None:
     stream = BatchStream([0, 1, 2], count=5, skip=4, on_first=seen.append)
     assert list(stream) == [1]
     assert seen == [0]
+
+
+def test_a_data_set_of_the_datasets_library_is_to_be_wrapped():
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"x": [[1.0, 2.0]] * 4, "y": [0, 1, 0, 1]})
+    for given, name in ((rows, "Dataset"), (rows.to_iterable_dataset(), "IterableDataset")):
+        message = rf"batches is a {name} of the datasets library.*DataLoader\(dataset.with_format"
+        with pytest.raises(TypeError, match=message):
+            check_batches(given)

@@ -107,7 +107,10 @@ def test_a_verdict_names_start_and_rate_and_what_would_be_best_at_another_one():
 def test_a_verdict_for_the_own_start_at_another_rate():
     found = rows_of(("own", 0.1, "yours", 1.93), ("own", 0.3, "better", 1.5), ("nio", 0.1, "not told apart", 1.9))
     assert found.verdict.startswith("your own start at the rate 0.3: loss 1.50 against 1.93")
-    assert found.advice == "Leave the weights as they are, and train at a learning rate of 0.3 (3 times yours)."
+    assert found.advice == (
+        "Leave the weights as they are, and train at a learning rate of 0.3 (3 times yours), "
+        "the highest that was tried: initopt.find_lr looks further."
+    )
 
 
 def test_a_verdict_that_keeps_the_own_start():

@@ -341,7 +341,7 @@ class TestForms:
         assert own.advice.startswith(f"Train at {found.suggested:.2g} (your {found.runs[0].lr:.2g} is ")
         assert "times too low for this start" in own.advice
         assert found.best is not None
-        assert replace(found, own=found.best.lr).advice.startswith(f"Keep your rate of {found.best.lr:.2g}; ")
+        assert replace(found, own=found.best.lr).advice.startswith(f"Keep your rate of {found.best.lr:.2g}, which")
         assert replace(found, own=None).advice.startswith(f"Train at {found.suggested:.2g}; 20 steps do not see")
         undone = replace(found, undone=("the warm-up", "rates between those"))
         assert "The budget was not enough for the warm-up and rates between those." in str(undone)

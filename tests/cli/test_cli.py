@@ -168,7 +168,7 @@ class TestHelp:
     def test_unknown_command(self, cli):
         status, _, err = cli("nope")
         assert status == 2
-        assert "'demo', 'check', 'diagnose', 'measure', 'run', 'compare', 'report'" in err
+        assert ", ".join(map(repr, COMMANDS)) in err
 
 
 class TestMeasure:
@@ -223,6 +223,17 @@ class TestMeasure:
 
 
 class TestRun:
+    def test_an_optimizer_tries_the_weights(self, cli, user_module):
+        call = "run --model USER.Net --data digits --steps 3 --measure_batches 2 --trial_steps 2 --on_harm warn"
+        status, out, _ = cli(f"{call} --out tried --optimizer SGD --optimizer.lr 0.1 --optimizer.momentum 0.9")
+        assert status == 0
+        assert "a trial of 4 training steps" in out or "a trial of 6 training steps" in out
+        result = initopt.Result.load("tried")
+        assert result.trial.old.lr == 0.1
+        assert result.options["optimizer"].startswith("torch.optim.sgd.SGD(lr=0.1, momentum=0.9")
+        assert cli("run --config tried/config.yaml --out again")[0] == 0
+        assert initopt.Result.load("again").trial.old.lr == 0.1
+
     def test_result_folder(self, cli, user_module):
         status, out, err = cli("run --model USER.Net --data digits --steps 3 --measure_batches 2 --out out/first")
         assert (status, err) == (0, "")

@@ -49,7 +49,7 @@ class TestAccelerate:
 
     def test_the_books_of_training(self):
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-        model, optimizer, batches = accelerator.prepare(net(), torch.optim.SGD(net().parameters(), 0.1), loader())
+        model, batches = accelerator.prepare(net(), loader())
         accelerate.optimize(accelerator, model, batches, **SHORT)
         accelerate.measure(accelerator, model, batches, num_batches=3, progress=False)
         accelerate.diagnose(accelerator, model, batches, tries=(), progress=False)
@@ -123,7 +123,9 @@ class TestAccelerate:
 
         accelerator = Accelerator(cpu=True)
         monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.DEEPSPEED))
-        with pytest.raises(ValueError, match="DEEPSPEED spreads the weights over processes, and initopt knows one device"):
+        with pytest.raises(
+            ValueError, match="DEEPSPEED spreads the weights over processes, and here initopt knows one device"
+        ):
             accelerate.measure(accelerator, net(), loader())
 
 

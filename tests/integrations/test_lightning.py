@@ -255,26 +255,27 @@ class TestLogging:
         )
 
     def test_a_logger_that_takes_images(self):
-        class Images(pl.loggers.logger.DummyLogger):
-            images = []
+        taken = []
 
+        class Images(pl.loggers.logger.DummyLogger):
             def log_image(self, key, images, step):
-                self.images.append((key, images[0].shape, step))
+                taken.append((key, images[0].shape, step))
 
             @property
             def experiment(self):
                 return None
 
         fit([Initialize("nio", **SHORT)], logger=Images())
-        ((key, shape, step),) = Images.images
+        ((key, shape, step),) = taken
         assert (key, len(shape), shape[2], step) == ("initopt/Initialize", 3, 4, 0)
 
 
-class TestFindLearningRate:
-    OPTIONS = {"budget": 520, "seeds": 1, "steps": 10, "warmup_steps": 0, "progress": False}
+SEARCH = {"budget": 520, "seeds": 1, "steps": 10, "warmup_steps": 0, "progress": False}
 
+
+class TestFindLearningRate:
     def test_says_only(self):
-        search = FindLearningRate(**self.OPTIONS)
+        search = FindLearningRate(**SEARCH)
         module, made = fit([search])
         assert search.result.suggested > 0
         assert made.optimizers[0].param_groups[0]["lr"] == 0.1
@@ -287,7 +288,7 @@ class TestFindLearningRate:
                 optimizer = super().configure_optimizers()
                 return [optimizer], [torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, total_iters=1)]
 
-        search = FindLearningRate(set_rate=True, **self.OPTIONS)
+        search = FindLearningRate(set_rate=True, **SEARCH)
         _, made = fit([search], Scheduled())
         assert search.result.own == 0.1  # and not the tenth of it that the warm-up begins with
         assert math.isclose(made.optimizers[0].param_groups[0]["lr"], search.result.suggested, rel_tol=1e-6)

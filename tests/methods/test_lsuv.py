@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import initopt
 from initopt import zoo
 from tests.helpers import values
+from tests.schemes._layouts import Conv1D
 
 Batch = tuple[Tensor, Tensor]
 
@@ -172,7 +173,10 @@ def test_a_constant_output_is_told_and_left_alone() -> None:
     batch = torch.randn(16, 8), torch.randint(4, (16,))
     with torch.no_grad():
         model[2].bias.zero_()
-    with pytest.warns(UserWarning, match=re.escape("'2.weight' has an output of variance 0, and was left alone")):
+    with (
+        pytest.warns(UserWarning, match=re.escape("'2.weight' has an output of variance 0, and was left alone")),
+        pytest.warns(UserWarning, match=re.escape("(1 tensor: 0.weight) is multiplied by others that are zero (2.weight)")),
+    ):
         result = initopt.lsuv(model, [batch], scheme=None, measure_batches=0)
     assert result.scales["2.weight"] == 1
     assert result.history[1].variance_after == 0
@@ -217,6 +221,14 @@ def test_a_shared_weight_is_scaled_for_its_first_output() -> None:
     found = variances(model, inputs)
     assert abs(found["early"] - 1) < 0.001 < abs(found["late"] - 1)
     assert len(result.history) == 1
+
+
+def test_a_linear_layer_with_its_inputs_first_is_one() -> None:
+    model = nn.Sequential(Conv1D(32, 6), nn.Tanh(), Conv1D(3, 32))
+    batch = torch.randn(256, 6), torch.randint(3, (256,))
+    result = initopt.lsuv(model, [batch], seed=0, measure_batches=0)
+    assert [record.layer for record in result.history] == ["0", "2"]
+    assert float(model(batch[0]).detach().var()) == pytest.approx(1.0, abs=0.1)
 
 
 def test_several_passes_and_hooks_of_the_user() -> None:

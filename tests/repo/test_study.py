@@ -99,3 +99,60 @@ def test_the_stored_rows_are_read_and_say_what_the_page_says(tmp_path: Path) -> 
     python("defaults_page.py", "--out", str(tmp_path / "page.md"))
     page = STUDY.parents[1] / "docs" / "defaults.md"
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_optimizers_bound_has_the_tables_of_its_rows() -> None:
+    tables = python("optimizer_bound.py", "--seeds", "").strip()
+    page = (STUDY.parents[1] / "docs" / "optimizer-bound.md").read_text(encoding="utf-8")
+    assert "| ReLU MLP, 10 layers |" in tables
+    for table in tables.split("\n\n"):
+        assert table in page
+
+
+POLAR = """
+import torch
+from optimizer_bound import polar
+from torch import nn
+
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 20))
+before = [p.detach().clone() for p in model.parameters()]
+polar(model)
+for old, new in zip(before, model.parameters(), strict=True):
+    torch.testing.assert_close(new.norm(), old.norm())
+    if new.ndim > 1:
+        values = torch.linalg.svdvals(new.detach().flatten(1))
+        torch.testing.assert_close(values, values[0].expand_as(values))
+        assert float((old * new).sum()) > 0.8 * float(old.norm() * new.norm()), "the nearest one"
+    else:
+        assert torch.equal(old, new)
+"""
+
+
+def test_polar_factors_keep_directions_and_norms() -> None:
+    python("-c", POLAR)
+
+
+CHOOSING = """
+from choosing import Subject
+from choosing_page import page
+from initopt.choice.starts import as_starts
+from initopt.data import digits
+
+subject = Subject("mlp-relu", digits(), 0.1, steps=2, horizon=3)
+found = [subject.train(start, seed) for start in as_starts(["orthogonal"]) for seed in (100, 101)]
+assert [row["start"] for row in found] == ["own", "own", "orthogonal", "orthogonal"]
+assert all(0 <= row["accuracy"] <= 1 and row["lr"] == 0.1 for row in found)
+for row, accuracy in zip(found, (0.1, 0.2, 0.4, 0.6)):
+    row["accuracy"] = accuracy
+rows = [{"start": name, "outcome": "better"} for name in ("own", "orthogonal")]
+choice = {"start": "orthogonal", "lr": 0.1, "changes": True, "verdict": "so", "cost": {"total": 48.0}, "rows": rows}
+race = {"kind": "choice", "network": "mlp-relu", "steps": 2, "epoch": 16, "choice": choice}
+text = page([race, *found])
+line = "| 0.1 | orthogonal | 15.0 | 50.0 | orthogonal, 50.0 | +35.0 (+30.0 to +40.0) | same | 10 % |"
+assert f"| ReLU MLP, 10 layers {line}" in text
+assert "On 1 network, another start is chosen 1 time." in text
+"""
+
+
+def test_the_page_of_the_choices_has_what_the_rows_say() -> None:
+    python("-c", CHOOSING)

@@ -100,3 +100,8 @@ def test_tensors_of_two_types(layer: nn.Module) -> None:
     error = error_of(lambda: layer(torch.ones(4, 3, 3, dtype=torch.float64)))
     assert messages.is_of_other_dtype(error), str(error)
     assert not messages.is_of_other_dtype(error_of(lambda: layer(torch.ones(4, 5, 5))))
+
+
+def test_an_exported_module_of_a_fixed_size() -> None:
+    exported = torch.export.export(nn.Linear(2, 3), (torch.ones(4, 2),)).module()
+    assert messages.is_of_fixed_size(error_of(lambda: exported(torch.ones(2, 2))))

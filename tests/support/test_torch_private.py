@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
 from initopt._support import _torch_private as private
 from tests.processes import in_processes
@@ -304,6 +305,15 @@ class TestState:
         assert private.saved_tensors_hooks() is not None
         private.pop_saved_tensors_hooks()
         assert private.saved_tensors_hooks() is None
+
+
+@pytest.mark.processes
+def test_a_loader_forgets_the_iterator_that_it_keeps() -> None:
+    loader = DataLoader(range(8), batch_size=2, num_workers=1, persistent_workers=True)
+    first = iter(loader)
+    assert iter(loader) is first
+    private.forget_iterator(loader)
+    assert iter(loader) is not first
 
 
 def when_whole_weights_are_let_go() -> tuple[int, bool, bool]:

@@ -20,3 +20,22 @@ def test_losses_are_those_of_evaluation_mode_and_nothing_changes():
     model.eval()
     expected = [nn.functional.cross_entropy(model(inputs), targets).item() for inputs, targets in batches]
     assert found == pytest.approx(expected)
+
+
+def test_a_loss_that_differentiates_is_given_a_graph():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+
+    def loss(model, batch):
+        inputs = batch[0].requires_grad_()
+        (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+        return slope.square().sum(1).mean()
+
+    found = losses_on(model, [(torch.randn(6, 4),)], as_loss(loss), 0)
+    assert found == pytest.approx([model.weight.detach().square().sum().item()])
+    assert model.weight.grad is None
+
+
+def test_what_a_model_raises_is_raised():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        losses_on(nn.Linear(4, 1), [(torch.randn(6, 5), torch.randn(6, 1))], as_loss(nn.MSELoss()), 0)

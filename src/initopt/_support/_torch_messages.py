@@ -14,6 +14,7 @@ import torch
 __all__ = [
     "free_cached_memory",
     "is_from_reentrant_checkpoint",
+    "is_of_fixed_size",
     "is_of_one_value",
     "is_of_other_dtype",
     "is_out_of_memory",
@@ -93,6 +94,14 @@ def is_from_reentrant_checkpoint(error: BaseException) -> bool:
 def is_of_one_value(error: BaseException) -> bool:
     """Whether a batch norm has one value in each channel, and so no statistics."""
     return "Expected more than 1 value per channel" in str(error)
+
+
+_FIXED_SIZE = re.compile(r"Guard failed: .*size|Expected input at .*shape\[")
+
+
+def is_of_fixed_size(error: BaseException) -> bool:
+    """Whether a module of ``torch.export`` was given another number of samples than it was exported with."""
+    return _FIXED_SIZE.search(str(error)) is not None
 
 
 _OTHER_DTYPE = re.compile(

@@ -35,6 +35,11 @@ def check_batches(batches: Any) -> None:
             f"batches is a dataset of single samples ({type(batches).__name__}); wrap it in a "
             "torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)"
         )
+    if type(batches).__module__.partition(".")[0] == "datasets":
+        raise TypeError(
+            f"batches is a {type(batches).__name__} of the datasets library, which gives single samples; wrap it in a "
+            'torch.utils.data.DataLoader(dataset.with_format("torch"), batch_size=64)'
+        )
     if isinstance(batches, (str, bytes, dict)) or not isinstance(batches, Iterable) or hasattr(batches, "new_empty"):
         raise TypeError(
             f"batches must be an iterable of batches (a DataLoader, a list, a generator); got {type(batches).__name__}. "

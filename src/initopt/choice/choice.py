@@ -117,6 +117,10 @@ class Choice:
             if best.lr == self.own.lr
             else f" at a learning rate of {best.lr:.3g} ({best.lr / self.own.lr:.2g} times yours)"
         )
+        rates = {row.lr for row in self.rows}
+        if rate and best.lr in (min(rates), max(rates)):
+            end = "highest" if best.lr == max(rates) else "lowest"
+            rate += f", the {end} that was tried: initopt.find_lr looks further"
         if self.changes and best.start == OWN:
             return f"Leave the weights as they are, and train{rate}."
         if self.changes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from initopt.choice.judging import Difference, compared
 from initopt.choice.race import Entrant, plan_race, run_race
 from initopt.choice.rows import Cost, Curve, Outcome, Row
 from initopt.choice.runs import Hands, Run, Shared, check_sendable
-from initopt.choice.starts import as_starts, default_starts
+from initopt.choice.starts import as_starts, copied, default_starts
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.preserve import Kept, unwritten
@@ -93,8 +92,9 @@ def choose(
         clip_grad_norm: bound on the gradient norm in training; none by default.
         held_out: how many batches to judge by, taken evenly from those that are read, a quarter of them at most; or other
             batches, of validation data say: a few, since all of them are looked at each time.
-        budget: training steps that the race may cost, making the starts included (counted as 5 for each step of a method,
-            and 1 for a scheme or function). Runs are made shorter until it is kept. None by default.
+        budget: training steps that the race may cost, with the starts (8 for each step of a method, 1 for a scheme or
+            function) and the looks (a third for each batch held out). Runs are made shorter until it is kept. None by
+            default.
         workers: processes that do the runs; with more than one, everything that is given has to be found by an import path,
             and a script that calls this needs the line ``if __name__ == "__main__":``.
         seed: of all that is drawn; follows from torch's random state if not given.
@@ -161,7 +161,7 @@ def choose(
         batches = read_batches(loader, steps, held_out)
         loss.look_at(batches.training[0])
         chosen = given or default_starts(own, batches.training[0], loss_fn, first)
-        plan = plan_race(chosen, len(rates), steps, seeds, budget)
+        plan = plan_race(chosen, len(rates), steps, seeds, len(batches.held_out), budget)
         _refuse_beyond_memory(own, len(chosen) * len(rates) * seeds)
         shared = Shared(make, batches, optimizer, places, loss_fn, step, clip_grad_norm, plan.rungs[-1])
         if workers > 1:
@@ -219,7 +219,7 @@ class _Maker:
 
     def __call__(self, seed: int) -> nn.Module:
         if isinstance(self.given, nn.Module):
-            return copy.deepcopy(self.given)
+            return copied(self.given)
         with seeded(seed, Stream.WEIGHTS):
             made = self.given()
         if not isinstance(made, nn.Module):

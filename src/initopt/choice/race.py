@@ -27,12 +27,14 @@ class Plan:
         runners: how many starts, at a rate each, run to each of them.
         initialization_steps: what making the starts costs in training steps, by a rough rule, over all seeds.
         seeds: how many runs each has.
+        held_out: batches of a look.
     """
 
     rungs: tuple[int, ...]
     runners: tuple[int, ...]
     initialization_steps: int
     seeds: int
+    held_out: int
 
     @property
     def training_steps(self) -> int:
@@ -43,12 +45,20 @@ class Plan:
         )
 
     @property
+    def look_steps(self) -> int:
+        """What looks cost in training steps, each batch a third of one; there are three at the end."""
+        looks = self.seeds * (sum(self.runners) + 2 * self.runners[-1])
+        return math.ceil(looks * self.held_out / 3)
+
+    @property
     def cost(self) -> int:
         """All of it in training steps."""
-        return self.training_steps + self.initialization_steps
+        return self.training_steps + self.initialization_steps + self.look_steps
 
 
-def plan_race(starts: Sequence[Initialization], rates: int, steps: int, seeds: int, budget: int | None) -> Plan:
+def plan_race(
+    starts: Sequence[Initialization], rates: int, steps: int, seeds: int, held_out: int, budget: int | None
+) -> Plan:
     """Say who runs how far: half are dropped after a quarter of the steps, and half of the others after half.
 
     Args:
@@ -56,6 +66,7 @@ def plan_race(starts: Sequence[Initialization], rates: int, steps: int, seeds: i
         rates: learning rates of each.
         steps: the most training steps of a run.
         seeds: runs of each start at each rate.
+        held_out: batches of a look.
         budget: training steps that all of it may cost; runs are made shorter until they fit.
 
     Raises:
@@ -63,10 +74,10 @@ def plan_race(starts: Sequence[Initialization], rates: int, steps: int, seeds: i
     """
     challengers = len(starts) * rates - 1
     cost = seeds * sum(map(nominal_steps, starts))
-    plan = _planned(challengers, steps, seeds, cost)
+    plan = _planned(challengers, steps, seeds, held_out, cost)
     if budget is None or plan.cost <= budget:
         return plan
-    fitting = [_planned(challengers, fewer, seeds, cost) for fewer in range(min(steps, 10), steps)]
+    fitting = [_planned(challengers, fewer, seeds, held_out, cost) for fewer in range(min(steps, 10), steps)]
     affordable = [plan for plan in fitting if plan.cost <= budget]
     if not affordable:
         least = (fitting or [plan])[0]
@@ -78,14 +89,14 @@ def plan_race(starts: Sequence[Initialization], rates: int, steps: int, seeds: i
     return affordable[-1]
 
 
-def _planned(challengers: int, steps: int, seeds: int, cost: int) -> Plan:
+def _planned(challengers: int, steps: int, seeds: int, held_out: int, cost: int) -> Plan:
     rungs = sorted({max(1, steps // 4), max(1, steps // 2), steps})
     runners = [challengers]
     for _ in rungs[1:]:
         runners.append(min(runners[-1], max(_FINISHERS, math.ceil(runners[-1] / 2))))
     if runners[-1] == challengers:  # nobody would be dropped
         rungs, runners = [steps], [challengers]
-    return Plan(tuple(rungs), tuple(count + 1 for count in runners), cost, seeds)
+    return Plan(tuple(rungs), tuple(count + 1 for count in runners), cost, seeds, held_out)
 
 
 @dataclass

@@ -127,7 +127,7 @@ class LearningRates:
             return self._without()
         own, best = None if self.own is None else self.at(self.own), self.best
         if own is not None and best is not None and own.whole and own.gain >= _AS_GOOD * best.gain:
-            advice = f"Keep your rate of {_rate(own.lr)}"
+            advice = f"Keep your rate of {_rate(own.lr)}, which does nearly as well as any"
         else:
             advice = f"Train at {_rate(self.suggested)}"
             if self.own is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 import time
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from initopt._support.errors import InitoptWarning
 from initopt.choice.batches import Batches
-from initopt.choice.starts import make_start
+from initopt.choice.starts import copied, make_start
 from initopt.comparison.running.workers import Workers
 from initopt.comparison.spec.initialization import Initialization
 from initopt.model.losses import LossFunction, as_loss
@@ -110,7 +109,7 @@ class Shared:
         if seed not in self._own:
             self._own.clear()
             self._own[seed] = self.make_model(seed)
-        model = copy.deepcopy(self._own[seed])
+        model = copied(self._own[seed])
         begun = time.perf_counter()
         try:
             with warnings.catch_warnings():
@@ -119,8 +118,8 @@ class Shared:
         except Exception as error:  # whatever a start does not bear: the race goes on without it
             return Begun(failure=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
         seconds = time.perf_counter() - begun if start.steps else 0.0
-        models = [*(copy.deepcopy(model) for _ in rates[1:]), model]
-        runs = [Run(seed, self._trainer(copied, lr)) for copied, lr in zip(models, rates, strict=True)]
+        models = [*(copied(model) for _ in rates[1:]), model]
+        runs = [Run(seed, self._trainer(mine, lr)) for mine, lr in zip(models, rates, strict=True)]
         return Begun([self.go_on(run, rung) for run in runs], seconds)
 
     def _trainer(self, model: nn.Module, lr: float) -> Trainer:

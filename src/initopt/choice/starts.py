@@ -17,7 +17,7 @@ from initopt.model.preserve import Kept, inner_work, preserving
 from initopt.model.randomness import Stream, mixed_seed
 from initopt.schemes import apply_
 
-__all__ = ["OWN", "as_starts", "default_starts", "make_start", "nominal_steps"]
+__all__ = ["OWN", "as_starts", "copied", "default_starts", "make_start", "nominal_steps"]
 
 OWN = "own"
 """The name of the network's own start."""
@@ -66,6 +66,21 @@ def _named(name: str, value: Any) -> Initialization:
     return made if not name or made.name == name else Initialization(**(vars(made) | {"name": name}))
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network.
+
+    Raises:
+        ValueError: if it cannot be copied; the message says why.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # copying calls code of all kinds
+        raise ValueError(
+            f"the network cannot be copied (copy.deepcopy), which a race does for each start: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+
+
 def default_starts(model: nn.Module, batch: Any, loss_fn: LossFunction | None, seed: int) -> list[Initialization]:
     """The starts that fit a network, its own first, from running a copy of it.
 
@@ -75,7 +90,7 @@ def default_starts(model: nn.Module, batch: Any, loss_fn: LossFunction | None, s
         loss_fn: runs it.
         seed: of what is drawn.
     """
-    follow = set(apply_(copy.deepcopy(model), "orthogonal", batch, loss_fn, seed=seed).nonlinearities.values())
+    follow = set(apply_(copied(model), "orthogonal", batch, loss_fn, seed=seed).nonlinearities.values())
     names: list[Any] = ["xavier_normal"] if follow & _SATURATING else []
     names += ["kaiming_normal"] if follow - _SATURATING or not follow else []
     names += ["orthogonal", "lsuv", "nio", ["lsuv", "nio"]]
@@ -91,7 +106,7 @@ def _fits(scheme: str, model: nn.Module, batch: Any, loss_fn: LossFunction | Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InitoptWarning)  # it is said where the scheme is a start
         try:
-            apply_(copy.deepcopy(model), scheme, batch, loss_fn, seed=seed)
+            apply_(copied(model), scheme, batch, loss_fn, seed=seed)
         except ValueError:
             return False
     return True
@@ -126,5 +141,8 @@ def make_start(
 
 
 def nominal_steps(start: Initialization) -> int:
-    """A rough cost of a start in training steps: 5 for each step of a method, 1 for a scheme or function."""
-    return sum(5 * getattr(step, "steps", 0) or 1 for step in start.steps)
+    """A rough cost of a start in training steps: 8 for each step of a method, 1 for a scheme or function.
+
+    A step of NIO took 5 to 10 times as long as a training step of small networks on a processor.
+    """
+    return sum(8 * getattr(step, "steps", 0) or 1 for step in start.steps)

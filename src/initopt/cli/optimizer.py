@@ -10,7 +10,7 @@ import torch
 
 from initopt._support.checks import check_choice, check_number
 
-__all__ = ["add_optimizer_options", "named_optimizer"]
+__all__ = ["add_optimizer_options", "bound_class", "named_optimizer"]
 
 
 def add_optimizer_options(parser: Any) -> None:
@@ -54,3 +54,18 @@ def named_optimizer(options: Mapping[str, Any]) -> Any:
 
 def _is_optimizer(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+
+
+def bound_class(made: Any) -> Any:
+    """The class of an optimizer with its options, out of what jsonargparse makes of one that was named with these.
+
+    Results and checkpoints tell an optimizer by what it shows of itself, which is that of jsonargparse otherwise.
+
+    >>> from functools import partial
+    >>> bound_class(partial(lambda kind, *args, **options: None, torch.optim.SGD, lr=0.1)).func.__name__
+    'SGD'
+    """
+    if not isinstance(made, functools.partial):
+        return made
+    kind = next((value for value in made.args if _is_optimizer(value)), None)
+    return made if kind is None else functools.partial(kind, **made.keywords)

@@ -245,8 +245,8 @@ def refuse_sharded(what: str) -> None:
         ValueError: says what is spread by whom, and what to do.
     """
     raise ValueError(
-        f"{what} spreads the weights over processes, and initopt knows one device and DDP: run initopt before that, in one "
-        "process, and begin from its weights"
+        f"{what} spreads the weights over processes, and here initopt knows one device and DDP. Call initopt.nio itself on "
+        "a model of fully_shard (FSDP2), or run initopt before the weights are spread and begin from its"
     )
 
 

@@ -88,7 +88,7 @@ class Training:
     Attributes:
         optimizer: makes the optimizer, at the learning rate of the training's first steps; or is it.
         clip_grad_norm: the norm that gradients are clipped to; none, by default.
-        trial_steps: training steps of a trial of the new weights; 0 for none.
+        trial_steps: training steps of a trial of the new weights, at most; 0 for none.
         max_decrease: bound on what the optimizer's first step is predicted to take off the loss, as a share of it; none,
             by default.
     """

@@ -26,7 +26,7 @@ from initopt.model.preserve import Originals
 from initopt.model.problem import Problem
 from initopt.model.ranks import Ranks
 from initopt.schemes import Scheme
-from initopt.schemes.matrices import is_embedding, matrices_of
+from initopt.schemes.matrices import is_embedding, is_transposed_linear, matrices_of
 
 __all__ = ["LSUV"]
 
@@ -212,6 +212,7 @@ def _layers(parameters: Sequence[NamedParameter]) -> tuple[_Layers, list[str]]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Bilinear, *CONVOLUTIONS)) and "weight" in dict(
+    kinds = (nn.Linear, nn.Bilinear, *CONVOLUTIONS)
+    return (isinstance(module, kinds) or is_transposed_linear(module)) and "weight" in dict(
         module.named_parameters(recurse=False)
     )

@@ -66,7 +66,8 @@ class NIO(Measuring, ScalesMethod):
             and new ones are trained on the same batches, at the optimizer's learning rate, and the old ones are put back if
             they come out clearly lower in the loss of the batches held back (:class:`initopt.runs.trial.Trial`).
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
-        trial_steps: training steps from old and new weights each, on the batches of the last steps; 0 for no trial.
+        trial_steps: training steps from old and new weights each, on the batches of the last steps, and so ``steps`` at
+            most; 0 for no trial.
         max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
             step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
             of the gradient for SGD, and times the 1-norm for Adam.

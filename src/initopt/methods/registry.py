@@ -8,14 +8,23 @@ from typing import Any
 
 from initopt._support.errors import warn
 from initopt._support.words import did_you_mean, unknown
-from initopt.methods.base import Method
+from initopt.methods.base import Measuring, Method
 from initopt.methods.gradinit import GradInit
 from initopt.methods.lsuv import LSUV
 from initopt.methods.metainit import MetaInit
 from initopt.methods.nio import NIO
 from initopt.methods.records import Record, StepRecord
 
-__all__ = ["GROUP", "METHODS", "create_method", "find_method", "method_names", "record_class"]
+__all__ = [
+    "GROUP",
+    "METHODS",
+    "ONCE_OF_ALL",
+    "create_method",
+    "find_method",
+    "method_names",
+    "record_class",
+    "with_old_options",
+]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (NIO, GradInit, MetaInit, LSUV)}
 """Every method of initopt by name."""
@@ -100,3 +109,25 @@ def create_method(method: Any, options: dict[str, Any]) -> Method:
         if option not in known:
             raise TypeError(f"method {method!r} has no option {option!r}{did_you_mean(option, known)}")
     return found(**options)
+
+
+ONCE_OF_ALL = ("num_subbatches", "engine", "grad_params")
+"""Options that every method had, also those that never read them."""
+
+
+def with_old_options(measuring: Measuring | None, method: str, options: dict[str, Any]) -> Measuring | None:
+    """What configures the measurements; options of the method that used to do so are taken out of these, with a warning."""
+    if not any(name in options for name in ONCE_OF_ALL):
+        return measuring
+    known = {option.name for option in fields(find_method(method))}
+    old = {name: options.pop(name) for name in ONCE_OF_ALL if name in options and name not in known}
+    if not old:
+        return measuring
+    if measuring is not None:
+        raise TypeError(f"{', '.join(old)}: configures the measurements before and after; give it to Measuring(...) itself")
+    shown = ", ".join(f"{name}=..." for name in old)
+    warn(
+        f"initopt: {', '.join(old)}: no option of the method {method!r}, but of the measurements before and after: pass "
+        f"measuring=initopt.Measuring({shown}). The old form will go"
+    )
+    return Measuring(**old)

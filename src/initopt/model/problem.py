@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initopt._support._torch_messages import is_of_one_value
+from initopt._support._torch_messages import is_of_fixed_size, is_of_one_value
 from initopt.batches.first_look import refuse_dtype
 from initopt.batches.nested import batch_size, map_tensors, take, to_device
 from initopt.batches.subbatches import BatchNorm, SubBatches, Windows
@@ -256,6 +256,11 @@ class Problem:
                 error.add_note(
                     f"(a batch norm cannot normalize a sub-batch of {samples} by its own statistics: use fewer "
                     'sub-batches, larger batches, or batch_norm="batch")'
+                )
+            if is_of_fixed_size(error):
+                error.add_note(
+                    f"(the model was exported for another number of samples than {samples}, those of a sub-batch: export "
+                    "it with torch.export.Dim.DYNAMIC for the first dimension of its inputs)"
                 )
             if isinstance(error, RuntimeError):
                 refuse_dtype(error, self.model, data)

@@ -27,13 +27,15 @@ def bare(model: nn.Module) -> nn.Module:
         model: any module; one that nothing is put around is returned as it is.
 
     Raises:
-        TypeError: for ``FullyShardedDataParallel`` and engines of DeepSpeed, which hold parts of parameters, or copies that
-            win over what is written to the parameters; the message says what to do.
+        TypeError: for a program of ``torch.export``, and for ``FullyShardedDataParallel`` and engines of DeepSpeed, which
+            hold parts of parameters, or copies that win over what is written to these; the message says what to do.
 
     >>> layer = nn.Linear(2, 3)
     >>> bare(nn.DataParallel(layer)) is layer
     True
     """
+    if type(model).__name__ == "ExportedProgram":
+        raise TypeError("the model is an ExportedProgram of torch.export; pass the module that it holds, program.module()")
     while isinstance(model, nn.Module):
         _refuse(model)
         inner = _inside(model)

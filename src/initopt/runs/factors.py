@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from initopt._support.errors import warn
-from initopt._support.words import first_few
+from initopt._support.words import counted, first_few
 from initopt.engines.first_batch import Unreached
 from initopt.methods import Method
 from initopt.model.problem import Problem
@@ -29,10 +29,10 @@ def tell_of_zeros(problem: Problem, method: Method, unreached: Unreached | None)
     if not moving or not set(moving) <= set(unreached.names):
         return False
     warn(
-        f"initopt: all {len(moving)} tensors that {method.name} can scale ({first_few(moving, _SHOWN)}) are multiplied by "
-        f"others that are zero ({first_few(list(unreached.zeros), _SHOWN)}): no scale of theirs changes the outputs, and "
-        "each is but a learning rate of the zeros: the gradient norm moves, and GradCosine hardly. Begin from factors that "
-        "are not zero (for LoRA, initopt.integrations.peft.start('pissa')), or measure only"
+        f"initopt: whatever {method.name} can scale ({counted(len(moving), 'tensor')}: {first_few(moving, _SHOWN)}) is "
+        f"multiplied by others that are zero ({first_few(list(unreached.zeros), _SHOWN)}): no scale of theirs changes the "
+        "outputs, and each is but a learning rate of the zeros: the gradient norm moves, and GradCosine hardly. Begin from "
+        "factors that are not zero (for LoRA, initopt.integrations.peft.start('pissa')), or measure only"
     )
     return True
 

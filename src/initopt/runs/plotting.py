@@ -61,7 +61,7 @@ def plot_result(result: Result) -> Figure:
         _plot_steps(axes["C"], steps, *(cosine if split else ("objective", "objective")))
         kappa = result.options.get("max_decrease")
         if kappa is not None and any(record.predicted_decrease is not None for record in steps):
-            title = "decrease predicted of the optimizer's first step / loss"
+            title = "predicted decrease / loss"
             _plot_steps(axes["N"], steps, "predicted_decrease", title, kappa)
         else:
             _plot_steps(axes["N"], steps, "grad_norm", "gradient norm", result.options.get("max_grad_norm"))

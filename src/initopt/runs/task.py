@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from initopt._support.checks import check_choice, check_flag, check_integer
-from initopt._support.errors import warn
 from initopt._support.files import check_file
 from initopt._support.progress import Progress
-from initopt.methods import Measuring, Method, Record, find_method
+from initopt.methods import Measuring, Method, Record
 from initopt.model.losses import Loss
 from initopt.model.parameters import Parameters
 from initopt.model.ranks import Alone, Ranks
 from initopt.runs.verdict import ON_HARM, OnHarm
 
-__all__ = ["ONCE_OF_ALL", "Callback", "Settings", "Task", "with_old_options"]
+__all__ = ["Callback", "Settings", "Task"]
 
 Callback = Callable[[Record], object]
 """Is called with each record when its step is done."""
@@ -102,25 +101,3 @@ def _file(checkpoint: str | os.PathLike[str]) -> Path:
     path = Path(checkpoint).expanduser().absolute()
     check_file(path, f"checkpoint={str(checkpoint)!r}")
     return path
-
-
-ONCE_OF_ALL = ("num_subbatches", "engine", "grad_params")
-"""Options that every method had, also those that never read them."""
-
-
-def with_old_options(measuring: Measuring | None, method: str, options: dict[str, Any]) -> Measuring | None:
-    """What configures the measurements; options of the method that used to do so are taken out of these, with a warning."""
-    if not any(name in options for name in ONCE_OF_ALL):
-        return measuring
-    known = {option.name for option in fields(find_method(method))}
-    old = {name: options.pop(name) for name in ONCE_OF_ALL if name in options and name not in known}
-    if not old:
-        return measuring
-    if measuring is not None:
-        raise TypeError(f"{', '.join(old)}: configures the measurements before and after; give it to Measuring(...) itself")
-    shown = ", ".join(f"{name}=..." for name in old)
-    warn(
-        f"initopt: {', '.join(old)}: no option of the method {method!r}, but of the measurements before and after: pass "
-        f"measuring=initopt.Measuring({shown}). The old form will go"
-    )
-    return Measuring(**old)

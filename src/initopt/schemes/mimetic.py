@@ -39,8 +39,8 @@ class Mimetic(Scheme):
 
     Attributes:
         query_key: alpha and beta of the first product. The default is the paper's for vision.
-        value_output: alpha and beta of the second. The negative beta is the paper's for vision; in trained language models
-            the paper sees the positive sign, ``(0.4, 0.4)``.
+        value_output: alpha and beta of the second. The negative beta is the paper's for vision; ``(0.4, 0.4)`` has
+            the sign that others report for trained language models.
         positions: what becomes of a learned table of absolute positions. ``"keep"`` leaves it; ``"sinusoidal"`` has sines
             and cosines of the number of the position; ``"sinusoidal_2d"`` of row and column on a square grid, after up to
             two tokens without a place, which get 0. Near-identity products make tokens attend to those that are like them;

@@ -111,7 +111,8 @@ class ScaledBranches(_BranchEnds):
 
     The end of each branch, with its bias, is multiplied by :math:`1 / \sqrt N`, where N is the number of branches: 2 L in a
     transformer of L layers (Radford et al., *Language Models are Unsupervised Multitask Learners*, have it for GPT-2). Ends
-    are those of :class:`ZeroBranches`; all else keeps its values.
+    are those of :class:`ZeroBranches`; all else keeps its values. A gate that is computed from the end (squeeze and
+    excitation) sees the smaller one, so that such a branch is not scaled exactly.
 
     Attributes:
         scale: the factor, in the place of :math:`1 / \sqrt N`.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from initopt.batches.nested import batch_size, map_tensors, to_device
 from initopt.model.losses import Loss
@@ -30,10 +30,18 @@ def losses_on(model: nn.Module, batches: Iterable[Any], loss: Loss, seed: int) -
     try:
         model.eval()
         losses = []
-        with torch.no_grad():
-            for number, data in enumerate(batches):
+        for number, data in enumerate(batches):
+
+            def value(data: Any = data, number: int = number) -> Tensor:
                 with seeded(seed, Stream.LOOKS, number):
-                    losses.append(loss(model, map_tensors(torch.clone, to_device(data, device)), batch_size(data)))
+                    return loss(model, map_tensors(torch.clone, to_device(data, device)), batch_size(data)).detach()
+
+            try:
+                with torch.no_grad():
+                    losses.append(value())
+            except RuntimeError:  # a loss may itself differentiate, as a penalty on gradients does
+                with torch.enable_grad():
+                    losses.append(value())
         return [float(value) for value in losses]
     finally:
         guard.put_back()

@@ -12,7 +12,7 @@ COMMANDS = {
     "demo": "see it work: a deep network on handwritten digits, from three starts",
     "check": "look for what is wrong with initial weights; exit status 1 if so",
     "diagnose": "say what is wrong with a start, in which layer, and what cures it",
-    "find-lr": "find the learning rates that suit a start; exit status 1 if there is none",
+    "find-lr": "find the learning rate for a start; exit status 1 if there is none",
     "choose": "find out which start is best for a network, or keep its own",
     "measure": "see how well the gradients agree, changing nothing",
     "run": "improve a network's initial weights, and write them into a folder",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 import initopt
-from initopt._support.files import check_file, check_replaceable, write_file, write_json
 from initopt.choice.choice import CONTENTS
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.optimizer import add_optimizer_options, named_optimizer
+from initopt.cli.output import Output, add_output_options
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
 
 __all__ = ["COMMAND"]
@@ -52,11 +51,7 @@ def _add_options(parser: ArgumentParser) -> None:
         fail_untyped=False,
     )
     add_common_options(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output", type=Path | None, metavar="FOLDER", help="write a page, a picture, JSON and CSV into this folder, too"
-    )
-    group.add_argument("--json", type=Path | None, metavar="FILE", help="write all of it into a JSON file, too")
+    add_output_options(parser, "a page, a picture, JSON and CSV")
 
 
 def _starts(given: str | None) -> list[Any] | None:
@@ -77,11 +72,7 @@ def _on_device(make: Callable[[], nn.Module], device: torch.device) -> nn.Module
 
 def _run(request: Request) -> int:
     options = request.options
-    folder, path = (None if options[n] is None else options[n].expanduser() for n in ("output", "json"))
-    if folder is not None:
-        check_replaceable(folder, CONTENTS)
-    if path is not None:
-        check_file(path, f"--json {path}")
+    output = Output.checked(request, CONTENTS)
     optimizer = named_optimizer(options)
     if optimizer is None:
         raise ValueError("--optimizer is missing: name one in torch.optim, such as --optimizer SGD --lr 0.1")
@@ -101,12 +92,8 @@ def _run(request: Request) -> int:
         **{name: options[name] for name in _GIVEN},
     )
     print(found)
-    if folder is not None:
-        print(f"\nPage in {found.save(folder)}")
-    if path is not None:
-        record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
-        write_file(path, lambda temporary: write_json(temporary, record))
-        print(f"\nAll of it in {path}")
+    output.save(found)
+    output.write(found.to_dict(), request)
     return _CHANGES if found.changes else 0
 
 

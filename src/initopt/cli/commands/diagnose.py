@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jsonargparse import ArgumentParser
 
 import initopt
-from initopt._support.files import check_file, check_replaceable, write_file, write_json
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.optimizer import add_optimizer_options, named_optimizer
+from initopt.cli.output import Output, add_output_options
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
 from initopt.diagnosis.diagnosis import CONTENTS
 
@@ -31,11 +29,7 @@ def _add_options(parser: ArgumentParser) -> None:
     group.add_argument("--select", type=str | None, metavar="CODES", help="rules to ask, or their beginnings: W,A201")
     group.add_argument("--ignore", type=str | None, metavar="CODES", help="rules not to ask, likewise")
     add_common_options(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output", type=Path | None, metavar="FOLDER", help="write a page, JSON and CSV into this folder, too"
-    )
-    group.add_argument("--json", type=Path | None, metavar="FILE", help="write all of it into a JSON file, too")
+    add_output_options(parser, "a page, JSON and CSV")
 
 
 def _listed(given: str | None) -> list[str] | None:
@@ -44,11 +38,7 @@ def _listed(given: str | None) -> list[str] | None:
 
 def _run(request: Request) -> None:
     options = request.options
-    folder, path = (None if options[n] is None else options[n].expanduser() for n in ("output", "json"))
-    if folder is not None:
-        check_replaceable(folder, CONTENTS)
-    if path is not None:
-        check_file(path, f"--json {path}")
+    output = Output.checked(request, CONTENTS)
     optimizer = named_optimizer(options)
     tries = () if options["tries"] == "none" else _listed(options["tries"])
     model, batches, loss = make_problem(request)
@@ -65,12 +55,8 @@ def _run(request: Request) -> None:
         **{name: options[name] for name in _GIVEN},
     )
     print(found)
-    if folder is not None:
-        print(f"\nPage in {found.save(folder)}")
-    if path is not None:
-        record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
-        write_file(path, lambda temporary: write_json(temporary, record))
-        print(f"\nAll of it in {path}")
+    output.save(found)
+    output.write(found.to_dict(), request)
 
 
 COMMAND = Command(

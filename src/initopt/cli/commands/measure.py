@@ -9,8 +9,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 import initopt
-from initopt._support.files import check_file, write_file, write_json
 from initopt.cli.commands.base import Command, Request, table
+from initopt.cli.output import Output
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
 from initopt.gram.measurement import TITLES, Measurement
 
@@ -28,10 +28,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 def _run(request: Request) -> None:
-    path = request.options["json"]
-    if path is not None:
-        path = path.expanduser()
-        check_file(path, f"--json {path}")
+    output = Output.checked(request)
     model, batches, loss = make_problem(request)
     options = {name: value for name, value in request.options.items() if name not in {"device", "threads", "seed", "json"}}
     found = initopt.measure(model, batches, loss, progress=request.progress, **options)
@@ -39,10 +36,7 @@ def _run(request: Request) -> None:
     print()
     for sentence in _in_words(found):
         print(textwrap.fill(sentence, 80))
-    if path is not None:
-        record = {"initopt": initopt.__version__, "config": request.config} | found.to_dict()
-        write_file(path, lambda temporary: write_json(temporary, record))
-        print(f"\nFigures in {path}")
+    output.write(found.to_dict(), request, "Figures")
 
 
 def _figures(measurement: Measurement) -> str:

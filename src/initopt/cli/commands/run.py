@@ -15,6 +15,7 @@ from initopt._support.files import check_file, check_replaceable, write_folder
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import import_path
 from initopt.cli.files import as_yaml
+from initopt.cli.optimizer import bound_class
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
 from initopt.methods import Measuring, find_method, method_names
 from initopt.runs.result import CONTENTS, Result
@@ -51,6 +52,8 @@ def _run(request: Request) -> None:
     objective = options.get("objective")
     if isinstance(objective, str) and "." in objective:
         options["objective"] = import_path("objective", objective)
+    if "optimizer" in options:
+        options["optimizer"] = bound_class(options["optimizer"])
     kind = find_method(options.pop("method"))
     method = kind(**{option.name: options.pop(option.name) for option in fields(kind)})
     how = {option.name: options.pop(option.name) for option in fields(Measuring) if option.name in options}
@@ -138,6 +141,8 @@ folder --out.""",
 examples:
   initopt run --model my_net.Net --model.depth 20 --data digits --out result
   initopt run --config run.yaml --steps 200 --out result
+  initopt run --model my_net.Net --data digits --out result \\
+      --optimizer SGD --optimizer.lr 0.1 --optimizer.momentum 0.9
   initopt run --model my_net.Net --data digits --print_config > run.yaml
 
 Then, before training:
