@@ -42,7 +42,7 @@ __all__ = ["main"]
 OUT = RESULTS / "devices.json"
 SAMPLES = 64
 TURNS = 7
-CHOSEN = ("resnet56", "vit", "gpt")
+CHOSEN = ("resnet56", "vit")
 SHARES = (0.003, 0.01, 0.03, 0.1)
 DRAWS = 8
 
@@ -141,7 +141,8 @@ def from_rows(name: str) -> dict[str, Any]:
     problem = Problem(model, as_loss(None), Parameters.of(model), NIO(overlap=0.0).measuring(None).subbatches(), 0)
     parameters = [p.value for p in problem.grad_params]
     with measuring(model):
-        gradients = list(subbatch_gradients(problem, problem.prepare(batch, 0), parameters, None))
+        prepared = problem.prepare(batch, 0)
+        gradients = [found for _, found in subbatch_gradients(problem, prepared, parameters, None)]
     columns = [torch.stack([g[k].reshape(len(g[k]), -1) if g[k].ndim else g[k].reshape(1, 1) for g in gradients]).double()
                for k in range(len(parameters)) if gradients[0][k] is not None]  # fmt: skip
     gram = sum(_products(column) for column in columns)

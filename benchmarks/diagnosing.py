@@ -46,7 +46,7 @@ TEXT = """\
 
 [`check` and `diagnose`](diagnosis.md) beside a training step on a batch of 64: `check` of the weights alone and with one
 batch, and `diagnose` on 4 batches without a remedy. That is 4 passes forwards and 2 backwards, as much work as 2.7 training
-steps (a pass backwards counts as two forwards), and the statistics of every output. Memory as above.
+steps (a pass backwards counts as two forwards), beside the statistics of every output. Memory as above.
 """
 
 

@@ -18,7 +18,11 @@ from initopt.comparison import Initialization
 from initopt.methods import presets
 from initopt.model.parameters import is_bias
 
-__all__ = ["STARTS", "Start", "in_folders"]
+__all__ = ["OF_BRANCHES", "STARTS", "Start", "in_folders"]
+
+
+OF_BRANCHES = ("mimetic", "zero_branches", "scaled_branches")
+"""Schemes for attention and residual branches."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ def in_folders(name: str) -> str:
 def drawn(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, scheme: str) -> None:
     """Draw the weights of a scheme, which sees on a batch which nonlinearity follows each layer."""
     initopt.schemes.apply_(model, scheme, next(iter(batches)), loss_fn)
+
+
+def drawn_then_nio(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, scheme: str) -> None:
+    """Draw the weights of a scheme, and run NIO from them."""
+    initopt.nio(model, batches, loss_fn, scheme=scheme, measure_batches=0, progress=False, allow_trained=True)
 
 
 def bounded_nio(model: nn.Module, batches: Iterable[Any], loss_fn: Any, *, times: float, **options: Any) -> None:
@@ -202,6 +211,8 @@ STARTS: dict[str, Start] = {
     "nio after lsuv": Start(["lsuv", "nio"]),
     "published": Start(partial(as_published, preset="published")),
     "published_class_defaults": Start(partial(as_published, preset="published_class_defaults")),
+    **{scheme: Start(partial(drawn, scheme=scheme)) for scheme in OF_BRANCHES},
+    **{f"nio from {scheme}": Start(partial(drawn_then_nio, scheme=scheme)) for scheme in OF_BRANCHES},
     "own weights x 0.7": Start(partial(multiplied, factor=0.7)),
     "own weights x 1.4": Start(partial(multiplied, factor=1.4)),
     "random scales, 1st": Start(partial(rescaled, draw=0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import pytest
@@ -151,6 +152,15 @@ class TestStarts:
             recipe={"epochs": 1}, out=tmp_path / "out", progress=False,
         )  # fmt: skip
         assert [run.status for run in found.runs] == ["done"] * 3
+
+    def test_a_choice(self):
+        options = {"budget": 300, "steps": 10, "seeds": 2, "progress": False, "seed": 0}
+        optimizer = functools.partial(torch.optim.SGD, lr=0.1)
+        found = initopt.choose(
+            small(), VECTORS * 4, optimizer, nn.CrossEntropyLoss(), starts=[start("pissa"), start("olora")], **options
+        )
+        assert "peft-pissa" in str(found)
+        assert "peft-olora" in str(found)
 
     @pytest.mark.parametrize(
         ("arguments", "options", "error", "message"),

@@ -20,25 +20,26 @@ def same(model: torch.nn.Module) -> bool:
     return bool((both[0] == both[1]).all())
 
 
-accelerator = Accelerator(cpu=True)
-model, batches = accelerator.prepare(net(), loader())
-result = accelerate.optimize(accelerator, model, batches, **SHORT)
-first = {
-    "equal": same(model),
-    "scales": result.scales,
-    "order": order(batches) == order(accelerator.prepare(loader())),
-    "measured": accelerate.measure(accelerator, model, batches, progress=False).grad_cosine,
-    "found": len(accelerate.diagnose(accelerator, model, batches, tries=(), progress=False).findings) >= 0,
-}
-lit = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-lit.launch()
-wrapped, loaded = lit.setup(net()), lit.setup_dataloaders(loader())
-result = fabric.optimize(lit, wrapped, loaded, **SHORT)
-second = {
-    "equal": same(wrapped),
-    "scales": result.scales,
-    "order": order(loaded) == order(lit.setup_dataloaders(loader())),
-    "measured": fabric.measure(lit, wrapped, loaded, progress=False).grad_cosine,
-}
-found(accelerate=first, fabric=second)
-distributed.destroy_process_group()
+if __name__ == "__main__":
+    accelerator = Accelerator(cpu=True)
+    model, batches = accelerator.prepare(net(), loader())
+    result = accelerate.optimize(accelerator, model, batches, **SHORT)
+    first = {
+        "equal": same(model),
+        "scales": result.scales,
+        "order": order(batches) == order(accelerator.prepare(loader())),
+        "measured": accelerate.measure(accelerator, model, batches, progress=False).grad_cosine,
+        "found": len(accelerate.diagnose(accelerator, model, batches, tries=(), progress=False).findings) >= 0,
+    }
+    lit = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    lit.launch()
+    wrapped, loaded = lit.setup(net()), lit.setup_dataloaders(loader())
+    result = fabric.optimize(lit, wrapped, loaded, **SHORT)
+    second = {
+        "equal": same(wrapped),
+        "scales": result.scales,
+        "order": order(loaded) == order(lit.setup_dataloaders(loader())),
+        "measured": fabric.measure(lit, wrapped, loaded, progress=False).grad_cosine,
+    }
+    found(accelerate=first, fabric=second)
+    distributed.destroy_process_group()

@@ -16,13 +16,14 @@ def gathered(module):
     return bool((both[0] == both[1]).all())
 
 
-plain, _ = fit([], strategy="ddp", devices=2)
-start = Initialize("nio", steps=4, measure_batches=2, on_harm="warn", progress=False)
-module, trainer = fit([start], strategy="ddp", devices=2)
-found(
-    equal=gathered(module),
-    scales=start.result.scales,
-    cosine=start.result.before.grad_cosine,
-    order=module.seen == plain.seen,
-    count=float(trainer.callback_metrics["count"]),
-)
+if __name__ == "__main__":
+    plain, _ = fit([], strategy="ddp", devices=2)
+    start = Initialize("nio", steps=4, measure_batches=2, on_harm="warn", progress=False)
+    module, trainer = fit([start], strategy="ddp", devices=2)
+    found(
+        equal=gathered(module),
+        scales=start.result.scales,
+        cosine=start.result.before.grad_cosine,
+        order=module.seen == plain.seen,
+        count=float(trainer.callback_metrics["count"]),
+    )

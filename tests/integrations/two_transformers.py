@@ -9,19 +9,20 @@ from initopt.integrations.transformers import Initialize
 from tests.integrations._hf import trainer
 from tests.integrations._two import found
 
-plain = trainer(sys.argv[1])
-plain.train()
-made = trainer(sys.argv[1], gradient_accumulation_steps=2)
-start = Initialize("nio", trainer=made, steps=4, measure_batches=1, on_harm="warn", progress=False)
-made.add_callback(start)
-made.train()
-weights = torch.cat([p.detach().flatten() for p in made.model.parameters()])
-both = [torch.zeros_like(weights) for _ in range(2)]
-distributed.all_gather(both, weights)
-found(
-    equal=bool((both[0] == both[1]).all()),
-    scales=start.result.scales,
-    order=made.seen == plain.seen,
-    steps=len(made.seen),
-)
-distributed.destroy_process_group()
+if __name__ == "__main__":
+    plain = trainer(sys.argv[1])
+    plain.train()
+    made = trainer(sys.argv[1], gradient_accumulation_steps=2)
+    start = Initialize("nio", trainer=made, steps=4, measure_batches=1, on_harm="warn", progress=False)
+    made.add_callback(start)
+    made.train()
+    weights = torch.cat([p.detach().flatten() for p in made.model.parameters()])
+    both = [torch.zeros_like(weights) for _ in range(2)]
+    distributed.all_gather(both, weights)
+    found(
+        equal=bool((both[0] == both[1]).all()),
+        scales=start.result.scales,
+        order=made.seen == plain.seen,
+        steps=len(made.seen),
+    )
+    distributed.destroy_process_group()

@@ -102,21 +102,28 @@ class Node:
             output: of a pass.
             rows: how many rows of it to keep for the effective rank.
         """
-        values = real(output)
         self.shape = tuple(output.shape[1:])
-        flat = values.reshape(-1, 1) if values.ndim < 2 else values.movedim(self.channel, -1).flatten(0, -2)
-        largest = flat.abs().amax(0)
+        every = real(output)
+        channel = self.channel if every.ndim > 1 else None
+        others = [d for d in range(every.ndim) if d != channel]
+        largest = every.abs().amax(others).reshape(-1)
+        # Means are over some positions, evenly spread; statistics of all would take longer than the model itself.
+        values = _spread(every, channel)
+        flat = values.reshape(-1, 1) if channel is None else values.movedim(channel, -1).flatten(0, -2)
         size = largest.max().clamp_min(torch.finfo(flat.dtype).tiny)
         size = torch.where(torch.isfinite(size), size, torch.ones_like(size))
-        variance, mean = torch.var_mean(flat / size, dim=0, correction=0)
+        scaled = flat / size
+        mean = scaled.mean(0)
+        moving = (flat != flat[:1]).any(0)
+        # Not var_mean, which takes ten times as long along the first dimension. What is constant has no rounding errors.
+        variance = torch.where(moving, (scaled - mean).square().mean(0), torch.zeros_like(mean))
         low, high = _ENDS.get(self.function or "", (-math.inf, math.inf))
-        at_end = (values <= low) | (values >= high) if low > -math.inf else torch.zeros_like(values[:1], dtype=torch.bool)
+        at_end = (flat <= low) | (flat >= high) if low > -math.inf else torch.zeros_like(flat[:1], dtype=torch.bool)
         figures = (
-            size, mean.mean(), (variance + mean.square()).mean(), variance.mean(), (values == 0).to(mean).mean(),
-            at_end.to(mean).mean(), (~torch.isfinite(values)).to(mean).mean(), largest.max(),
+            size, mean.mean(), (variance + mean.square()).mean(), variance.mean(), (flat == 0).to(mean).mean(),
+            at_end.to(mean).mean(), _broken(every, largest), largest.max(),
         )  # fmt: skip
         self._figures.append(torch.stack(figures))
-        moving = variance > 0
         if self._largest is None or self._moving is None or self._largest.shape != largest.shape:
             self._largest, self._moving = largest, moving
         else:
@@ -129,12 +136,11 @@ class Node:
         values = real(slope)
         if values.numel() == 0:
             return
-        size = values.abs().max()
-        finite = torch.isfinite(size) & (size > 0)
-        square = (values / torch.where(finite, size, torch.ones_like(size))).square().sum()
-        tiny = is_tiny(slope.detach()).to(square).mean()
         # Of the loss of one sample, so that it does not depend on the batch size.
-        self._slopes.append(torch.stack([size * (square * samples).sqrt(), tiny]))
+        norm = _norm(values) * math.sqrt(samples)
+        # Only half precision loses what is tiny, and only then it is asked for.
+        tiny = is_tiny(slope.detach()).to(norm).mean() if slope.dtype == torch.float16 else torch.zeros_like(norm)
+        self._slopes.append(torch.stack([norm, tiny]))
 
     def rank(self) -> float:
         """The effective rank of the rows kept so far, which are then forgotten; nan if there are too few."""
@@ -184,6 +190,40 @@ class Node:
     def units(self) -> int:
         """Channels or features."""
         return 0 if self._largest is None else len(self._largest)
+
+
+_POSITIONS = 4096
+"""Most samples and positions of an output that its means are over, about."""
+
+
+def _spread(values: Tensor, channel: int | None) -> Tensor:
+    """Some positions of an output, evenly spread, and of samples only if there are too many without any position."""
+    count = values.numel() // (1 if channel is None else values.shape[channel])
+    for dimension in [*(d for d in reversed(range(1, values.ndim)) if d != channel), 0]:
+        if count <= _POSITIONS or dimension == channel:
+            break
+        size = values.shape[dimension]
+        step = min(size, -(-count // _POSITIONS))
+        values = values[(slice(None),) * dimension + (slice(None, None, step),)]
+        count = count // size * values.shape[dimension]
+    return values
+
+
+def _broken(values: Tensor, largest: Tensor) -> Tensor:
+    """The share of entries that are infinite or not a number; the largest ones show whether there is any."""
+    if values.device.type == "cpu" and bool(torch.isfinite(largest).all()):
+        return torch.zeros((), dtype=values.dtype, device=values.device)
+    return (~torch.isfinite(values)).to(values.dtype).mean()
+
+
+def _norm(values: Tensor) -> Tensor:
+    """The norm of a tensor, which neither over- nor underflows."""
+    norm: Tensor = torch.linalg.vector_norm(values)
+    if values.device.type == "cpu" and 1e-12 < float(norm) < 1e15:
+        return norm
+    size = values.abs().max()
+    finite = torch.isfinite(size) & (size > 0)
+    return size * (values / torch.where(finite, size, torch.ones_like(size))).square().sum().sqrt()
 
 
 def _sample(flat: Tensor, rows: int) -> Tensor:

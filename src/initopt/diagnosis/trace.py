@@ -52,8 +52,9 @@ def trace(
     """See all of a model on a few batches, without changing it.
 
     Every other batch, from the first on, is run in sub-batches and differentiated; the others are only run, so that 4
-    batches cost less than 3 training steps. Beside a training step's memory, it takes the gradients of the sub-batches of
-    one batch, and some 64 kB for each call of a module while the first batch runs.
+    batches take the passes of 2.7 training steps; the statistics of all outputs take about as long again. Beside a training
+    step's memory, it takes the gradients of the sub-batches of one batch, and some 64 kB for each call of a module while
+    the first batch runs.
 
     Args:
         model: the model; afterwards it is as it was, also after an exception.

@@ -190,7 +190,9 @@ def found_in(
     findings = [
         finding
         for each in RULES.values()
-        if each.needs in needs and (each.needs == "weights" or evidence.trace is not None)
+        if (each.code in chosen or each.explains)  # one that is not asked may wait for other processes
+        and each.needs in needs
+        and (each.needs == "weights" or evidence.trace is not None)
         for finding in each.find(evidence)
     ]
     explained = tuple({code for finding in notable(findings) for code in RULES[finding.rule].explains})
