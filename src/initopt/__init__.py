@@ -21,7 +21,6 @@ from initopt._support.errors import (
     ZeroGradientError,
 )
 from initopt._version import __version__
-from initopt.comparison.comparing import compare
 from initopt.gram import functional, objectives
 from initopt.gram.measurement import Measurement
 from initopt.methods import LayerRecord, Measuring, StepRecord, presets
@@ -30,6 +29,7 @@ from initopt.runs.result import Result
 
 if TYPE_CHECKING:
     from initopt.choice import Choice, LearningRates, choose, find_lr
+    from initopt.comparison.comparing import compare
     from initopt.diagnosis import Diagnosis, Finding, check, diagnose
 
 __all__ = [
@@ -73,11 +73,12 @@ __all__ = [
 for _name, _module in {"functional": functional, "objectives": objectives, "presets": presets}.items():
     modules[f"{__name__}.{_name}"] = _module  # so that ``from initopt.functional import grad_cosine`` finds it, too
 
-_LATER = ("data", "zoo")
+_LATER = ("choice", "comparison", "data", "diagnosis", "integrations", "zoo")
 """Packages that are imported when they are asked for, so that ``import initopt`` does not take longer for them."""
 
 _OF_ROOMS = {
     **dict.fromkeys(("Diagnosis", "Finding", "check", "diagnose"), "initopt.diagnosis"),
+    "compare": "initopt.comparison.comparing",
     **dict.fromkeys(("Choice", "LearningRates", "choose", "find_lr"), "initopt.choice"),
 }
 """Names of rooms that are imported likewise."""

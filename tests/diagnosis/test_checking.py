@@ -118,10 +118,18 @@ rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2)
 torch.manual_seed(0)
 same = nn.Linear(4, 3)
-assert initopt.check(same) == [], initopt.check(same)
+assert initopt.check(same, select=["S601"]) == []
 torch.manual_seed(rank)
-(found,) = initopt.check(nn.Linear(4, 3))
+(found,) = initopt.check(nn.Linear(4, 3), select=["S601"])
 assert found.rule == "S601" and found.where == ("weight", "bias"), found
+wrapped = nn.parallel.DistributedDataParallel(nn.Linear(4, 3))
+assert initopt.check(wrapped) == []
+with torch.no_grad():
+    wrapped.module.bias.add_(rank)
+(found,) = initopt.check(wrapped)
+assert found.rule == "S601" and found.where == ("bias",), found
+if rank == 0:  # alone, of its own model
+    assert initopt.check(same) == []
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 mesh = init_device_mesh("cpu", (2,))
 torch.manual_seed(0)

@@ -87,7 +87,7 @@ def test_a_failure_costs_the_diagnosis_alone(monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no layer is to be seen")
 
-    monkeypatch.setattr("initopt.runs.run.look_at", broken)
+    monkeypatch.setattr("initopt.diagnosis.change.look_at", broken)
     model = make_model()
     with pytest.warns(initopt.InitoptWarning, match="no diagnosis .RuntimeError: no layer is to be seen.; diagnose=False"):
         result = initopt.nio(model, make_batches(), steps=2, measure_batches=2)

@@ -13,6 +13,7 @@ from initopt.diagnosis.diagnosis import Diagnosis
 from initopt.diagnosis.rows import Row, table
 from initopt.diagnosis.rules import RULES, Evidence, Finding, found_in
 from initopt.diagnosis.rules.base import notable
+from initopt.diagnosis.rules.state import OF_ALL_RANKS
 from initopt.diagnosis.trace import trace
 from initopt.model.losses import LossFunction
 
@@ -103,10 +104,6 @@ class Change:
         return figure
 
 
-_OF_ALL_RANKS = ("S601", "S602")
-"""Rules for which processes wait for each other, which one that has failed alone would never end."""
-
-
 def _named(code: str) -> str:
     return f"{code} {RULES[code].name}" if code in RULES else code
 
@@ -131,5 +128,5 @@ def look_at(
         seed: base of the seeds for what the model draws.
     """
     seen = trace(model, batches, loss_fn, num_batches=num_batches, num_subbatches=num_subbatches, seed=seed, progress=False)
-    found = Diagnosis(type(model).__name__, seen, tuple(found_in(Evidence(model, seen), ignore=_OF_ALL_RANKS)))
+    found = Diagnosis(type(model).__name__, seen, tuple(found_in(Evidence(model, seen), ignore=OF_ALL_RANKS)))
     return Checkup(found.verdict, found.findings, found.rows)

@@ -17,11 +17,12 @@ from initopt.batches.stream import check_batches
 from initopt.diagnosis.diagnosis import Diagnosis
 from initopt.diagnosis.remedies import Remedies, remedies_for
 from initopt.diagnosis.rules.base import RULES, Evidence, Finding, chosen_rules, found_in, notable
+from initopt.diagnosis.rules.state import OF_ALL_RANKS
 from initopt.diagnosis.trace import trace
 from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.randomness import derive_seed
-from initopt.model.wrappers import bare
+from initopt.model.wrappers import bare, replicated
 from initopt.schemes import NAMES
 from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
@@ -72,7 +73,7 @@ def check(
     for name, given in {"model": model, "against": against}.items():
         if not isinstance(given, nn.Module) and not (name == "against" and given is None):
             raise TypeError(f"{name} must be a torch.nn.Module; got {type(given).__name__}")
-    chosen_rules(select, ignore)
+    ignore = _ignored(model, select, ignore)
     model, against = bare(model), None if against is None else bare(against)
     alone = Evidence(model, against=against)
     if batch is None or any(True for code in _HOPELESS for _ in RULES[code].find(alone)):
@@ -139,7 +140,7 @@ def diagnose(
     check_integer("budget", budget, 0)
     check_batches(loader)
     check_optimizer(optimizer)
-    chosen_rules(select, ignore)
+    ignore = _ignored(model, select, ignore)
     model = bare(model)
     wanted = None if tries is None else _checked(tries)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
@@ -164,6 +165,15 @@ def diagnose(
     if names and not tried:
         untried = f"a budget of {budget} training steps is not enough"
     return Diagnosis(type(model).__name__, seen, tuple(findings), tuple(tried), untried)
+
+
+def _ignored(model: nn.Module, select: Sequence[str] | None, ignore: Sequence[str] | None) -> list[str]:
+    """Codes of rules not to ask: for a model of this process, also those for which processes wait for each other."""
+    chosen_rules(select, ignore)
+    given = [ignore] if isinstance(ignore, str) else list(ignore or ())
+    shared = replicated(model) is not None or any(hasattr(parameter, "to_local") for parameter in model.parameters())
+    wanted = not set(OF_ALL_RANKS).isdisjoint([select] if isinstance(select, str) else select or ())
+    return given if shared or wanted else [*given, *OF_ALL_RANKS]
 
 
 def _checked(tries: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from initopt._support.files import Contents, plain, unplain, write_folder, write
 from initopt._support.reading import of_form, read_json
 from initopt._support.tensorfile import kind, load_tensors, save_tensors
 from initopt._support.words import first_few
-from initopt.diagnosis.change import Change
 from initopt.gram.measurement import OUTPUT_STATISTICS, STATISTICS, Measurement
 from initopt.methods import method_names, record_class
 from initopt.methods.records import Record, StepRecord, history_from
@@ -30,6 +29,8 @@ from initopt.runs.verdict import summary
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from initopt.diagnosis.change import Change
 
 __all__ = ["CONTENTS", "Result"]
 
@@ -61,7 +62,7 @@ class _Stored(TypedDict):
     trial: NotRequired[Trial | None]
     left_alone: NotRequired[dict[str, list[str]]]
     training_step_seconds: NotRequired[float | None]
-    diagnosis: NotRequired[Change | None]
+    diagnosis: NotRequired[dict[str, Any] | None]
 
 
 class _Measured(TypedDict):
@@ -279,11 +280,19 @@ class Result:
             trial=stored.get("trial"),
             left_alone=stored.get("left_alone", {}),
             training_step_seconds=stored.get("training_step_seconds"),
-            diagnosis=stored.get("diagnosis"),
+            diagnosis=_change(stored.get("diagnosis")),
         )
         if model is not None:
             result.apply(model)
         return result
+
+
+def _change(stored: dict[str, Any] | None) -> Change | None:
+    if stored is None:
+        return None
+    from initopt.diagnosis.change import Change  # not at every import of initopt
+
+    return of_form(Change, stored, "diagnosis")
 
 
 def _history(stored: _Stored) -> list[Record]:

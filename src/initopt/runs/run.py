@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from initopt._support.progress import Progress, reporter
 from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
-from initopt.diagnosis.change import Change, Checkup, look_at
 from initopt.engines import create_engine
 from initopt.engines.gradients import mean_gradient, whole
 from initopt.gram.measurement import Measurement
@@ -42,6 +41,9 @@ from initopt.runs.task import Task
 from initopt.runs.trial import Trial, try_out
 from initopt.runs.verdict import TRAINED, Verdict, judge, with_trial
 from initopt.schemes import apply_
+
+if TYPE_CHECKING:
+    from initopt.diagnosis.change import Change, Checkup
 
 __all__ = ["Run", "run"]
 
@@ -394,6 +396,8 @@ class Run:
         held, how = self._stream.held, self._task.how
         if not held or not self._settings.diagnose or self._engine.microbatch is not None:
             return None
+
+        from initopt.diagnosis.change import Change, look_at  # not at every import of initopt
 
         def look() -> Checkup:
             return look_at(self._model, held, self._task.loss.given, num_subbatches=how.num_subbatches, seed=self._seed)

@@ -13,7 +13,10 @@ from initopt.diagnosis.recording import real
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule
 from initopt.diagnosis.weights import Weight
 
-__all__ = ["fingerprints", "unlike"]
+__all__ = ["OF_ALL_RANKS", "fingerprints", "unlike"]
+
+OF_ALL_RANKS = ("S601", "S602")
+"""Rules for which processes wait for each other: one that asks alone would wait for ever."""
 
 
 @rule(
@@ -27,8 +30,8 @@ __all__ = ["fingerprints", "unlike"]
 def replicas(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Every process of a data-parallel training has to start from the same weights.
 
-    Fingerprints of all parameters that are not sharded are gathered from the processes, which all have to call this.
-    Nothing is said without an initialized process group.
+    Fingerprints of all parameters that are not sharded are gathered from the processes, which all have to call this. A bare
+    model is asked only if the rule is selected (``select=["S601"]``), so that one process can look at its own.
     """
     whole = [weight for weight in evidence.parameters if not hasattr(weight.value, "to_local")]
     names = unlike([weight.name for weight in whole], _gathered(whole))
