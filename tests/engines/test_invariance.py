@@ -48,6 +48,30 @@ def test_weights_in_front_of_a_batch_norm_stay_and_all_others_move(make, in_fron
     assert moved(model, images(), batch_norm=mode, scale_biases=True) == names - in_front(model)
 
 
+class Branch(nn.Module):
+    """A residual branch that ends in zeros: in the last norm, or in a layer that none stands before."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(3) if norm else nn.Identity()
+        self.last = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        self.end = nn.BatchNorm2d(3) if norm else nn.Identity()
+        nn.init.zeros_(self.end.weight if norm else self.last.weight)
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((x + self.end(self.last(self.norm(self.first(x)).relu()))).mean((2, 3)))
+
+
+def test_in_a_branch_that_ends_in_zeros_weights_in_front_of_a_norm_stay_and_others_move() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(initopt.InitoptWarning, match="the gradient reaches"):
+        assert moved(Branch(norm=True), images()) == {"head.weight"}  # the norm inside stands in front of a norm, too
+    with pytest.warns(initopt.InitoptWarning, match="the gradient reaches"):
+        assert moved(Branch(norm=False), images()) == {"first.weight", "head.weight"}
+
+
 def test_a_norm_in_front_of_a_norm_stays() -> None:
     torch.manual_seed(0)
     found = moved(cifar_resnet(8), images())
