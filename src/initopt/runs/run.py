@@ -396,10 +396,10 @@ class Run:
         held, how = self._stream.held, self._task.how
         if not held or not self._settings.diagnose or self._engine.microbatch is not None:
             return None
-
         from initopt.diagnosis.change import Change, look_at  # not at every import of initopt
 
         def look() -> Checkup:
+            self._problem.state.refresh()  # what the model keeps of the last pass is not its own
             return look_at(self._model, held, self._task.loss.given, num_subbatches=how.num_subbatches, seed=self._seed)
 
         try:
