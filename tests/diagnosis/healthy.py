@@ -155,6 +155,42 @@ class ScaledConvNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Bounded(nn.Module):
+    """Bounds and a mask as buffers, vectors that start alike, and a gate that starts open."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.register_buffer("least", torch.tensor(-torch.inf))
+        self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1))
+        self.first, self.gate, self.last = nn.Linear(64, width), nn.Linear(width, width), nn.Linear(width, 10)
+        self.mixes = nn.ParameterList(torch.linspace(0.1, 1, width).reshape(1, 1, -1) for _ in range(3))
+        nn.init.normal_(self.gate.weight, std=1e-6)
+        nn.init.ones_(self.gate.bias)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x)).clamp(min=self.least)[:, None]
+        for mix in self.mixes:
+            x = x * mix + x
+        return self.last((x * self.gate(x))[:, 0]) + 0 * torch.softmax(self.mask, -1).sum()
+
+
+class Ghost(nn.Module):
+    """Norms channel by channel in a row: the gains of the first are undone by the second."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.branch = nn.Sequential(
+            nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, groups=width, bias=False, padding=1), nn.BatchNorm2d(width)
+        )
+        nn.init.uniform_(self.branch[1].weight, 30, 60)  # beside which the epsilon of the norm is nothing
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((x + torch.sigmoid(self.branch(x)) * x).mean((2, 3)))
+
+
 HEALTHY = {
     "plain_mlp": (lambda: zoo.plain_mlp(depth=4), vectors),
     "plain_mlp_relu": (lambda: zoo.plain_mlp(depth=4, activation=nn.ReLU), vectors),
@@ -174,5 +210,7 @@ HEALTHY = {
     "layer_scale_and_token": (lambda: PatchNet(1e-6, depth=3, token=True), lambda: images(32, 16)),
     "layer_scale_and_class_attention": (lambda: PatchNet(1e-5, class_blocks=2), lambda: images(32, 16)),
     "layer_scale_of_convolutions": (lambda: ScaledConvNet(1e-6), lambda: images(32, 16)),
+    "bounds_and_gates": (lambda: Bounded(), vectors),
+    "norms_in_a_row": (lambda: Ghost(), lambda: images(16)),
     "zero_branches": (lambda: zero_branches(zoo.small_vit(depth=2)), lambda: images(32, 16)),
 }

@@ -10,12 +10,18 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from initopt._support._torch_private import buffers_of, parameters_of
+from initopt._support._torch_private import BATCH_NORMS, INSTANCE_NORMS, buffers_of, parameters_of
 from initopt.diagnosis.recording import real, root_mean_square
 from initopt.model.parameters import is_bias
 from initopt.schemes.matrices import is_embedding, matrices_of
 
 __all__ = ["Weight", "weights_of"]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by its class or its name."""
+    kinds = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)
+    return isinstance(module, kinds) or type(module).__name__.endswith(("LayerNorm", "RMSNorm", "BatchNorm"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from initopt.diagnosis.folding import listed
 from initopt.diagnosis.rules.activations import per_layer
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, behind_small_gains, rule, share
 from initopt.diagnosis.seen import Call, TensorTrace
+from initopt.diagnosis.weights import is_norm
 from initopt.gram import functional
 from initopt.model.parameters import is_bias
 
@@ -109,7 +110,8 @@ def unused(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """
     names = [tensor.name for tensor in evidence.seen.tensors if tensor.fate == "unused"]
     if names:
-        text = f"{len(names)} parameters take no part in the loss: nothing uses them"
+        what, they = ("it takes", "it") if len(names) == 1 else (f"{len(names)} parameters take", "them")
+        text = f"{what} no part in the loss: nothing uses {they}"
         yield rule.finding(names, text, "remove them, use them, or freeze them with requires_grad_(False)")
 
 
@@ -200,8 +202,8 @@ def hardly(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A weight whose gradient is a millionth of that of others is in effect not trained: often a router, or a gate.
 
     Queries and keys of small weights get a thousandth, rightly so. Biases in front of norms, and of keys, get none but
-    rounding noise, and are left out. What gets an ordinary one once the gains that start small are 1, as those of
-    LayerScale, is a note.
+    rounding noise, and are left out, and so are weights of norms: where another norm comes next, channel by channel, it
+    undoes them. What gets an ordinary one once the gains that start small are 1, as those of LayerScale, is a note.
     """
     tensors = [t for t in evidence.seen.tensors if t.fate == "trains" and not is_bias(t.name) and t.slope > 0]
     if len(tensors) < 4:
@@ -209,7 +211,8 @@ def hardly(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     usual = statistics.median(tensor.slope for tensor in tensors)
     opened = {} if evidence.seen.opened is None else evidence.seen.opened.slopes
     enough = 1e-6 * statistics.median(opened.values()) if opened else math.inf
-    few = [tensor for tensor in tensors if tensor.slope < 1e-6 * usual]
+    norms = {name for name, module in evidence.model.named_modules() if is_norm(module)}
+    few = [t for t in tensors if t.slope < 1e-6 * usual and t.name.rpartition(".")[0] not in norms]
     behind = [tensor for tensor in few if opened.get(tensor.name, 0.0) >= enough]
     severities: tuple[Severity, ...] = ("warning", "note")
     for severity, some in zip(severities, ([t for t in few if t not in behind], behind), strict=True):

@@ -7,16 +7,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from initopt._support._torch_private import BATCH_NORMS, INSTANCE_NORMS
 from initopt.diagnosis.recording import real
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule
+from initopt.diagnosis.weights import is_norm
 
 __all__: list[str] = []
-
-
-def _is_norm(module: nn.Module) -> bool:
-    kinds = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)
-    return isinstance(module, kinds) or type(module).__name__.endswith(("LayerNorm", "RMSNorm", "BatchNorm"))
 
 
 @rule(
@@ -38,7 +33,7 @@ def random_gains(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     names = []
     opposite = total = 0
     for weight in evidence.parameters:
-        norms = [m for own, m in weight.holders if own == "weight" and _is_norm(m)]
+        norms = [m for own, m in weight.holders if own == "weight" and is_norm(m)]
         if norms and weight.local.numel() >= 8 and weight.trains:
             values = real(weight.local)
             if float(values.std()) > 0.5 * abs(float(values.mean())) and not weight.is_constant:

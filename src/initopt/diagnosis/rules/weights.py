@@ -34,15 +34,22 @@ _INITIALIZE = (
 def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A weight or buffer that is infinite or not a number makes every output that depends on it so.
 
-    There is no threshold to choose: one entry is enough.
+    There is no threshold to choose: one entry is enough. Buffers with infinities that are meant are left out: bounds, and
+    masks of them and one other number.
     """
     for weight in evidence.weights:
-        if weight.has_values and not weight.local.is_complex():
+        if weight.has_values and not weight.local.is_complex() and not (weight.is_buffer and _is_mask(weight.local)):
             broken = float((~torch.isfinite(weight.local)).float().mean())
             if broken:
                 yield rule.finding(
                     [weight.name], f"{share(broken)} of its entries are infinite or not a number", _INITIALIZE
                 )
+
+
+def _is_mask(value: Tensor) -> bool:
+    """Whether a tensor has infinities and, beside them, no more than one number."""
+    finite = value[torch.isfinite(value)]
+    return not bool(torch.isnan(value).any()) and (len(finite) == 0 or bool((finite == finite[0]).all()))
 
 
 @rule(
@@ -91,7 +98,8 @@ def copies(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     groups: dict[tuple[object, ...], list[list[Weight]]] = {}
     for weight in evidence.parameters:
         value = weight.local
-        if value.ndim < 2 or value.numel() < 9 or not weight.trains or weight.is_constant or _is_pattern(value):
+        is_vector = value.numel() == max(value.shape, default=1)
+        if is_vector or value.numel() < 9 or not weight.trains or weight.is_constant or _is_pattern(value):
             continue
         key = (value.shape, value.dtype, value.device, float(real(value).sum()))
         for group in groups.setdefault(key, []):
@@ -247,10 +255,13 @@ def wrong_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     0.02 of transformers. Below 0.02, fifty times too small, no scheme in use goes but for the last layer, which is
     left out (policies and zero-like heads); above 10, which is more than the 7 of squeeze-and-excitation layers that
     start by their fan out, a signal gains a digit in every layer. Fans below 8, norms
-    after the layer (where a run shows one: the scale then does not matter), and matrices of zeros are left out.
+    after the layer (where a run shows one: the scale then does not matter), matrices of zeros, and small ones beside biases
+    of 1 (a gate that starts open, as gMLP's) are left out.
     """
     layers = [w for w in evidence.parameters if not math.isnan(w.gain) and not w.is_embedding and w.trains]
     before_norm = _scale_invariant(evidence)
+    ones = [w for w in evidence.parameters if w.is_bias and w.is_constant and float(w.local.reshape(-1)[0]) == 1]
+    open_gates = {bias.name for bias in ones}
     small: list[Weight] = []
     large: list[Weight] = []
     for number, weight in enumerate(layers):
@@ -258,7 +269,11 @@ def wrong_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
             continue
         if weight.name in before_norm:
             continue
-        if weight.gain < _LOW and number + 1 < len(layers):
+        if (
+            weight.gain < _LOW
+            and number + 1 < len(layers)
+            and weight.name.removesuffix("weight") + "bias" not in open_gates
+        ):
             small.append(weight)
         elif weight.gain > _HIGH:
             large.append(weight)
