@@ -1,4 +1,4 @@
-"""The command line: ``initopt demo``, ``measure``, ``run``, ``compare`` and ``report``."""
+"""The command line: one command for each question that the package answers."""
 
 from initopt.cli.main import main
 
