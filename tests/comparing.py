@@ -44,7 +44,7 @@ class Residual(nn.Module):
         self.layer = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.relu(self.layer(x))
+        return x + self.layer(torch.relu(x))
 
 
 def residual() -> nn.Module:

@@ -22,7 +22,7 @@ from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
 from initopt.model.ranks import ProcessGroup, Share, check_share, ranks_of
-from initopt.model.sharded import unsharded
+from initopt.model.sharded import has_shards, unsharded
 from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
@@ -149,15 +149,21 @@ def optimize(
     ranks = ranks_of(model, process_group, share)
     refuse_ranks(ranks, chosen, checkpoint)
     model = bare(model)
-    with ranks.together():
+
+    def improved() -> Result:
         check_batches(batches)
         loss = as_loss(loss_fn)
+        parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
+        if chosen.training is not None:
+            check_training(chosen.training, parameters)
+        task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
+        return preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+
+    if ranks.size == 1 and not has_shards(model):
+        return improved()  # nothing comes after it, so that an interrupt finds all of it done, or none
+    with ranks.together():
         with unsharded(model) as shards:
-            parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
-            if chosen.training is not None:
-                check_training(chosen.training, parameters)
-            task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
-            result = preserving(model, lambda kept: run(task, kept), loss_fn, batches)
+            result = improved()
         if shards is not None and result.tried_scales is None:
             if chosen.scheme is None:
                 shards.scale(result.scales)

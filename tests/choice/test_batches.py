@@ -51,6 +51,6 @@ def test_orders_differ_by_pass_and_seed_and_are_the_same_each_time():
 
 def test_what_does_not_fit_into_memory_is_said(monkeypatch):
     monkeypatch.setattr(module, "MOST_BYTES", 10 * 8)
-    with pytest.warns(InitoptWarning, match="100 batches take more memory than .* reads 10, and goes through them"):
+    with pytest.warns(InitoptWarning, match="100 batches take more memory than .* only 10 are read, and gone through"):
         found = read_batches(numbered(200), steps=80, held_out=20)
     assert (len(found.training), len(found.held_out)) == (8, 2)

@@ -448,7 +448,7 @@ class TestAnyInitialization:
         ]
         found = compare(tmp_path / "out", initializations=starts, seeds=1, models={"residual": residual})
         runs = {run.initialization: run for run in found.runs}
-        assert {run.status for run in found.runs} == {"done"}
+        assert not [run.error for run in found.runs if run.status != "done"]
         assert runs["zero_branches"].after != runs["default"].after
         assert runs["large batch"].curve == runs["zero_branches"].curve
         assert runs["then nio"].scales is not None

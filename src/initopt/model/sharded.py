@@ -12,12 +12,17 @@ from torch import Tensor, nn
 
 from initopt._support._torch_private import resharding, set_resharding
 
-__all__ = ["Shards", "is_sharded", "part_of", "shard_group", "unsharded"]
+__all__ = ["Shards", "has_shards", "is_sharded", "part_of", "shard_group", "unsharded"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is in parts on several devices (a DTensor)."""
     return hasattr(tensor, "device_mesh")
+
+
+def has_shards(model: Any) -> bool:
+    """Whether some parameters of a model are in parts on several devices; not of what is not a model."""
+    return isinstance(model, nn.Module) and any(map(is_sharded, model.parameters()))
 
 
 def part_of(parameter: Tensor, full: Tensor) -> Tensor:
@@ -99,12 +104,12 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
     Raises:
         TypeError: for DTensors that this does not gather, those of tensor parallelism.
     """
-    wrapped = _fully_sharded(model) if isinstance(model, nn.Module) else []  # what is none, is refused elsewhere
-    if not wrapped:
-        if isinstance(model, nn.Module):
-            _refuse_parts(model)
+    if not has_shards(model):
         yield None
         return
+    wrapped = _fully_sharded(model)
+    if not wrapped:
+        _refuse_parts(model)
     shards = Shards(model)
     before = [resharding(module) for module in wrapped]
     try:
