@@ -215,7 +215,10 @@ def trained(values, tmp_path, capsys, networks=1):
     return found
 
 
-@pytest.mark.parametrize("name", CIFAR_RECIPES)
+@pytest.mark.parametrize(
+    "name",  # those for 100 classes differ by that alone
+    [pytest.param(name, marks=[pytest.mark.slow] if name.startswith("cifar100") else []) for name in CIFAR_RECIPES],
+)
 def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
     """The small scale as it is; of the other, the same with the small network. CIFAR-10 takes one, CIFAR-100 the other."""
     full, small = (read_experiment(RECIPES[name], scale) for scale in (None, "small"))

@@ -13,7 +13,7 @@ from initopt._support._torch_private import CONVOLUTIONS
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.recording import real
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, rule, share
-from initopt.diagnosis.weights import Weight, weights_of
+from initopt.diagnosis.weights import Weight, is_norm, weights_of
 
 __all__: list[str] = []
 
@@ -35,10 +35,10 @@ def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A weight or buffer that is infinite or not a number makes every output that depends on it so.
 
     There is no threshold to choose: one entry is enough. Buffers with infinities that are meant are left out: bounds, and
-    masks of them and one other number.
+    masks of them and one other number; the statistics of norms are not.
     """
     for weight in evidence.weights:
-        if weight.has_values and not weight.local.is_complex() and not (weight.is_buffer and _is_mask(weight.local)):
+        if weight.has_values and not weight.local.is_complex() and not _is_mask(weight):
             broken = float((~torch.isfinite(weight.local)).float().mean())
             if broken:
                 yield rule.finding(
@@ -46,10 +46,12 @@ def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
                 )
 
 
-def _is_mask(value: Tensor) -> bool:
-    """Whether a tensor has infinities and, beside them, no more than one number."""
-    finite = value[torch.isfinite(value)]
-    return not bool(torch.isnan(value).any()) and (len(finite) == 0 or bool((finite == finite[0]).all()))
+def _is_mask(weight: Weight) -> bool:
+    """Whether a buffer, but for those of norms, has infinities and, beside them, no more than one number."""
+    if not weight.is_buffer or any(is_norm(module) for _, module in weight.holders):
+        return False
+    finite = weight.local[torch.isfinite(weight.local)]
+    return not bool(torch.isnan(weight.local).any()) and (len(finite) == 0 or bool((finite == finite[0]).all()))
 
 
 @rule(
