@@ -97,7 +97,7 @@ def optimize(
             is that of one process with all the data. ``"average"``: each has sub-batches of its own, and only norms and
             derivatives are averaged, where gradients are too large to be sent.
         diagnose: whether to look at the layers before and after, on up to 4 of the batches held back, in the time of some
-            12 training steps: ``Result.diagnosis``.
+            12 to 16 training steps: ``Result.diagnosis``.
         **options: the options of a method that is given by its name.
 
     Returns:
