@@ -96,7 +96,7 @@ def optimize(
         share: what processes have in common. ``"union"``: each sub-batch has a part on every process, so that the result
             is that of one process with all the data. ``"average"``: each has sub-batches of its own, and only norms and
             derivatives are averaged, where gradients are too large to be sent.
-        diagnose: whether to look at the layers before and after, on up to 4 of the batches held back, in the time of some
+        diagnose: whether to look at the layers before and after, on up to 4 of the batches held back, in the time of
             12 to 16 training steps: ``Result.diagnosis``.
         **options: the options of a method that is given by its name.
 

@@ -123,7 +123,7 @@ def look_at(
         model: the model.
         batches: as for :func:`initopt.measure`.
         loss_fn: likewise.
-        num_batches: the most batches to take; 4 take the passes of 2.7 training steps, and two to three times their time.
+        num_batches: the most batches to take; 4 take the passes of 2.7 training steps, and the time of 6 to 8.
         num_subbatches: D, the number of sub-batches that each batch is split into.
         seed: base of the seeds for what the model draws.
     """

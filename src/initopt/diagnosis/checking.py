@@ -110,7 +110,7 @@ def diagnose(
         loss_fn: as for :func:`initopt.measure`.
         optimizer: what makes the optimizer of parameters, such as ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the
             optimizer itself: for the size of the first step, and to train copies for a few steps.
-        num_batches: the most batches to look at; 4 take the passes of 2.7 training steps, and two to three times their time.
+        num_batches: the most batches to look at; 4 take the passes of 2.7 training steps, and the time of 6 to 8.
         num_subbatches: D, the number of sub-batches that each batch is split into, 2 to the batch size.
         tries: the remedies to try if something is wrong: names in :data:`initopt.schemes.NAMES`, ``"lsuv"``, ``"nio"``;
             those that address the worst finding, by default, and none with ``()``.
