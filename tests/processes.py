@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ def _in_group(rank: int, size: int, folder: str, function: Callable[..., Any], a
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)
     try:
         found = function(*arguments)
-        dist.barrier()
         torch.save(found, Path(folder) / str(rank))
+        # Not by a barrier, which one rank may leave, and close its connections, while another is still in it. If one fails,
+        # the others are ended.
+        while not all((Path(folder) / str(other)).exists() for other in range(size)):
+            time.sleep(0.01)
     finally:
         dist.destroy_process_group()
 
