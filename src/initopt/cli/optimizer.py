@@ -10,7 +10,7 @@ import torch
 
 from initopt._support.checks import check_choice, check_number
 
-__all__ = ["add_optimizer_options", "bound_class", "named_optimizer"]
+__all__ = ["add_optimizer_options", "bound_class", "named_optimizer", "needed_optimizer"]
 
 
 def add_optimizer_options(parser: Any) -> None:
@@ -69,3 +69,15 @@ def bound_class(made: Any) -> Any:
         return made
     kind = next((value for value in made.args if _is_optimizer(value)), None)
     return made if kind is None else functools.partial(kind, **made.keywords)
+
+
+def needed_optimizer(options: Mapping[str, Any]) -> Any:
+    """What :func:`named_optimizer` returns, for commands that cannot do without.
+
+    Raises:
+        ValueError: if none was named, too.
+    """
+    optimizer = named_optimizer(options)
+    if optimizer is None:
+        raise ValueError("--optimizer is missing: name one in torch.optim, such as --optimizer SGD --lr 0.1")
+    return optimizer

@@ -68,7 +68,7 @@ def optimize(
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         result = initopt.integrations.accelerate.optimize(accelerator, model, loader, loss_fn, "nio", steps=50)
     """
-    found: Result = _done(Initializing(method, options), accelerator, model, batches, loss_fn, None)
+    found: Result = _done(Initializing(method, options), accelerator, model, batches, loss_fn)
     return found
 
 
@@ -80,7 +80,7 @@ def measure(
     **options: Any,
 ) -> Measurement:
     """Measure a prepared model: :func:`initopt.measure` after ``accelerator.prepare``; see :func:`optimize`."""
-    found: Measurement = _done(Calling(measuring.measure, options), accelerator, model, batches, loss_fn, None)
+    found: Measurement = _done(Calling(measuring.measure, options), accelerator, model, batches, loss_fn)
     return found
 
 
@@ -103,8 +103,8 @@ def diagnose(
         optimizer: as for :func:`initopt.diagnose`, or as ``accelerator.prepare`` returned it.
         options: of :func:`initopt.diagnose`.
     """
-    given = optimizer if bare_optimizer(optimizer) is None else bare_optimizer(optimizer)
-    found: Diagnosis = _done(Diagnosing(options | {"optimizer": given}), accelerator, model, batches, loss_fn, None)
+    given = bare_optimizer(optimizer) or optimizer
+    found: Diagnosis = _done(Diagnosing(options | {"optimizer": given}), accelerator, model, batches, loss_fn)
     return found
 
 
@@ -117,7 +117,6 @@ def _done(
     model: nn.Module,
     batches: Iterable[Any],
     loss_fn: LossFunction | None,
-    optimizer: Any,
 ) -> Any:
     if not isinstance(accelerator, Accelerator):
         raise TypeError(f"accelerator must be an accelerate.Accelerator; got {type(accelerator).__name__}")
@@ -128,4 +127,4 @@ def _done(
     # What autocasts is the forward of the model itself, and stays.
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=True)
     with undisturbed(batches):
-        return work(bare, Batches(batches, as_it_is, length_of(batches)), loss_fn, optimizer, **where)
+        return work(bare, Batches(batches, as_it_is, length_of(batches)), loss_fn, None, **where)

@@ -92,7 +92,7 @@ def diagnose(
         optimizer: as for :func:`initopt.diagnose`, or as ``fabric.setup`` returned it.
         options: of :func:`initopt.diagnose`.
     """
-    given = optimizer if bare_optimizer(optimizer) is None else bare_optimizer(optimizer)
+    given = bare_optimizer(optimizer) or optimizer
     found: Diagnosis = _done(Diagnosing(options | {"optimizer": given}), fabric, model, batches, loss_fn)
     return found
 

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser
 import initopt
 from initopt.choice.rate_result import CONTENTS
 from initopt.cli.commands.base import Command, Request
-from initopt.cli.optimizer import add_optimizer_options, named_optimizer
+from initopt.cli.optimizer import add_optimizer_options, needed_optimizer
 from initopt.cli.output import Output, add_output_options
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
 
@@ -32,9 +32,7 @@ def _add_options(parser: ArgumentParser) -> None:
 def _run(request: Request) -> int:
     options = request.options
     output = Output.checked(request, CONTENTS)
-    optimizer = named_optimizer(options)
-    if optimizer is None:
-        raise ValueError("--optimizer is missing: name one in torch.optim, such as --optimizer SGD --lr 0.1")
+    optimizer = needed_optimizer(options)
     model, batches, loss = make_problem(request)
     found = initopt.find_lr(
         model,
