@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,13 +19,26 @@ from initopt.batches.nested import batch_size, take
 
 
 def in_processes(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
-    """What a function of a test module returns in each of ``size`` processes, which form a group; by rank."""
+    """What a function of a test module returns in each of ``size`` processes, which form a group; by rank.
+
+    If one of them ends otherwise, what they have written to standard error is in the notes of the exception.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_in_group, (size, folder, function, arguments), nprocs=size)
+        try:
+            mp.spawn(_in_group, (size, folder, function, arguments), nprocs=size)
+        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+            for rank in range(size):
+                place = Path(folder)
+                ended = "has" if (place / str(rank)).exists() else "has no"
+                said = place / f"stderr {rank}"
+                error.add_note(f"rank {rank}, which {ended} result, wrote: {said.read_text() if said.exists() else ''}")
+            raise
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(size)]
 
 
 def _in_group(rank: int, size: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.dup2(os.open(f"{folder}/stderr {rank}", os.O_WRONLY | os.O_CREAT), 2)  # of C++ and signals, too
+    faulthandler.enable()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)
     try:
