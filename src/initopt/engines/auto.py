@@ -280,6 +280,3 @@ class _FallingBack(Evaluation):
             self._engine._fall_back(error, second=True)
         self._engine.free_cached()
         return of(self._engine.evaluate(self._batch, differentiate=True))
-
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        return self._inner.derivatives_along(weights)

@@ -49,6 +49,7 @@ class Evaluation:
     """
 
     gram: Tensor
+    _gradients: Sequence[Gradients] = ()
 
     def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
         """Derivative of a function of the Gram matrix with respect to every scaled tensor, along that tensor.
@@ -73,7 +74,7 @@ class Evaluation:
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         """<dW_k, W_k> of sum_d <v_d, g_d> with v_d = sum_e weights[d, e] g_e held fixed, for every scaled tensor."""
-        raise RuntimeError("the batch was evaluated with differentiate=False")
+        return self.vector_derivatives(weighted_sums(self._gradients, weights))
 
     def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         """As :meth:`scale_derivatives`, of sum_d <v_d, g_d> for vectors of one's own, for what is not a function of K.
