@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,7 @@ class Choice:
         Raises:
             ImportError: without pandas.
         """
-        return data_frame([plain_row(row) for row in self.rows])
+        return data_frame(list(map(plain_row, self.rows)))
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, in the form that docs/choose.md describes."""
@@ -235,9 +236,7 @@ class Choice:
         """
         from initopt.choice.page import write_all
 
-        path = Path(folder).expanduser()
-        write_folder(path, lambda temporary: write_all(self, temporary), CONTENTS)
-        return path / "choice.html"
+        return write_folder(folder, partial(write_all, self), CONTENTS) / "choice.html"
 
 
 _LINES = 14

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
 import os
 import textwrap
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from initopt._support.checks import data_frame
 from initopt._support.files import Contents, plain, write_folder, write_json
+from initopt._support.pages import in_notebook, png
 from initopt._support.words import counted, listed
 from initopt.choice.rate_runs import RateRuns, Sweep, Warmup
 
@@ -198,10 +196,7 @@ class LearningRates:
 
     def _repr_html_(self) -> str:
         """The words and the picture, for notebooks."""
-        picture = io.BytesIO()
-        self.plot().savefig(picture, format="png", dpi=80)
-        encoded = base64.b64encode(picture.getvalue()).decode("ascii")
-        return f'<pre>{html.escape(str(self))}</pre><img src="data:image/png;base64,{encoded}" alt="learning rates">'
+        return in_notebook(str(self), self.plot(), "learning rates")
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
@@ -268,14 +263,12 @@ class LearningRates:
         Raises:
             FileExistsError: if something else is there.
         """
-        path = Path(folder).expanduser()
 
         def write(temporary: Path) -> None:
             write_json(temporary / "learning-rates.json", self.to_dict())
-            self.plot().savefig(temporary / "plot.png", format="png", dpi=110)
+            (temporary / "plot.png").write_bytes(png(self.plot(), 110))
 
-        write_folder(path, write, CONTENTS)
-        return path
+        return write_folder(folder, write, CONTENTS)
 
 
 def _of_runs(one: RateRuns) -> dict[str, Any]:

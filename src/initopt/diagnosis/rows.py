@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from initopt.diagnosis.rules import SEVERITIES, Finding
 from initopt.diagnosis.seen import Block, Call, TensorTrace, Trace
 from initopt.model.parameters import is_bias
 
-__all__ = ["Row", "in_units", "rows_of", "shortened", "table"]
+__all__ = ["Row", "in_units", "plain_row", "rows_of", "shortened", "table"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Row:
     fate: str
     rules: tuple[str, ...]
     severity: str
+
+
+def plain_row(row: Row) -> dict[str, Any]:
+    """The attributes of a row, by name."""
+    return {f.name: getattr(row, f.name) for f in fields(row)}
 
 
 def rows_of(trace: Trace, findings: Sequence[Finding]) -> tuple[Row, ...]:
