@@ -89,7 +89,7 @@ class RecomputeEngine(_SeparateEngine):
 class PlainEngine(_SeparateEngine):
     """As :class:`RecomputeEngine`, by plain double backward with no operation replaced: the slow truth.
 
-    What the other engines are held against, and what to try if one of them is suspected.
+    The other engines are held against it. Try it if one of them is suspected.
     """
 
     name = "plain"
