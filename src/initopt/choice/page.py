@@ -38,7 +38,7 @@ def write_all(choice: Choice, folder: Path) -> None:
 
 
 def fragment(choice: Choice) -> str:
-    """What a notebook shows."""
+    """The HTML that a notebook shows."""
     return _fragment(choice, _picture(choice))
 
 
