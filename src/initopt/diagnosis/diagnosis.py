@@ -1,4 +1,4 @@
-"""What a diagnosis has found, and the forms that it is shown in."""
+"""The findings of a diagnosis, and the forms that they are shown in."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Diagnosis:
 
     Attributes:
         model: class of the model.
-        trace: all that was seen.
+        trace: the record of all that was seen.
         findings: what the rules say, the worst first.
         tried: remedies that were tried on a copy, the best first.
-        untried: why none was; ``""`` if one was.
+        untried: the reason why no remedy was tried; ``""`` if one was.
     """
 
     model: str
@@ -165,7 +165,7 @@ class Diagnosis:
         return data_frame(list(map(plain_row, self.rows)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the form that docs/diagnosis.md describes."""
+        """The whole diagnosis as plain values, in the form that docs/diagnosis.md describes."""
         trace = self.trace
         blocks = [_of_block(block) for block in trace.blocks]
         return {
@@ -215,7 +215,7 @@ class Diagnosis:
 
 
 def as_plain(finding: Finding) -> dict[str, Any]:
-    """A finding as JSON has it."""
+    """A finding as plain values, for JSON."""
     return {
         "rule": finding.rule,
         "name": RULES[finding.rule].name,

@@ -63,7 +63,7 @@ def write_all(diagnosis: Diagnosis, folder: Path) -> None:
 
 
 def fragment(diagnosis: Diagnosis) -> str:
-    """What a notebook shows."""
+    """The HTML that a notebook shows."""
     trace = diagnosis.trace
     parts = [
         f"<style>{_STYLE}</style><div class='initopt-diagnosis'>",
