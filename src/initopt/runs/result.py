@@ -1,4 +1,4 @@
-"""What a run leaves: its history, the scales, the weights, and the measurements before and after."""
+"""The result of a run: its history, the scales, the weights, and the measurements before and after."""
 
 from __future__ import annotations
 

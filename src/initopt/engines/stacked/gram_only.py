@@ -63,7 +63,7 @@ class GramMode(Grouping):
 
     @contextmanager
     def _in_backward(self) -> Iterator[None]:
-        """A block in which activation checkpointing may run operations once more, which are no uses of their own."""
+        """A block in which activation checkpointing may run operations once more, which do not count as uses."""
         self._counting = False
         try:
             yield
