@@ -123,10 +123,9 @@ class Method(ABC):
     differentiates: ClassVar[bool] = True
     """Whether the method takes second derivatives."""
     unites: ClassVar[bool] = True
-    """Whether the method's steps are right where each rank has a share of every batch and derivatives are those of all
-    ranks."""
+    """Whether its steps are right where each rank has a share of every batch, and derivatives are those of all ranks."""
     record: ClassVar[type[Record]] = StepRecord
-    """The class of the records in the history; a plug-in may have one of its own."""
+    """What its steps leave in the history; a plug-in may have a class of its own."""
 
     steps: int = 100
     scale_params: ParameterFilter | None = None
