@@ -10,22 +10,16 @@ results/diagnosing.json; goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from cases import Case
 from contenders import TRAINING, Contender, Step, contender, model_and_batch
-from memory import MALLOC, peak_memory
+from memory import MALLOC, add_options, answered, apart, peak_memory
 from networks import NETWORKS
 from results import RESULTS, load, machine, save
 from tables import markdown
@@ -73,15 +67,6 @@ def _here(case: Case, name: str) -> dict[str, Any]:
         return peak_memory(step)
 
 
-def _apart(case: Case, name: str, threads: int) -> dict[str, Any]:
-    arguments = ["--case", json.dumps(dataclasses.asdict(case)), "--what", name, "--threads", str(threads)]
-    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def diagnosing_section(results: dict[str, Any], name: str) -> str:
     """The part of the page about a results file."""
     rows = []
@@ -104,22 +89,18 @@ def diagnosing_section(results: dict[str, Any], name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "diagnosing.json")
-    parser.add_argument("--threads", type=int, default=2)
+    add_options(parser)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="on a tiny network: does it work?")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--what", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    if options.case:
-        print(json.dumps(_here(Case(**json.loads(options.case)), options.what)))
+    if answered(options, _here):
         return
     settings = {"dtype": "float32", "malloc": MALLOC, "batches": BATCHES, "repetitions": options.repetitions}
     results = load(options.out, {"machine": machine("cpu", options.threads), "settings": settings})
     for case in SMOKE if options.smoke else CASES:
         if case.key in results["cases"]:
             continue
-        memory = {name: _apart(case, name, options.threads) for name in NAMES}
+        memory = {name: apart(__file__, case, name, options.threads) for name in NAMES}
         model, data = model_and_batch(case, "cpu")
         contenders = {name: _contender(name, case, model, data) for name in NAMES}
         found = take_turns(contenders, "cpu", options.repetitions)

@@ -13,9 +13,7 @@ last. --picture draws docs/assets/find-lr.png: the ReLU MLP before and after NIO
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import math
 import sys
 import time
@@ -30,28 +28,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "study"))
 
+from command import append_rows, networks_of, parser_of, read_rows, sources
 from ideas import loss_of
 from subjects import NETWORKS, make
 
 import initopt
 from initopt._support.files import write_file
-from initopt.data import cifar10, digits, text
+from initopt.data import digits
 
 RESULTS = Path(__file__).parent / "results" / "find-lr.jsonl"
 PICTURE = Path(__file__).parents[1] / "docs" / "assets" / "find-lr.png"
 STORED = [RESULTS.with_name(name) for name in ("learning-rates.jsonl", "defaults.jsonl")]
 
-_CHOSEN = "mlp-tanh,mlp-relu,vit,gpt,vgg7,resnet14"
-_SAMPLES = {"train_samples": 6400, "validation_samples": 2000, "test_samples": 2000}
-
-
-def _batches(kind: str, options: argparse.Namespace) -> list[Any]:
-    sources = {
-        "digits": digits,
-        "cifar": functools.partial(cifar10, options.cifar, **_SAMPLES),
-        "text": functools.partial(text, options.text, length=32, **_SAMPLES),
-    }
-    return list(sources[kind]().batches(batch_size=64))
+_CHOSEN = ("mlp-tanh", "mlp-relu", "vit", "gpt", "vgg7", "resnet14")
 
 
 def search(network: str, start: str, seed: int, batches: list[Any]) -> dict[str, Any]:
@@ -73,17 +62,12 @@ def search(network: str, start: str, seed: int, batches: list[Any]) -> dict[str,
     return {"network": network, "start": start, "seed": seed, "seconds": seconds, "sweeps": sweeps, **row}
 
 
-def _rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def stored_accuracies(network: str, start: str) -> dict[float, float]:
     """Mean validation accuracy in percent by learning rate; from the file with most rates. A diverged training guesses."""
     best: dict[float, float] = {}
     for path in STORED:
         found = defaultdict(list)
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
+        for row in read_rows(path):
             if (row["network"], row["start"]) == (network, start) and "lr" in row:
                 judged = row.get("validation")
                 found[row["lr"]].append(100 * (judged["accuracy"] if judged else NETWORKS[network].guess))
@@ -109,7 +93,7 @@ def accuracy_at(lr: float, stored: dict[float, float]) -> float:
 def table() -> Iterator[str]:
     """The lines of the table."""
     groups = defaultdict(list)
-    for row in _rows():
+    for row in read_rows(RESULTS):
         groups[row["network"], row["start"]].append(row)
     yield (
         "| network | start | suggested, by seed | largest stable | best stored rate | accuracy at the suggestion "
@@ -165,10 +149,7 @@ def draw() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, metavar="DIR", help="CIFAR-10 in the layout of the hub")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="tinyshakespeare.txt")
-    parser.add_argument("--networks", default=_CHOSEN)
+    parser = parser_of(__doc__, _CHOSEN)
     parser.add_argument("--starts", default="default,nio")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--table", action="store_true", help="write the table from the rows, and do no more")
@@ -182,20 +163,15 @@ def main() -> None:
         return
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    names = options.networks.split(",")
-    for name in names:
-        kind = NETWORKS[name].data
-        if kind != "digits" and getattr(options, kind) is None:
-            parser.error(f"network {name!r} is trained on {kind}: say where that is, by --{kind}")
-    batches = {kind: _batches(kind, options) for kind in {NETWORKS[name].data for name in names}}
+    names, data = networks_of(parser, options), sources(options.cifar, options.text)
+    batches = {kind: list(data[kind]().batches(batch_size=64)) for kind in {NETWORKS[name].data for name in names}}
     for seed in map(int, options.seeds.split(",")):
         for name in names:
             for start in options.starts.split(","):
-                if any((row["network"], row["start"], row["seed"]) == (name, start, seed) for row in _rows()):
+                if any((row["network"], row["start"], row["seed"]) == (name, start, seed) for row in read_rows(RESULTS)):
                     continue
                 row = search(name, start, seed, batches[NETWORKS[name].data])
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_rows(RESULTS, row)
                 print(name, start, seed, row["verdict"], f"{row['seconds']:.0f} s", flush=True)
 
 

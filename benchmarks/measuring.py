@@ -10,20 +10,14 @@ measurement includes the check of its first batch. Writes results/measuring.json
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from cases import Case
 from contenders import TRAINING, contender, model_and_batch
-from memory import MALLOC, peak_memory
+from memory import MALLOC, add_options, answered, apart, peak_memory
 from results import RESULTS, load, machine, save
 from torch import nn
 
@@ -64,26 +58,13 @@ def _warm_up(case: Case, model: nn.Module, data: Any) -> None:
     initopt.measure(model, [few], num_subbatches=2, progress=False)
 
 
-def _apart(case: Case, name: str, threads: int) -> dict[str, Any]:
-    arguments = ["--case", json.dumps(dataclasses.asdict(case)), "--what", name, "--threads", str(threads)]
-    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "measuring.json")
-    parser.add_argument("--threads", type=int, default=2)
+    add_options(parser)
     parser.add_argument("--smoke", action="store_true", help="on a tiny network: does it work?")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--what", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    if options.case:
-        print(json.dumps(measured(Case(**json.loads(options.case)), options.what)))
+    if answered(options, measured):
         return
     head = {"machine": machine("cpu", options.threads), "settings": {"dtype": "float32", "malloc": MALLOC}}
     results = load(options.out, head)
@@ -91,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stored = results["cases"].setdefault(case.key, {"network": case.network, "batch_size": case.batch_size})
         for name in (TRAINING, MEASURE):
             if name not in stored:
-                stored[name] = _apart(case, name, options.threads)
+                stored[name] = apart(__file__, case, name, options.threads)
                 save(options.out, results)
             peak = stored[name]["memory"]["peak"] - stored[name]["memory"]["before"]
             print(f"{case.network:>10} {name:>14} {stored[name]['seconds']:8.2f} s {peak / 1e6:8.0f} MB", flush=True)

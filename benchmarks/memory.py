@@ -17,6 +17,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from cases import Case
 from contenders import Contender, Step, contender, contender_names, model_and_batch
 
-__all__ = ["MALLOC", "accelerator_memory", "peak_memory", "process_memory"]
+__all__ = ["MALLOC", "accelerator_memory", "add_options", "answered", "apart", "peak_memory", "process_memory"]
 
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Settings of glibc's allocator in the measuring processes: what is freed goes back to the system at once.
@@ -41,18 +42,46 @@ def process_memory(case: Case, name: str, threads: int, timeout: float = 600) ->
     Returns:
         ``before``, the resident memory before the step, ``peak``, its high-water mark, and ``method``; or ``skipped``.
     """
-    arguments = ["--case", json.dumps(dataclasses.asdict(case)), "--contender", name, "--threads", str(threads)]
-    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        return apart(__file__, case, name, threads, timeout)
     except subprocess.TimeoutExpired:
         return {"skipped": f"took more than {timeout:.0f} s"}
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"the process ended with {done.returncode}: out of memory?"]
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.strip().splitlines()[-1:] or [f"the process ended with {error.returncode}: out of memory?"]
         return {"skipped": last[0][:200]}
+
+
+def apart(script: str, case: Case, what: str, threads: int, timeout: float | None = None) -> dict[str, Any]:
+    """The figures of a script that has :func:`add_options`, from a process of its own.
+
+    Args:
+        script: its file.
+        case: what is measured.
+        what: a name that the script knows.
+        threads: of PyTorch.
+        timeout: seconds.
+    """
+    arguments = ["--case", json.dumps(dataclasses.asdict(case)), "--what", what, "--threads", str(threads)]
+    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, str(Path(script).resolve()), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads``, and the options of a process that :func:`apart` starts."""
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--what", help=argparse.SUPPRESS)
+
+
+def answered(options: argparse.Namespace, measure: Callable[[Case, str], dict[str, Any]]) -> bool:
+    """Set the threads, and print the figures if this is a process that :func:`apart` has started; whether it is."""
+    torch.set_num_threads(options.threads)
+    if options.case:
+        print(json.dumps(measure(Case(**json.loads(options.case)), options.what)))
+    return bool(options.case)
 
 
 def accelerator_memory(contender: Contender) -> dict[str, Any]:
@@ -120,12 +149,9 @@ def _high_water() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the peak memory of one step; started by engines.py.")
-    parser.add_argument("--case", required=True)
-    parser.add_argument("--contender", required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(json.dumps(measure_here(Case(**json.loads(options.case)), options.contender)))
+    add_options(parser)
+    if not answered(parser.parse_args(), measure_here):
+        parser.error("--case and --what are needed")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ training goes into results/branches.jsonl; the same call again goes on where it 
 
 from __future__ import annotations
 
-import argparse
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice, product
@@ -20,11 +18,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from command import append_rows, networks_of, parser_of, read_rows, sources
 from ideas import loss_of
 from subjects import NETWORKS, make
 from torch.utils.data import DataLoader
 
-from initopt.data import cifar10, text
 from initopt.schemes import Mimetic, Scheme, apply_
 
 __all__ = ["main", "table"]
@@ -90,29 +88,24 @@ def _cell(rows: Sequence[Mapping[str, Any]], start: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, metavar="DIR", help="CIFAR-10 in the layout of the hub")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="tinyshakespeare.txt")
-    parser.add_argument("--networks", default=",".join(RATES))
+    parser = parser_of(__doc__, RATES)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     options = parser.parse_args(arguments)
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = read_rows(ROWS)
     if options.table:
         print(table(rows))
         return
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     done = {(row["network"], row["seed"], row["start"]) for row in rows}
-    for name in options.networks.split(","):
-        images = NETWORKS[name].data == "cifar"
-        data = cifar10(options.cifar, **_SAMPLES) if images else text(options.text, length=32, **_SAMPLES)
+    for name in networks_of(parser, options):
+        data = sources(options.cifar, options.text, _SAMPLES)[NETWORKS[name].data]()
         for seed, (start, scheme) in product(map(int, options.seeds.split(",")), STARTS[name].items()):
             if (name, seed, start) in done:
                 continue
             row = {"network": name, "seed": seed, "start": start, "val": round(trained(name, scheme, seed, data), 4)}
-            with ROWS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_rows(ROWS, row)
             print(row, flush=True)
 
 

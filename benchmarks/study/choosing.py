@@ -11,8 +11,6 @@ on where it was ended. ``choosing_page.py`` makes docs/choosing.md of the rows.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import append_rows, networks_of, parser_of, read_rows, sources
 from ideas import loss_of
 from records import RESULTS as STORED
 from records import Results, load
@@ -34,28 +33,22 @@ from initopt.choice.batches import Batches
 from initopt.choice.starts import default_starts, make_start
 from initopt.comparison.running.evaluation import Judge
 from initopt.comparison.spec.recipe import lr_factor
-from initopt.data import Splits, cifar10, digits, text
+from initopt.data import Splits
 from initopt.model.losses import as_loss
 from initopt.model.randomness import Stream, seeded
 from initopt.training.optimizers import Rates, make_optimizer
 from initopt.training.steps import Trainer, clipping, train_steps
 
-__all__ = ["RESULTS", "main", "rows"]
+__all__ = ["RESULTS", "main"]
 
 RESULTS = Path(__file__).parents[1] / "results" / "choosing.jsonl"
 
 CHOSEN = [name for name, network in NETWORKS.items() if network.role != "deep"]
 """Networks by default."""
 
-_SAMPLES = {"train_samples": 6400, "validation_samples": 2000, "test_samples": 2000}
 _SEEDS = (0, 1, 2)
 _NEW_SEEDS = (100, 101, 102)
 _BATCH = 64
-
-
-def rows(place: Path = RESULTS) -> list[dict[str, Any]]:
-    """What is there already."""
-    return [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
 
 
 class Subject:
@@ -148,10 +141,7 @@ def found_for(subject: Subject, there: Sequence[dict[str, Any]]) -> Iterator[dic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, metavar="DIR", help="CIFAR-10 in the layout of the hub")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="tinyshakespeare.txt")
-    parser.add_argument("--networks", default=",".join(CHOSEN))
+    parser = parser_of(__doc__, CHOSEN)
     parser.add_argument("--steps", type=int, default=100, help="of a run in the race")
     parser.add_argument("--horizon", type=int, default=300, help="steps of a training")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
@@ -159,19 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     stored = Results(load(STORED))
-    sources = {
-        "digits": digits,
-        "cifar": partial(cifar10, options.cifar, **_SAMPLES),
-        "text": partial(text, options.text, length=32, **_SAMPLES),
-    }
-    for name in options.networks.split(","):
-        kind = NETWORKS[name].data
-        if kind != "digits" and getattr(options, kind) is None:
-            parser.error(f"network {name!r} is trained on {kind}: say where that is, by --{kind}")
-        subject = Subject(name, sources[kind](), stored.best_lr(name, "default"), options.steps, options.horizon)
-        for row in found_for(subject, rows(options.out)):
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(row)) + "\n")
+    data = sources(options.cifar, options.text)
+    for name in networks_of(parser, options):
+        subject = Subject(
+            name, data[NETWORKS[name].data](), stored.best_lr(name, "default"), options.steps, options.horizon
+        )
+        for row in found_for(subject, read_rows(options.out)):
+            append_rows(options.out, plain(row))
             shown = row["choice"]["verdict"] if row["kind"] == "choice" else f"{row['start']} {row['accuracy']:.4f}"
             print(name, shown, flush=True)
 

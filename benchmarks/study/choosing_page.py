@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from choosing import RESULTS, rows
+from choosing import RESULTS
+from command import read_rows
 from subjects import NETWORKS
 
 from initopt._support.words import counted
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=RESULTS, metavar="FILE")
     options = parser.parse_args(arguments)
-    PAGE.write_text(page(rows(options.rows)), encoding="utf-8")
+    PAGE.write_text(page(read_rows(options.rows)), encoding="utf-8")
 
 
 if __name__ == "__main__":

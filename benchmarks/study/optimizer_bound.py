@@ -11,7 +11,6 @@ done again. Without networks to run, ``--seeds ""``, it prints the tables of doc
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 import warnings
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import append_rows, read_rows
 from ideas import loss_of
 from subjects import NETWORKS, Network
 from torch import Tensor, nn
@@ -148,7 +148,7 @@ def run(name: str, start: str, lr: float, seed: int, splits: Splits) -> dict[str
 
 def known() -> list[dict[str, Any]]:
     """The rows that are there."""
-    return [unplain(json.loads(line)) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    return list(map(unplain, read_rows(ROWS)))
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
@@ -207,8 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if kind not in splits:
             splits[kind] = data[kind]()
         row = plain(run(name, start, lr, seed, splits[kind]))
-        with ROWS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_rows(ROWS, row)
         print(row, flush=True)
     print(tables(known()))
 

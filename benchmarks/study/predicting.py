@@ -11,17 +11,16 @@ the same call again goes on where it was ended.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from command import append_rows, networks_of, parser_of, read_rows, sources
 from ideas import loss_of
 from records import RESULTS, Results, load
 from study import experiment
@@ -130,10 +129,7 @@ def _outcome(trained: Trained) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, metavar="DIR", help="CIFAR-10 in the layout of the hub")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="tinyshakespeare.txt")
-    parser.add_argument("--networks", default=",".join(SUBJECTS))
+    parser = parser_of(__doc__, SUBJECTS)
     parser.add_argument("--starts", default=";".join(BEGINNINGS), help="names, with semicolons between them")
     parser.add_argument("--seeds", default="200,201,202,203,204")
     parser.add_argument("--out", type=Path, default=PREDICTING, metavar="FILE")
@@ -141,33 +137,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     stored = Results(load(RESULTS))
-    starts, sources = options.starts.split(";"), {"cifar": options.cifar, "text": options.text}
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(row["network"], row["start"], row["seed"]) for row in rows}
+    starts, data = options.starts.split(";"), sources(options.cifar, options.text)
+    done = {(row["network"], row["start"], row["seed"]) for row in read_rows(options.out)}
     plans: dict[str, tuple[Plan, Splits, dict[str, str]]] = {}
-    for seed, network, start in product(map(int, options.seeds.split(",")), options.networks.split(","), starts):
+    for seed, network, start in product(map(int, options.seeds.split(",")), networks_of(parser, options), starts):
         if (network, start, seed) in done:
             continue
         if network not in plans:
-            plans[network] = planned(network, starts, sources, stored)
+            plans[network] = planned(network, starts, data, stored)
         plan, splits, names = plans[network]
         begun = time.perf_counter()
         row = {"network": network, "start": start, "seed": seed, "lr": plan.recipe_of(network, names[start]).lrs[0]}
         row |= run(plan, splits, network, names[start], seed)
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_rows(options.out, row)
         print(f"{seed} {network} {start}: {time.perf_counter() - begun:.1f} s", row["late"], flush=True)
 
 
 def planned(
-    network: str, starts: Sequence[str], sources: dict[str, Any], stored: Results
+    network: str, starts: Sequence[str], data: Mapping[str, Any], stored: Results
 ) -> tuple[Plan, Splits, dict[str, str]]:
     """The plan of a network at the learning rate of its own start, the data, and what the plan calls the starts."""
-    call = experiment(network, starts, [0], sources)
+    call = experiment(network, starts, [0], data)
     recipe = {"lr": stored.best_lr(network, "default"), "looks_per_epoch": LOOKS, "measure_batches": HELD_BACK}
-    models, data, initializations = (call.pop(part) for part in ("models", "data", "initializations"))
-    models[network].recipe.update(recipe)
-    plan = Plan.create(models, data, initializations, recipe=None, hardware=Hardware("cpu"), **call)
+    parts = [call.pop(part) for part in ("models", "data", "initializations")]
+    parts[0][network].recipe.update(recipe)
+    plan = Plan.create(*parts, recipe=None, hardware=Hardware("cpu"), **call)
     return plan, plan.load_data(), dict(zip(starts, plan.initializations, strict=True))
 
 

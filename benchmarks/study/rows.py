@@ -11,8 +11,6 @@ of a start come one after the other, so that what was ended leaves whole starts.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import append_rows, networks_of, parser_of, read_rows, sources
 from records import VARIANTS
 from starts import STARTS
 from study import experiment
@@ -47,10 +46,7 @@ def row_of(run: RunRecord, start: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, metavar="DIR", help="CIFAR-10 in the layout of the hub")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="tinyshakespeare.txt")
-    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser = parser_of(__doc__, NETWORKS)
     parser.add_argument("--starts", default=";".join(STARTS), help="names, with semicolons between them")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=VARIANTS, metavar="FILE")
@@ -58,23 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    sources = {"cifar": options.cifar, "text": options.text}
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(row["network"], row["start"], row["seed"], row["lr"]) for row in rows}
-    for network, start in product(options.networks.split(","), options.starts.split(";")):
+    data = sources(options.cifar, options.text)
+    done = {(row["network"], row["start"], row["seed"], row["lr"]) for row in read_rows(options.out)}
+    for network, start in product(networks_of(parser, options), options.starts.split(";")):
         wanted = [(seed, lr) for seed in seeds for lr in NETWORKS[network].lrs if (network, start, seed, lr) not in done]
         if not wanted:
             continue
-        call = experiment(network, [start], seeds, sources)
-        models, data, initializations = (call.pop(part) for part in ("models", "data", "initializations"))
-        plan = Plan.create(models, data, initializations, recipe=None, hardware=Hardware("cpu"), **call)
+        call = experiment(network, [start], seeds, data)
+        parts = [call.pop(part) for part in ("models", "data", "initializations")]
+        plan = Plan.create(*parts, recipe=None, hardware=Hardware("cpu"), **call)
         splits, (called,) = plan.load_data(), plan.initializations
         for seed in dict.fromkeys(seed for seed, _ in wanted):
             begun = time.perf_counter()
             jobs = tuple(Job(network, called, seed, "selection", lr) for its, lr in wanted if its == seed)
-            found = [row_of(run, start) for run in run_group(Hardware("cpu").fabric("32-true"), plan, splits, jobs)]
-            with options.out.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in found)
+            runs = run_group(Hardware("cpu").fabric("32-true"), plan, splits, jobs)
+            append_rows(options.out, *[row_of(run, start) for run in runs])
             print(f"{network} {start} {seed}: {time.perf_counter() - begun:.1f} s", flush=True)
 
 

@@ -11,31 +11,28 @@ before there were such comparisons, which were judged on both splits with the sa
 
 from __future__ import annotations
 
-import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from command import networks_of, parser_of, sources
 from ideas import loss_of
 from starts import STARTS
 from subjects import NETWORKS, make
 
 import initopt
 from initopt.comparison import Network
-from initopt.data import cifar10, text
 
 __all__ = ["experiment", "main"]
 
 _FINAL = 100
 """What is added to the seeds for the final runs."""
 
-_SAMPLES = {"train_samples": 6400, "validation_samples": 2000, "test_samples": 2000}
-
 
 def experiment(
-    name: str, starts: Sequence[str], seeds: Sequence[int], sources: dict[str, Any], wide: bool = False
+    name: str, starts: Sequence[str], seeds: Sequence[int], data: Mapping[str, Any], wide: bool = False
 ) -> dict[str, Any]:
     """The arguments of :func:`initopt.compare` for a network.
 
@@ -43,18 +40,13 @@ def experiment(
         name: of the network.
         starts: names in :data:`starts.STARTS`.
         seeds: of the runs that are judged on the validation split.
-        sources: for ``"cifar"`` and ``"text"``, where the data are.
+        data: loads the data: :func:`command.sources`.
         wide: whether to train at learning rates over two decades.
     """
     network = NETWORKS[name]
-    data = {
-        "digits": "digits",
-        "cifar": partial(cifar10, sources.get("cifar"), **_SAMPLES),
-        "text": partial(text, sources.get("text"), length=32, **_SAMPLES),
-    }
     return {
         "models": {name: Network(partial(make, name), network.recipe(wide))},
-        "data": data[network.data],
+        "data": "digits" if network.data == "digits" else data[network.data],
         "initializations": [STARTS[start].initialization(start, network) for start in starts],
         "seeds": [_FINAL + seed for seed in seeds],
         "selection_seeds": seeds,
@@ -63,24 +55,18 @@ def experiment(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, NETWORKS)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the comparisons")
-    parser.add_argument("--cifar", type=Path, metavar="DIR", help="CIFAR-10 in the layout of the hub")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="tinyshakespeare.txt")
-    parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--starts", default=";".join(STARTS), help="names, with semicolons between them")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--wide", action="store_true", help="train at learning rates over two decades")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    sources = {"cifar": options.cifar, "text": options.text}
+    data = sources(options.cifar, options.text)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    for name in options.networks.split(","):
-        kind = NETWORKS[name].data
-        if kind in sources and sources[kind] is None:
-            parser.error(f"network {name!r} is trained on {kind}: say where that is, by --{kind}")
-        call = experiment(name, options.starts.split(";"), seeds, sources, options.wide)
+    for name in networks_of(parser, options):
+        call = experiment(name, options.starts.split(";"), seeds, data, options.wide)
         found = initopt.compare(**call, out=options.out / name, workers=options.workers, accelerator="cpu")
         print(name, {(run.initialization, run.lr): run.status for run in found.runs}, flush=True)
 

@@ -82,14 +82,13 @@ def optimize(
             on from there, with the loader played again from its start, and ends in the same scales as an unbroken run. It
             stays when the run is done, and a later call with more ``steps`` goes on.
         checkpoint_every: steps between two checkpoints; the end always makes one.
-        on_harm: what to do if the network is worse for it on the batches held back: its outputs no longer depend on its
+        on_harm: what to do if the network has become worse on the batches held back: its outputs no longer depend on its
             inputs, scales stand at their minimum, the gradient norm is beyond its bound, the loss has more than doubled, or
-            it trains worse, where the method knows the optimizer.
-            ``"restore"`` puts the weights back, with a warning, also (without one) where nothing is gained beyond noise;
-            ``"warn"`` keeps the new ones; ``"raise"`` raises a :class:`initopt.HarmError`. ``Result.verdict`` says what
-            came of it.
-        allow_trained: whether a model may have been trained: one whose loss is less than half of that with the targets of
-            other samples is refused otherwise.
+            it trains worse, where the method knows the optimizer. ``"restore"`` puts the weights back, with a warning;
+            without one, it also does so where nothing is gained beyond noise; ``"warn"`` keeps the new ones; ``"raise"``
+            raises a :class:`initopt.HarmError`. ``Result.verdict`` says what came of it.
+        allow_trained: whether a model that looks trained is accepted. By default it is refused: a model looks trained if
+            its loss is less than half of that with the targets of other samples.
         process_group: the processes of ``torch.distributed`` that do this together, each with its own part of the data,
             when the call is made on all of them: a group; ``"auto"``, that of a ``DistributedDataParallel``; ``None`` for
             this process alone. All end with the same weights and the same result, and an exception on one ends it on all.
@@ -108,7 +107,7 @@ def optimize(
         LoaderError: if the batches run out.
         LossError: if the loss function returns no loss.
         TrainedModelError: if the model looks trained.
-        HarmError: if the network is worse for it, with ``on_harm="raise"``.
+        HarmError: if the network has become worse, with ``on_harm="raise"``.
         MismatchError: if the checkpoint belongs to another run: other options, parameters, loss, selected tensors,
             buffers, frozen parameters or first batch. The message says which.
         NonFiniteError: if a loss or gradient is not finite; the message names step and parameter.
@@ -241,7 +240,7 @@ def nio(
         norm_weight: w, the weight of the norm term in the objectives that have one.
         centre: ``"output"``: the objective is that of centred gradients, which leave out what a bias of the model's outputs
             would take care of (:mod:`initopt.model.centring`). Without it (``None``, as in the paper), GradCosine can be
-            had by ignoring the input. The mean is that of each sub-batch, over samples and positions.
+            raised by ignoring the input. The mean is that of each sub-batch, over samples and positions.
         max_grad_norm: the bound gamma on the gradient norm of the sub-batches: of their mean, or, where gradients are
             centred, of the whole gradient of one of them, each in its turn.
         lr: learning rate of the scales.
@@ -254,7 +253,7 @@ def nio(
             that train, by default.
         scale_biases: whether biases (by their name) are scaled, too.
         scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
-            Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
+            Their scale only acts as a learning rate of their own. The first batch shows which these are, for the price of a
             training step.
         optimizer: how the network is going to be trained: a function of parameters that makes the optimizer, such as
             ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the optimizer itself. The new weights are then tried: old
@@ -263,9 +262,9 @@ def nio(
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
         trial_steps: training steps from old and new weights each, on the batches of the last steps, and so ``steps`` at
             most; 0 for no trial.
-        max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
-            step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
-            of the gradient for SGD, and times the 1-norm for Adam.
+        max_decrease: kappa, a bound that replaces ``max_grad_norm``, in the geometry of the optimizer: on the share of the
+            loss that its first step is predicted to take off. The predicted decrease is the learning rate times the squared
+            2-norm of the gradient for SGD, and times the 1-norm for Adam.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters make up the
             gradient; all that train, by default.
         scheme: one of :data:`initopt.schemes.NAMES`, or a :class:`initopt.schemes.Scheme` with its options, whose weights,
@@ -284,8 +283,8 @@ def nio(
         callbacks: a function, or several, that is called with the record of each step.
         checkpoint: a file to which the state is written and from which a killed run goes on.
         checkpoint_every: steps between two checkpoints.
-        on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network is worse for it; see :func:`initopt.optimize`.
-        allow_trained: whether a model that looks trained is not refused.
+        on_harm: ``"restore"``, ``"warn"`` or ``"raise"``, if the network has become worse; see :func:`initopt.optimize`.
+        allow_trained: whether a model that looks trained is accepted; see :func:`initopt.optimize`.
         process_group: ``"auto"``, ``None``, or the processes that do this together; see :func:`initopt.optimize`.
         share: ``"union"`` or ``"average"``: what these have in common.
         diagnose: whether to look at the layers before and after; see :func:`initopt.optimize`.
@@ -420,7 +419,7 @@ def lsuv(model: nn.Module, batches: Iterable[Any], loss_fn: LossFunction | None 
 
     Args:
         model: the model; only its parameter values change.
-        batches: as for :func:`initopt.optimize`; a large one is a good one.
+        batches: as for :func:`initopt.optimize`; large batches are better.
         loss_fn: as for :func:`initopt.measure`; it runs the model.
         **options: those of :class:`initopt.methods.LSUV` and the settings of :func:`initopt.optimize`.
 

@@ -64,6 +64,7 @@ def test_the_loop_of_the_ideas_is_nio_and_every_idea_changes_it() -> None:
 
 def test_every_start_is_an_initialization() -> None:
     script = """
+from command import sources
 from study import experiment
 from starts import STARTS, in_folders
 from subjects import NETWORKS
@@ -71,7 +72,7 @@ from initopt.comparison.spec.plan import Plan
 from initopt.comparison.spec.hardware import Hardware
 
 for name in ("mlp-tanh", "gpt"):
-    call = experiment(name, list(STARTS), [0, 1, 2], {})
+    call = experiment(name, list(STARTS), [0, 1, 2], sources(None, None))
     parts = [call.pop(part) for part in ("models", "data", "initializations")]
     plan = Plan.create(*parts, recipe=None, hardware=Hardware(), **call)
     assert list(plan.initializations) == list(map(in_folders, STARTS))
@@ -79,6 +80,36 @@ for name in ("mlp-tanh", "gpt"):
     assert len(plan.selection_jobs()) == 3 * len(NETWORKS[name].lrs) * len(STARTS)
 """
     python("-c", script)
+
+
+COMMAND = """
+import sys
+from pathlib import Path
+from command import append_rows, networks_of, parser_of, read_rows
+
+parser = parser_of("Of a script.", ["mlp-tanh", "gpt"])
+options = parser.parse_args(["--text", "some.txt"])
+assert networks_of(parser, options) == ["mlp-tanh", "gpt"]
+assert options.text == Path("some.txt") and options.cifar is None
+for networks, words in (("vgg7", "by --cifar"), ("vgg70", "unknown network 'vgg70'")):
+    sys.stderr = open(sys.argv[1], "w+")
+    try:
+        networks_of(parser, parser.parse_args(["--networks", networks]))
+    except SystemExit:
+        sys.stderr.seek(0)
+        assert words in sys.stderr.read()
+    else:
+        raise AssertionError(networks)
+file = Path(sys.argv[2])
+assert read_rows(file) == []
+append_rows(file, {"a": 1})
+append_rows(file, {"b": None}, {"c": "ä"})
+assert read_rows(file) == [{"a": 1}, {"b": None}, {"c": "ä"}]
+"""
+
+
+def test_a_command_line_asks_for_the_data_of_its_networks_and_rows_grow(tmp_path: Path) -> None:
+    python("-c", COMMAND, str(tmp_path / "said"), str(tmp_path / "rows.jsonl"))
 
 
 @pytest.mark.slow

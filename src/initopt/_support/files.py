@@ -114,21 +114,25 @@ class Contents:
         return isinstance(record, dict) and str(record.get("format")).startswith("initopt ")
 
 
-def write_folder(path: Path, write: Callable[[Path], None], contents: Contents) -> None:
+def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None], contents: Contents) -> Path:
     """Have ``write`` fill a folder, and put it in place only once it is complete.
 
     A folder that is there already is replaced if it is empty or holds nothing but what initopt wrote; at the end of a
     link, it is the folder that the link leads to.
 
     Args:
-        path: where the folder goes.
+        path: where the folder goes; ``~`` is the user's home.
         write: is given the path of a temporary folder, to be filled.
         contents: what a folder of this kind holds.
+
+    Returns:
+        The path, as it was given but for the home.
 
     Raises:
         FileExistsError: if something else is there.
     """
-    path = _without_links(path)
+    given = Path(path).expanduser()
+    path = _without_links(given)
     check_replaceable(path, contents)
     path.parent.mkdir(parents=True, exist_ok=True)
     with workshop(path) as shop:
@@ -142,6 +146,7 @@ def write_folder(path: Path, write: Callable[[Path], None], contents: Contents) 
         check_replaceable(path, contents)  # once more, since the writing has taken a while
         _put_in_place(shop, path, contents)
     _sync(path.parent)
+    return given
 
 
 def _without_links(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a race has found, and the forms that it is shown in."""
+"""The result of a race, and the forms that it is shown in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,10 @@ class Choice:
 
     Attributes:
         rows: all starts at all rates, the network's own at the user's own rate first, then the best first.
-        best: the one to take: the network's own, unless another one is clearly better.
-        cost: of all of it.
-        seeds: how many runs each had.
-        held_out: how many batches they were judged by.
+        best: the row to take: the network's own, unless another one is clearly better.
+        cost: of the whole race.
+        seeds: number of runs of each row.
+        held_out: number of batches that they were judged by.
         seed: of the first run.
         relative: whether differences are shares of the loss of the network's own start: they are unless a loss is not above
             zero.
@@ -77,7 +78,7 @@ class Choice:
 
     @property
     def verdict(self) -> str:
-        """What to train from, in a sentence without its full stop."""
+        """The start to train from, in a sentence without its full stop."""
         own, best = self.own, self.best
         if self.changes:
             against = "which diverges" if own.diverged else f"against {figure(own.loss)}"
@@ -147,8 +148,8 @@ class Choice:
         """Give a model the best start, in place; nothing changes where that is its own.
 
         Args:
-            model: of the same kind, before its first training step. After an exception its weights are as before.
-            batches: for methods that see some; those that the race was given, by default.
+            model: a model of the same kind, before its first training step. After an exception its weights are as before.
+            batches: for methods that need some; those that the race was given, by default.
             seed: of what is drawn; that of the first run, by default.
         """
         start = self._starts[self.best.start]
@@ -188,10 +189,10 @@ class Choice:
         Raises:
             ImportError: without pandas.
         """
-        return data_frame([plain_row(row) for row in self.rows])
+        return data_frame(list(map(plain_row, self.rows)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the form that docs/choose.md describes."""
+        """The whole choice as plain values, in the form that docs/choose.md describes."""
         return {
             "format": FORMAT,
             "verdict": self.verdict,
@@ -235,9 +236,7 @@ class Choice:
         """
         from initopt.choice.page import write_all
 
-        path = Path(folder).expanduser()
-        write_folder(path, lambda temporary: write_all(self, temporary), CONTENTS)
-        return path / "choice.html"
+        return write_folder(folder, partial(write_all, self), CONTENTS) / "choice.html"
 
 
 _LINES = 14

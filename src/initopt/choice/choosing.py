@@ -73,24 +73,25 @@ def choose(
         loader: an iterable of batches of training data, as for :func:`initopt.measure`. It is iterated over once, and what
             the race needs of it, ``steps`` batches and those held out, is kept in memory where the loader gives it, 4 GB
             at most; fewer batches are gone through several times, in another order each time.
-        optimizer: makes the optimizer of parameters, with the user's own learning rate: such as
+        optimizer: a function of parameters that makes the optimizer, with the user's own learning rate: such as
             ``functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)``, or a function of (parameters) or (parameters, lr).
-            Or the optimizer of the network, if ``make_model`` is that.
+            Or the optimizer of the network, if ``make_model`` is a network.
         loss_fn: as for :func:`initopt.measure`.
         starts: what to compare with the network's own start: names of schemes and methods, :class:`initopt.methods.Method`
             objects, functions ``(model, batches, loss_fn) -> None``, lists of these that work one after the other, or a
             dict of all that by name. By default, the scheme that fits the nonlinearities, ``"orthogonal"``, ``"lsuv"``,
             ``"nio"`` and NIO after LSUV; where there is self-attention, ``"mimetic"``; where there are residual branches,
-            ``"zero_branches"`` and ``"scaled_branches"``. Those that have a gain have that of what follows each layer.
+            ``"zero_branches"`` and ``"scaled_branches"``. Schemes that have a gain take that of the nonlinearity after each
+            layer.
         lrs: learning rates to try with each start, beside the user's own: a list, or ``"around"`` (or ``True``) for a third
-            and three times of it. By default, only the user's own. If ``optimizer`` has none, the first of
-            the list counts as that.
+            and three times of it. By default, only the user's own. If ``optimizer`` has none, the first of the list counts
+            as the user's own.
         steps: training steps of each run.
         seeds: runs of each start at each rate, 2 or more.
         step: a training step of the user's own, ``(model, optimizer, batch) -> loss``, in the place of zeroing gradients,
-            loss, backward pass and update. It must keep what it remembers in the model and the optimizer.
+            loss, backward pass and update. Any state of it must be in the model and the optimizer.
         clip_grad_norm: bound on the gradient norm in training; none by default.
-        held_out: how many batches to judge by, taken evenly from those that are read, a quarter of them at most; or other
+        held_out: number of batches to judge by, taken evenly from those that are read, a quarter of them at most; or other
             batches, of validation data say: a few, since all of them are looked at each time.
         budget: training steps that the race may cost, with the starts (8 for each step of a method, 1 for a scheme or
             function) and the looks (a third for each batch held out). Runs are made shorter until it is kept. None by

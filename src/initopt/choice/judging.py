@@ -11,7 +11,7 @@ the variances of the means over batches and over seeds, which errs on the safe s
 seeds hardly tell :math:`s_{\text{seeds}}^2`. It is therefore moderated by those of the other starts, as far as these are
 alike (Smyth, *Linear Models and Empirical Bayes Methods for Assessing Differential Expression in Microarray Experiments*,
 2004), with no more degrees of freedom than all of them together have. The interval is Student's with the degrees of freedom
-of Satterthwaite, and holds for all starts of the race at once (Bonferroni), those included that were dropped on the way.
+of Satterthwaite, and holds for all starts of the race at once (Bonferroni), including those that were dropped on the way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the loss of a start is than that of the network's own: as a share of it, or as it is.
+    """The difference of the loss of a start to that of the network's own: as a share of that, or absolute.
 
     Attributes:
         mean: over seeds and batches; of logarithms, the share that it stands for: -0.4 for a loss that is 40 % lower.
@@ -57,8 +57,8 @@ def compared(
     Args:
         losses: of each start, shape (seeds, batches), all finite.
         own: of the network's own start.
-        comparisons: starts that could have been preferred, those included that have no losses to the end.
-        relative: whether to compare logarithms, of which the differences are shares; for losses above zero.
+        comparisons: number of starts that could have been preferred, including those without losses to the end.
+        relative: whether to compare logarithms, whose differences are shares; for losses above zero.
         level: at which all intervals hold together.
 
     >>> own = np.array([[1.0, 1.2], [1.1, 1.3], [1.0, 1.3]])

@@ -30,7 +30,7 @@ from initopt.training.steps import Course, OwnStep, Trainer, check_step, only_ow
 __all__ = ["find_lr"]
 
 _LOWEST, _HIGHEST = 1e-6, 10.0
-"""The range where nothing is said of it; wider if it has not four decades below the user's rate, and two above."""
+"""The range by default; wider where it does not reach four decades below the user's rate, and two above."""
 
 _RECORDED = 2
 """Steps of the first run in which is watched what a step writes to, beside buffers and parameters that train."""
@@ -56,12 +56,12 @@ def find_lr(
     seed: int | None = None,
     progress: Progress = None,
 ) -> LearningRates:
-    """Find the learning rates that suit the start of a network: the best one, the largest stable one, and for a warm-up.
+    """Find the learning rates that suit the start of a network: the best, the largest stable, and for a warm-up.
 
-    A range test for each seed, in which the rate rises from step to step, shows where to look. What is said comes from
-    runs of ``steps`` steps at *one* rate, each from the start: every seed has an order of batches and draws of its own, the
-    same at all rates, and losses are compared with those of the start on the same batches. The largest stable rate is
-    bisected, and tried beyond with and without a warm-up.
+    A range test for each seed, in which the rate rises from step to step, shows where to look. The answer comes from runs
+    of ``steps`` steps at *one* rate, each from the start: every seed has an order of batches and draws of its own, the same
+    at all rates, and losses are compared with those of the start on the same batches. The largest stable rate is found by
+    bisection, and rates beyond it are tried with and without a warm-up.
 
     Args:
         model: the model; afterwards it is as it was, also after an exception. It is trained in the modes that it has, or in
@@ -69,26 +69,26 @@ def find_lr(
         loader: an iterable of batches, as for :func:`initopt.measure`; the first ``num_batches`` are kept in memory, up to
             4 GB.
         optimizer: a function of parameters and a learning rate, such as ``functools.partial(torch.optim.SGD, lr=0.1,
-            momentum=0.9)`` or ``lambda parameters, lr: ...``; or an optimizer of the model, which is left alone. Of several
-            parameter groups, all rates are multiplied by the same number, and the first one's is meant. A rate that it
-            comes with is the user's own, and is tried, too.
+            momentum=0.9)`` or ``lambda parameters, lr: ...``; or an optimizer of the model, which is left alone. With
+            several parameter groups, all rates are multiplied by the same number, and the rate is that of the first group.
+            A rate that the optimizer comes with is the user's own, and is tried, too.
         loss_fn: as for :func:`initopt.measure`.
-        seeds: how many orders of batches.
+        seeds: number of orders of batches.
         steps: training steps of a run at one rate, 5 or more. Longer runs favour lower rates.
-        sweep_steps: of a range test, 20 or more.
-        warmup_steps: of a linear warm-up, out of ``steps``; 0 for not trying one.
+        sweep_steps: steps of a range test, 20 or more.
+        warmup_steps: steps of a linear warm-up, out of ``steps``; 0 to try none.
         min_lr: the lowest rate; by default 1e-6, or a ten-thousandth of the user's own.
         max_lr: the highest rate; by default 10, or a hundred times the user's own.
         precision: factor, above 1.01, within which the largest stable rate is found.
         num_batches: most batches to read; by default, as many as a range test has steps. Fewer are gone through again.
-        budget: training steps that all of it may cost; what it is not enough for is left out, and said.
+        budget: training steps that the search may cost; what they are not enough for is left out, and named in the result.
         step: an own training step, a function of (model, optimizer, batch) that returns the loss, in the place of loss,
             backward pass and update: for clipping, mixed precision, several losses.
         seed: base of the seeds; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
 
     Returns:
-        What was found, whose ``str()`` says it on a screen.
+        The rates that were found, whose ``str()`` fits on a screen.
 
     Raises:
         ValueError, TypeError: for arguments that cannot work; the message says what is allowed.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from initopt._support.files import write_json
+from initopt._support.pages import png, source_of, write_page, write_rows
 from initopt.choice.rows import HEAD, Row, cells, plain_row
 
 if TYPE_CHECKING:
@@ -33,30 +31,19 @@ _STYLE = """
 def write_all(choice: Choice, folder: Path) -> None:
     """Write the page, the picture, the JSON and the table into a folder that is there."""
     picture = _picture(choice)
-    title = "initopt choice"
-    (folder / "choice.html").write_text(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title></head><body>\n'
-        f"{_fragment(choice, picture)}\n</body></html>\n",
-        encoding="utf-8",
-    )
+    write_page(folder / "choice.html", "initopt choice", _fragment(choice, picture))
     (folder / "choice.png").write_bytes(picture)
     write_json(folder / "choice.json", choice.to_dict())
-    with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(plain_row(choice.own)))
-        writer.writeheader()
-        writer.writerows(plain_row(row) for row in choice.rows)
+    write_rows(folder / "rows.csv", list(map(plain_row, choice.rows)))
 
 
 def fragment(choice: Choice) -> str:
-    """What a notebook shows."""
+    """The HTML that a notebook shows."""
     return _fragment(choice, _picture(choice))
 
 
 def _picture(choice: Choice) -> bytes:
-    buffer = io.BytesIO()
-    choice.plot().savefig(buffer, format="png", dpi=130, facecolor="white")
-    return buffer.getvalue()
+    return png(choice.plot(), 130, facecolor="white")
 
 
 def _cells(row: Row, relative: bool) -> str:
@@ -68,12 +55,11 @@ def _fragment(choice: Choice, picture: bytes) -> str:
     body = "".join(
         f"<tr{' class=best' if row is choice.best else ''}>{_cells(row, choice.relative)}</tr>\n" for row in choice.rows
     )
-    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     return "\n".join(
         [
             f"<style>{_STYLE}</style><div class='initopt-choice'>",
             f"<p class='verdict'>{escape(choice.verdict)}.</p><p>{escape(choice.advice)}</p>",
-            f"<img alt='Losses over the steps, and differences to your own start' src='{source}'>",
+            f"<img alt='Losses over the steps, and differences to your own start' src='{source_of(picture)}'>",
             f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>",
             f"<p class='faint'>{choice.seeds} seeds; {choice.held_out} batches held out; this cost {choice.cost}</p></div>",
         ]

@@ -20,13 +20,13 @@ _FINISHERS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """Who runs how far.
+    """How far each start runs.
 
     Attributes:
         rungs: numbers of training steps after which the worse half is dropped; the last one is the end.
-        runners: how many starts, at a rate each, run to each of them.
-        initialization_steps: what making the starts costs in training steps, by a rough rule, over all seeds.
-        seeds: how many runs each has.
+        runners: number of starts, at a rate each, that run to each of them.
+        initialization_steps: cost of making the starts in training steps, by a rough rule, over all seeds.
+        seeds: number of runs of each.
         held_out: batches of a look.
     """
 
@@ -46,20 +46,20 @@ class Plan:
 
     @property
     def look_steps(self) -> int:
-        """What looks cost in training steps, each batch a third of one; there are three at the end."""
+        """The cost of the looks in training steps, a third of one for each batch; there are three looks at the end."""
         looks = self.seeds * (sum(self.runners) + 2 * self.runners[-1])
         return math.ceil(looks * self.held_out / 3)
 
     @property
     def cost(self) -> int:
-        """All of it in training steps."""
+        """The whole cost in training steps."""
         return self.training_steps + self.initialization_steps + self.look_steps
 
 
 def plan_race(
     starts: Sequence[Initialization], rates: int, steps: int, seeds: int, held_out: int, budget: int | None
 ) -> Plan:
-    """Say who runs how far: half are dropped after a quarter of the steps, and half of the others after half.
+    """Plan how far each start runs: half are dropped after a quarter of the steps, and half of the others after half.
 
     Args:
         starts: the network's own first.
@@ -67,7 +67,7 @@ def plan_race(
         steps: the most training steps of a run.
         seeds: runs of each start at each rate.
         held_out: batches of a look.
-        budget: training steps that all of it may cost; runs are made shorter until they fit.
+        budget: training steps that the race may cost; runs are made shorter until they fit.
 
     Raises:
         ValueError: if the budget is too small for runs of ten steps; the message says what is enough.
@@ -104,11 +104,11 @@ class Entrant:
     """A start at a rate.
 
     Attributes:
-        start: what it is.
+        start: the start.
         lr: the rate of its first group of parameters.
         is_own: whether it is the network's own start at the user's own rate.
         runs: one for each seed.
-        initialization_seconds: what making the start costs, the mean over the seeds; 0 for the network's own.
+        initialization_seconds: time that making the start takes, the mean over the seeds; 0 for the network's own.
         failure: why it could not be made; ``""`` if it could.
         dropped: after how many steps it was dropped; ``None`` if it came to the end.
     """
@@ -123,7 +123,7 @@ class Entrant:
 
     @property
     def diverged(self) -> int:
-        """How many of its runs have diverged."""
+        """The number of its runs that have diverged."""
         return sum(run.course.diverged is not None for run in self.runs)
 
     def loss(self) -> float:
@@ -142,11 +142,11 @@ def run_race(
     """Run a race.
 
     Args:
-        hands: who does the runs.
+        hands: does the runs.
         starts: the network's own first.
         rates: the user's own first.
         seeds: of the runs.
-        plan: who runs how far.
+        plan: how far each start runs.
         report: is told of what is done.
     """
     entrants = [Entrant(start, lr, not start.steps and lr == rates[0]) for start in starts for lr in rates]

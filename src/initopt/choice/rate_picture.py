@@ -22,7 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 def plot_rates(found: Mapping[str, LearningRates]) -> Figure:
     """Draw one start, or several in one picture.
 
-    Left: the smoothed loss of the range tests, its mean and its range over the seeds. Right: the mean loss in the end of
+    Left: the smoothed loss of the range tests, its mean and its range over the seeds. Right: the mean loss at the end of
     runs at one rate with its range, the suggestion with its interval, and the largest stable rate.
 
     Args:

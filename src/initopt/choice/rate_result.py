@@ -1,10 +1,7 @@
-"""What a search for learning rates has found, and the forms that it is shown in."""
+"""The result of a search for learning rates, and the forms that it is shown in."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
 import os
 import textwrap
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from initopt._support.checks import data_frame
 from initopt._support.files import Contents, plain, write_folder, write_json
+from initopt._support.pages import in_notebook, png
 from initopt._support.words import counted, listed
 from initopt.choice.rate_runs import RateRuns, Sweep, Warmup
 
@@ -42,26 +40,26 @@ class LearningRates:
     Attributes:
         model: class of the model.
         optimizer: class of the optimizer.
-        suggested: the rate whose runs of ``steps`` steps end in the lowest mean loss, between the rates that were run by a
-            parabola through the best one and its neighbours; ``None`` where ``why`` says why there is none.
-        interval: where that rate lies over resamples of the seeds, 95 % of them; ``None`` for one seed or without a best
-            rate.
+        suggested: the rate whose runs of ``steps`` steps end in the lowest mean loss, interpolated between the rates that
+            were run by a parabola through the best one and its neighbours; ``None`` if there is no such rate (see ``why``).
+        interval: the interval of that rate that holds 95 % of the resamples of the seeds; ``None`` for one seed or without
+            a best rate.
         why: the reason for having no suggestion; ``""`` if there is one.
         largest_stable: the largest rate at which, as at all tested ones below, the runs of every seed went well: no loss
             that is not finite, none that ends above its start by more than the noise of batches and the best descent, and
             none that keeps less than a tenth of the best descent. ``None`` if there is none within the range.
-        unstable_at: the lowest rate at which a run did not; ``None`` if the range ends before, so that the largest stable
-            rate is *at least* ``largest_stable``.
+        unstable_at: the lowest rate at which a run did not go well; ``None`` if the range ends before, so that the largest
+            stable rate is *at least* ``largest_stable``.
         own: the user's rate, where the optimizer has one.
         start_loss: mean loss of the start.
-        start_noise: standard deviation of that from batch to batch.
+        start_noise: standard deviation of the loss of the start from batch to batch.
         steps: training steps of a run at one rate.
         seeds: one for each order of batches.
         sweeps: the range tests, one for each seed.
         runs: runs at one rate from the start, by their rates.
         warmup: what a warm-up changes; ``None`` if it was not tried.
-        steps_spent: training steps of all of it.
-        budget: how many they could have been.
+        steps_spent: training steps of the whole search.
+        budget: the most training steps that it could have taken.
         undone: what the budget was not enough for.
         seconds: wall-clock time.
     """
@@ -97,7 +95,7 @@ class LearningRates:
 
     @property
     def verdict(self) -> str:
-        """What was found, in a sentence without its full stop."""
+        """The finding, in a sentence without its full stop."""
         if self.suggested is None:
             return f"no suggestion: {self.why}"
         found = f"{self.optimizer} does best at {_rate(self.suggested)}{self._spread()}, {self._stability()}"
@@ -198,13 +196,10 @@ class LearningRates:
 
     def _repr_html_(self) -> str:
         """The words and the picture, for notebooks."""
-        picture = io.BytesIO()
-        self.plot().savefig(picture, format="png", dpi=80)
-        encoded = base64.b64encode(picture.getvalue()).decode("ascii")
-        return f'<pre>{html.escape(str(self))}</pre><img src="data:image/png;base64,{encoded}" alt="learning rates">'
+        return in_notebook(str(self), self.plot(), "learning rates")
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON."""
+        """The whole result as plain values, for JSON."""
         names = ("model", "optimizer", "suggested", "why", "largest_stable", "unstable_at", "own")
         more = ("start_loss", "start_noise", "steps", "steps_spent", "budget", "seconds")
         found: dict[str, Any] = {"format": FORMAT, "verdict": self.verdict, "advice": self.advice}
@@ -247,7 +242,7 @@ class LearningRates:
 
         Args:
             others: what was found for other starts of the network, by their names, to be drawn in the same picture.
-            name: of this one.
+            name: of this start.
 
         Returns:
             A figure that belongs to no window.
@@ -268,14 +263,12 @@ class LearningRates:
         Raises:
             FileExistsError: if something else is there.
         """
-        path = Path(folder).expanduser()
 
         def write(temporary: Path) -> None:
             write_json(temporary / "learning-rates.json", self.to_dict())
-            self.plot().savefig(temporary / "plot.png", format="png", dpi=110)
+            (temporary / "plot.png").write_bytes(png(self.plot(), 110))
 
-        write_folder(path, write, CONTENTS)
-        return path
+        return write_folder(folder, write, CONTENTS)
 
 
 def _of_runs(one: RateRuns) -> dict[str, Any]:

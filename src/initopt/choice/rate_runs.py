@@ -21,7 +21,7 @@ _SMOOTHING = 0.8
 
 
 class Runner(Protocol):
-    """What trains from the start, always the same one, with a rate for each step."""
+    """A function that trains from the start, always the same one, with a rate for each step."""
 
     def __call__(self, seed: int, rates: Sequence[float], hopeless: Callable[[int, float], bool]) -> list[float]:
         """The losses of the steps, each before its update; a run ends early with a loss that is not finite or hopeless.
@@ -35,7 +35,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done.
+    """The plan of a search.
 
     Attributes:
         seeds: one for each order of batches.
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def least(self) -> int:
-        """The steps without which nothing can be said."""
+        """The number of steps without which nothing can be said."""
         return len(self.seeds) * (max(self.steps, self.sweep_steps) + self.sweep_steps + 3 * self.steps)
 
 
@@ -87,7 +87,7 @@ class Start:
 
     @property
     def mean(self) -> float:
-        """Over all batches."""
+        """The mean loss over all batches."""
         return fmean(loss for losses in self.losses.values() for loss in losses)
 
     @property
@@ -96,7 +96,7 @@ class Start:
         return float(np.std([loss for losses in self.losses.values() for loss in losses]))
 
     def hopeless(self, seed: int) -> Callable[[int, float], bool]:
-        """Of a seed: whether the loss of a step is so high that the run is given up."""
+        """For a seed, whether the loss of a step is so high that the run is given up."""
         most = _HOPELESS * max(abs(self.mean), self.noise)
         return lambda step, loss: loss - self.losses[seed][step] > most
 

@@ -23,7 +23,7 @@ _LOST = 0.1
 """A run at a rate above the best one that keeps less than this share of the best descent has lost what it could learn."""
 
 _LITTLE = 0.01
-"""A descent by less than this share of the loss is none: to learn how frequent classes are takes no more."""
+"""A descent by less than this share of the loss does not count: learning how frequent classes are takes no more."""
 
 _FACTORS = (1, 2, 4, 8)
 """Multiples of the largest stable rate that a warm-up is tried at."""
@@ -61,7 +61,7 @@ class Search:
         self.warmup: Warmup | None = None
 
     def run(self) -> None:
-        """Do all of it, as far as the budget goes."""
+        """Do the whole search, as far as the budget goes."""
         self._look_at_start()
         self._sweep()
         stages = {
@@ -104,12 +104,12 @@ class Search:
 
     @property
     def known(self) -> list[RateRuns]:
-        """Those without a warm-up, by their rates."""
+        """The runs without a warm-up, by their rates."""
         return sorted(self.runs, key=lambda one: one.lr)
 
     @property
     def best(self) -> RateRuns | None:
-        """The one with the largest mean descent."""
+        """The runs at the rate with the largest mean descent."""
         return max((t for t in self.runs if t.whole and not t.diverged), key=lambda t: t.gain, default=None)
 
     def _try(self, lr: float, warmup: int = 0, enough: bool = False) -> RateRuns:
@@ -248,7 +248,7 @@ class Search:
     # What follows
 
     def suggestion(self) -> tuple[float | None, tuple[float, float] | None, str]:
-        """The rate with the lowest loss in the end, its interval over seeds, and why there is none if there is none."""
+        """The rate with the lowest loss at the end, its interval over seeds, and the reason if there is no such rate."""
         plan, best = self._plan, self.best
         steps = counted(plan.steps, "step")
         if best is None:

@@ -39,13 +39,13 @@ class Row:
         outcome: what became of it; see :data:`Outcome`.
         steps: training steps of each run.
         loss: mean loss on the batches held out, over the seeds; infinite if a run diverged.
-        difference: to the loss of the network's own start after as many steps, as a share of that: -0.4 is 40 % lower. As
-            it is, where ``Choice.relative`` is not true.
+        difference: to the loss of the network's own start after as many steps, as a share of that: -0.4 is 40 % lower. It
+            is absolute where ``Choice.relative`` is false.
         low: lower end of the interval of the difference; nan for a start that did not come to the end.
         high: its upper end, likewise.
         training_loss: mean loss over the last fifth of the steps.
-        lower: in how many seeds the loss is lower than that of the network's own.
-        diverged: how many runs diverged.
+        lower: number of seeds in which the loss is lower than that of the network's own.
+        diverged: number of runs that diverged.
         cost: of making the start once, in training steps.
         why: why it failed or diverged; ``""`` if it did not.
         curves: of its runs, one for each seed.
@@ -73,9 +73,9 @@ class Cost:
 
     Attributes:
         training: steps that were done.
-        initialization: what making the starts took, in the time of a training step.
-        looks: what the looks at batches held out took, a third of a step for each.
-        seconds: of all of it.
+        initialization: time of making the starts, in units of a training step.
+        looks: cost of the looks at batches held out, a third of a step for each.
+        seconds: of the whole race.
     """
 
     training: int
@@ -85,7 +85,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all parts."""
         return self.training + self.initialization + self.looks
 
     def __str__(self) -> str:

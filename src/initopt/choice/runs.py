@@ -65,7 +65,7 @@ class Run:
 
 @dataclass
 class Begun:
-    """What came of a start with a seed.
+    """A start made with a seed, and the runs from it.
 
     Attributes:
         runs: one for each rate; none if the start could not be made.
@@ -80,7 +80,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all runs of a race have.
+    """The parts that all runs of a race share.
 
     Attributes:
         make_model: gives a new model for a seed, with its own start.
@@ -190,10 +190,10 @@ def check_sendable(shared: Shared, starts: Iterable[Initialization]) -> None:
 
 
 class Hands:
-    """Who does the runs: this process, or several others.
+    """The processes that do the runs: this one, or several others.
 
     Args:
-        shared: what all runs have.
+        shared: the parts that all runs share.
         workers: how many processes; 1 for this one alone.
     """
 
@@ -223,7 +223,7 @@ class Hands:
 
 
 _SHARED: list[Shared] = []
-"""What the runs of this process share, if it is one of the others."""
+"""The parts that the runs of this process share, if it is one of several."""
 
 
 def _enter(shared: bytes, threads: int, number: int) -> None:

@@ -26,14 +26,14 @@ _SATURATING = {"tanh", "sigmoid", "softsign", "hardtanh", "logsigmoid"}
 
 
 def as_starts(starts: Sequence[Any] | Mapping[str, Any]) -> list[Initialization]:
-    """What the user gave as starts, with the network's own first.
+    """The starts that the user gave, with the network's own first.
 
     Args:
         starts: names, methods, functions, lists of these, or initializations, as :func:`initopt.compare` takes them; or a
             dict of these by name.
 
     Raises:
-        ValueError, TypeError: for what is none of that, and for what has no place in a race.
+        ValueError, TypeError: for anything else, and for what has no place in a race.
     """
     if isinstance(starts, str) or not isinstance(starts, (Sequence, Mapping)):
         raise TypeError(
@@ -143,6 +143,6 @@ def make_start(
 def nominal_steps(start: Initialization) -> int:
     """A rough cost of a start in training steps: 8 for each step of a method, 1 for a scheme or function.
 
-    A step of NIO took 5 to 10 times as long as a training step of small networks on a processor.
+    A step of NIO took 5 to 10 times as long as a training step of small networks on a CPU.
     """
     return sum(8 * getattr(step, "steps", 0) or 1 for step in start.steps)

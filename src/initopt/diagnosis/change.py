@@ -117,7 +117,7 @@ def look_at(
     num_subbatches: int = 4,
     seed: int,
 ) -> Checkup:
-    """Look at a model as it is; it stays so.
+    """Look at a model, which stays as it is.
 
     Args:
         model: the model.

@@ -29,7 +29,7 @@ from initopt.training.optimizers import OptimizerFactory, check_optimizer
 __all__ = ["assert_healthy", "check", "diagnose"]
 
 REMEDIES = (*(name for name in NAMES if name != "default"), "default", "lsuv", "nio")
-"""What :func:`diagnose` can try."""
+"""The remedies that :func:`diagnose` can try."""
 
 _HOPELESS = ("S603", "S604")
 """Rules that find something where a model cannot be run, or has nothing to differentiate."""
@@ -108,8 +108,9 @@ def diagnose(
         model: the model; afterwards it is as it was, also after an exception.
         loader: an iterable of batches, as for :func:`initopt.measure`; a few are kept in memory.
         loss_fn: as for :func:`initopt.measure`.
-        optimizer: what makes the optimizer of parameters, such as ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the
-            optimizer itself: for the size of the first step, and to train copies for a few steps.
+        optimizer: a function of parameters that makes the optimizer, such as
+            ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the optimizer itself: for the size of the first step, and
+            to train copies for a few steps.
         num_batches: the most batches to look at; 4 take the passes of 2.7 training steps, and the time of 6 to 8.
         num_subbatches: D, the number of sub-batches that each batch is split into, 2 to the batch size.
         tries: the remedies to try if something is wrong: names in :data:`initopt.schemes.NAMES`, ``"lsuv"``, ``"nio"``;
@@ -121,7 +122,7 @@ def diagnose(
         progress: whether to show a progress bar; by default, if standard error is a terminal.
 
     Returns:
-        The diagnosis, whose ``str()`` says it all on a screen.
+        The diagnosis, whose ``str()`` fits on a screen.
 
     Raises:
         ValueError, TypeError: for arguments that cannot work; the message says what is allowed.

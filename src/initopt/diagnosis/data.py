@@ -1,4 +1,4 @@
-"""What a diagnosis sees of the data: inputs, targets, and the outputs of the model beside them."""
+"""The data as a diagnosis sees them: inputs, targets, and the outputs of the model beside them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Values:
         count: values seen.
         low: least of them.
         high: largest.
-        broken: how many are infinite or not a number.
+        broken: number of values that are infinite or not a number.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Values:
         return math.sqrt(self._square / self.count) if self.count else math.nan
 
     def feature_deviations(self) -> list[float]:
-        """The standard deviation of every feature, of inputs that have some."""
+        """The standard deviation of every feature, for inputs that have features."""
         if self._features is None:
             return []
         sums, squares, count = self._features
@@ -84,13 +84,13 @@ class Values:
 
 @dataclass(eq=False)
 class DataFacts:
-    """What was seen of inputs and targets.
+    """The facts about inputs and targets that were seen.
 
     Attributes:
-        task: what the loss is, as far as it can be told.
-        samples: how many were seen.
+        task: the kind of loss, as far as it can be told.
+        samples: number of samples that were seen.
         inputs: floating-point inputs by the expression that reaches them.
-        repeated: how many samples had been seen before, inputs and all.
+        repeated: number of samples that had been seen before, with all their inputs.
         classes: how often each label was seen, of integer targets.
         targets: sums over floating-point targets.
     """
@@ -106,7 +106,7 @@ class DataFacts:
 
     @classmethod
     def of(cls, criterion: Any) -> DataFacts:
-        """None yet, for what the user gave as the loss."""
+        """No facts yet, for the loss that the user gave."""
         return cls(_given=criterion)
 
     def add(self, batch: Any, size: int) -> None:
@@ -160,7 +160,7 @@ class DataFacts:
 
     @property
     def prior_entropy(self) -> float:
-        """The loss of an output that is just the frequencies of the classes, in nats; nan if these are not known."""
+        """The loss of an output that states the frequencies of the classes, in nats; nan if these are not known."""
         if self.task == "binary":
             share = self.targets.mean
             return -sum(p * math.log(p) for p in (share, 1 - share) if p > 0) if 0 <= share <= 1 else math.nan
@@ -178,7 +178,7 @@ def _parts(batch: Any) -> tuple[Any, Any]:
 
 @dataclass(eq=False)
 class OutputFacts:
-    """What was seen of the output of the model: its first tensor, or its ``logits``.
+    """The facts about the output of the model that were seen: of its first tensor, or its ``logits``.
 
     Attributes:
         channels: entries along the dimension of an output bias; 0 if there are none.

@@ -1,12 +1,12 @@
-"""What a diagnosis has found, and the forms that it is shown in."""
+"""The findings of a diagnosis, and the forms that they are shown in."""
 
 from __future__ import annotations
 
 import math
 import os
 import textwrap
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from initopt._support.checks import check_choice, data_frame
 from initopt._support.files import Contents, write_folder
 from initopt._support.words import first_few
 from initopt.diagnosis.folding import listed
-from initopt.diagnosis.rows import Row, in_units, rows_of, shortened, table
+from initopt.diagnosis.rows import Row, in_units, plain_row, rows_of, shortened, table
 from initopt.diagnosis.rules import RULES, SEVERITIES, Finding
 from initopt.diagnosis.rules.base import notable
 from initopt.diagnosis.seen import Block, Trace
@@ -44,10 +44,10 @@ class Diagnosis:
 
     Attributes:
         model: class of the model.
-        trace: all that was seen.
+        trace: the record of all that was seen.
         findings: what the rules say, the worst first.
         tried: remedies that were tried on a copy, the best first.
-        untried: why none was; ``""`` if one was.
+        untried: the reason why no remedy was tried; ``""`` if one was.
     """
 
     model: str
@@ -162,10 +162,10 @@ class Diagnosis:
         Raises:
             ImportError: without pandas.
         """
-        return data_frame([{f.name: getattr(row, f.name) for f in fields(row)} for row in self.rows])
+        return data_frame(list(map(plain_row, self.rows)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the form that docs/diagnosis.md describes."""
+        """The whole diagnosis as plain values, in the form that docs/diagnosis.md describes."""
         trace = self.trace
         blocks = [_of_block(block) for block in trace.blocks]
         return {
@@ -184,7 +184,7 @@ class Diagnosis:
             "blocks": blocks,
             "whole": _of_block(trace.whole) | {"sign_agreement": trace.sign_agreement},
             "attention_entropy": trace.attention,
-            "rows": [{f.name: _listed(getattr(row, f.name)) for f in fields(row)} for row in self.rows],
+            "rows": [{name: _listed(value) for name, value in plain_row(row).items()} for row in self.rows],
         }
 
     def plot(self) -> Figure:
@@ -211,13 +211,11 @@ class Diagnosis:
         """
         from initopt.diagnosis.page import write_all
 
-        path = Path(folder).expanduser()
-        write_folder(path, lambda temporary: write_all(self, temporary), CONTENTS)
-        return path / "diagnosis.html"
+        return write_folder(folder, partial(write_all, self), CONTENTS) / "diagnosis.html"
 
 
 def as_plain(finding: Finding) -> dict[str, Any]:
-    """A finding as JSON has it."""
+    """A finding as plain values, for JSON."""
     return {
         "rule": finding.rule,
         "name": RULES[finding.rule].name,

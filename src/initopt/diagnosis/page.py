@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from initopt._support.files import write_json
+from initopt._support.pages import write_page, write_rows
 from initopt.diagnosis.folding import fold
+from initopt.diagnosis.rows import plain_row
 from initopt.diagnosis.rules import RULES, Finding
 
 if TYPE_CHECKING:
     from initopt.diagnosis.diagnosis import Diagnosis
     from initopt.diagnosis.rows import Row
 
-__all__ = ["fragment", "page", "write_all"]
+__all__ = ["fragment", "write_all"]
 
 _STYLE = """
 .initopt-diagnosis { --ink: #1b1f24; --faint: #667; --line: #d5d9de; --ground: #fff; --panel: #f5f7f9;
@@ -48,40 +48,22 @@ right; white-space: nowrap; }
   .initopt-diagnosis .scroll { overflow: visible; } }
 """
 
-_GROUND = "body { margin: 0; } @media (prefers-color-scheme: dark) { body { background: #14171a; } }"
+_HEAD = (
+    '<meta name="color-scheme" content="light dark">'
+    "<style>body { margin: 0; } @media (prefers-color-scheme: dark) { body { background: #14171a; } }</style>"
+)
 
 
 def write_all(diagnosis: Diagnosis, folder: Path) -> None:
     """Write the page, the JSON and the table into a folder that is there."""
-    (folder / "diagnosis.html").write_text(page(diagnosis), encoding="utf-8")
+    title = f"initopt diagnosis of {diagnosis.model}"
+    write_page(folder / "diagnosis.html", title, fragment(diagnosis), _HEAD)
     write_json(folder / "diagnosis.json", diagnosis.to_dict())
-    with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        names = [f.name for f in fields(diagnosis.rows[0])] if diagnosis.rows else []
-        writer = csv.writer(file)
-        writer.writerow(names)
-        for row in diagnosis.rows:
-            writer.writerow([_flat(getattr(row, name)) for name in names])
-
-
-def _flat(value: object) -> object:
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return "" if isinstance(value, float) and math.isnan(value) else value
-
-
-def page(diagnosis: Diagnosis) -> str:
-    """A whole page."""
-    title = f"initopt diagnosis of {escape(diagnosis.model)}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title><style>{_GROUND}</style></head><body>\n{fragment(diagnosis)}\n</body></html>\n"
-    )
+    write_rows(folder / "rows.csv", list(map(plain_row, diagnosis.rows)))
 
 
 def fragment(diagnosis: Diagnosis) -> str:
-    """What a notebook shows."""
+    """The HTML that a notebook shows."""
     trace = diagnosis.trace
     parts = [
         f"<style>{_STYLE}</style><div class='initopt-diagnosis'>",

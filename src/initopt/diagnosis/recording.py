@@ -1,4 +1,4 @@
-"""What is seen of a model while it runs: the outputs of its modules, its activations, and the gradients that come back."""
+"""A record of a model while it runs: outputs of its modules, its activations, and the gradients that come back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def real(tensor: Tensor) -> Tensor:
 
 
 def is_tiny(gradient: Tensor) -> Tensor:
-    """Which entries of a gradient half precision has no number for; in half precision, zeros are among them."""
+    """Mask of the entries of a gradient that half precision has no number for; in half precision, zeros are among them."""
     if gradient.dtype == torch.float16:
         return gradient.abs() < torch.finfo(torch.float16).tiny
     return (gradient != 0) & (gradient.abs() < TINY)
@@ -69,7 +69,7 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 class Node:
-    """What is summed up of the outputs of one call, over all passes.
+    """Sums over the outputs of one call, over all passes.
 
     Attributes:
         name: path of the module, with the function or the number of the call where these tell it apart.
@@ -159,7 +159,7 @@ class Node:
         return float((-(shares * shares.log()).sum()).exp())
 
     def figures(self) -> dict[str, float]:
-        """What was summed up, by the names of the fields of :class:`initopt.diagnosis.seen.Call`."""
+        """The sums, by the names of the fields of :class:`initopt.diagnosis.seen.Call`."""
         found = torch.stack(self._figures).double().cpu()
         size, mean, square, variance = found[:, 0], found[:, 1], found[:, 2], found[:, 3]
         largest = size.max()
@@ -188,7 +188,7 @@ class Node:
 
     @property
     def units(self) -> int:
-        """Channels or features."""
+        """The number of channels or features."""
         return 0 if self._largest is None else len(self._largest)
 
 
@@ -241,7 +241,7 @@ class Recorder(TorchFunctionMode):
 
     Args:
         model: the model.
-        parts: how many passes make up the first batch, of which the effective ranks are.
+        parts: number of passes that make up the first batch, on which the effective ranks are taken.
 
     Attributes:
         nodes: by name, in the order in which they first ran.
@@ -281,7 +281,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def running(self, samples: int, backward: bool) -> Iterator[None]:
-        """A block of one forward pass over some samples, that a backward pass follows, or not."""
+        """A block of one forward pass over some samples, with or without a backward pass after it."""
         self._counts, self._stack, self._inner = {}, [], None
         self._samples, self._backward, self._running, self.output = samples, backward, True, None
         try:

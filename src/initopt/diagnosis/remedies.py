@@ -71,12 +71,11 @@ def remedies_for(findings: Sequence[Finding]) -> tuple[str, ...]:
 
 
 def vital_signs(trace: Trace) -> dict[str, float]:
-    """Figures by which a start is judged, those of which can be told.
+    """Figures by which a start is judged, as far as they can be told.
 
     Returns:
-        ``"dead units"``, the largest share in a layer; ``"saturated"``, likewise; ``"signal"``, of the last layer
-        relative to the
-        first; ``"gradient of the first layer"``, relative to that of the last; ``"loss"``.
+        ``"dead units"``, the largest share in a layer; ``"saturated"``, likewise; ``"signal"``, of the last layer relative
+        to the first; ``"gradient of the first layer"``, relative to that of the last; ``"loss"``.
     """
     figures = {"dead units": max((c.dead for c in trace.calls if c.function in ("relu", "relu6")), default=math.nan)}
     figures["saturated"] = max((c.saturated for c in trace.calls if c.saturated > 0), default=math.nan)
@@ -98,12 +97,12 @@ class Trial:
         name: of the remedy.
         before: figures of the model as it is; see :func:`vital_signs`.
         after: those of the copy.
-        findings: above notes, that are left on the copy.
+        findings: findings above notes that are left on the copy.
         steps: training steps that both were given; 0 without an optimizer.
         trained_before: mean loss of the model over the last of these steps; nan without any.
         trained_after: that of the copy.
         failure: why it could not be tried; ``""`` if it was.
-        found: how many findings above notes the model has.
+        found: number of findings above notes that the model has.
     """
 
     name: str
@@ -118,7 +117,7 @@ class Trial:
 
     @property
     def call(self) -> str:
-        """How to apply it."""
+        """The call that applies the remedy."""
         if self.name in schemes.NAMES:
             return f'initopt.schemes.apply_(model, "{self.name}", batch)'
         return f"initopt.{self.name}(model, batches)"
@@ -136,7 +135,7 @@ class Trial:
 
     @property
     def changes(self) -> str:
-        """What it changes, in words."""
+        """The changes that the remedy makes, in words."""
         if self.failure:
             return self.failure
         pairs = [(name, self.before[name], self.after[name]) for name in self.before if name in self.after]
@@ -149,7 +148,7 @@ class Trial:
         return "; ".join([*changed, left])
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """The trial as plain values."""
         names = ("name", "before", "after", "steps", "trained_before", "trained_after", "failure", "better", "changes")
         return {name: getattr(self, name) for name in names} | {"findings": [finding.rule for finding in self.findings]}
 
@@ -170,15 +169,15 @@ def _differ(name: str, before: float, after: float) -> bool:
 
 @dataclass(frozen=True)
 class Remedies:
-    """What is tried, and on what.
+    """Remedies to be tried on copies of a model.
 
     Attributes:
         model: the model, which stays as it is.
         batches: a few, kept in memory.
         loss_fn: the user's.
         seen: the trace of the model.
-        findings: of it.
-        optimizer: what makes the user's optimizer; ``None`` for no training steps.
+        findings: those of the model.
+        optimizer: makes the user's optimizer; ``None`` for no training steps.
         seed: for all that is drawn.
     """
 
@@ -195,7 +194,7 @@ class Remedies:
 
         Args:
             names: of schemes, ``"lsuv"`` or ``"nio"``.
-            budget: training steps that all of it may cost; what does not fit is not tried.
+            budget: training steps that all remedies may cost; what does not fit is not tried.
             report: is told of each that is done.
         """
         wanted = list(names)

@@ -1,10 +1,11 @@
-"""The rows of a diagnosis: what is known of every layer, and the table of them."""
+"""The rows of a diagnosis, one for every layer, and the table of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -12,21 +13,21 @@ from initopt.diagnosis.rules import SEVERITIES, Finding
 from initopt.diagnosis.seen import Block, Call, TensorTrace, Trace
 from initopt.model.parameters import is_bias
 
-__all__ = ["Row", "in_units", "rows_of", "shortened", "table"]
+__all__ = ["Row", "in_units", "plain_row", "rows_of", "shortened", "table"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A call of a module or an activation, with the parameters of the module; or parameters of no such module.
+    """A call of a module or an activation, with the parameters of the module; or parameters that belong to no such module.
 
     Attributes:
         name: path of the module, with the function or the number of the call; the tensor's name for parameters alone.
         kind: class of the module, name of the function, or ``"parameter"``.
         output: shape of the output without its first dimension; that of the tensor for parameters alone.
-        parameters: how many numbers the module itself holds.
+        parameters: number of entries of the parameters that the module itself holds.
         weight_rms: root mean square of its largest parameter; nan without one.
         rms: root mean square of the output.
-        mean: its mean.
+        mean: mean of the output.
         spread: the part of it that depends on the input, in [0, 1].
         dead: share of units that are zero for all samples.
         saturated: share of entries at the flat ends of a sigmoid or tanh.
@@ -34,15 +35,15 @@ class Row:
         rank: effective rank of the output on the first batch.
         slope: norm of the gradient of a sample's loss with respect to the output.
         gradient_rms: root mean square of the mean gradient with respect to the largest parameter.
-        gradient_share: of the squared norm of the whole gradient, of all its parameters.
+        gradient_share: share of all its parameters in the squared norm of the whole gradient.
         grad_cosine: GradCosine of its parameters.
-        signal_to_noise: of the gradient of a batch, of its parameters.
-        sign_agreement: of the gradients of sub-batches, of its largest parameter.
-        scale_invariant: whether the loss does not change with the scale of that.
-        update: size of the first update relative to it; nan without an optimizer.
-        fate: of that; see :class:`initopt.diagnosis.seen.TensorTrace`.
+        signal_to_noise: signal-to-noise ratio of the gradient of a batch, for its parameters.
+        sign_agreement: agreement of the signs of the gradients of sub-batches, for its largest parameter.
+        scale_invariant: whether the loss does not change with the scale of its largest parameter.
+        update: size of the first update relative to the largest parameter; nan without an optimizer.
+        fate: what becomes of the largest parameter; see :class:`initopt.diagnosis.seen.TensorTrace`.
         rules: codes of the rules that found something here, the worst first.
-        severity: the worst of theirs; ``""`` if there is none.
+        severity: the worst severity of what they found; ``""`` if there is none.
     """
 
     name: str
@@ -68,6 +69,11 @@ class Row:
     fate: str
     rules: tuple[str, ...]
     severity: str
+
+
+def plain_row(row: Row) -> dict[str, Any]:
+    """The attributes of a row, by name."""
+    return {f.name: getattr(row, f.name) for f in fields(row)}
 
 
 def rows_of(trace: Trace, findings: Sequence[Finding]) -> tuple[Row, ...]:

@@ -1,4 +1,4 @@
-"""What one pass has seen: calls of modules, tensors, and sums over them."""
+"""The record of one pass: calls of modules, tensors, and sums over them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Call:
         matrix: whether it is a linear map.
         parameters: names of the parameters of the module itself.
         shape: of the output, without its first dimension.
-        units: channels or features.
+        units: number of channels or features.
         rms: root mean square.
         mean: mean.
         deviation: root mean square deviation of each unit from its mean over samples and positions: the part that depends
@@ -78,7 +78,7 @@ class Block:
     Attributes:
         name: of the tensor or block.
         gram: Gram matrices of the sub-batch gradients, float64, shape ``(batches, D, D)``.
-        share: of the squared norm of the whole gradient; nan if there is none.
+        share: share of the squared norm of the whole gradient; nan if there is none.
         small_batch: samples of a sub-batch.
         big_batch: samples of a batch.
     """
@@ -115,7 +115,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class TensorTrace(Block):
-    """What is known of a parameter tensor.
+    """The facts about a parameter tensor.
 
     Attributes:
         shape: of the tensor.
@@ -166,21 +166,21 @@ class Opened:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """All that one pass has seen.
+    """The record of all that one pass has seen.
 
     Attributes:
         calls: the outputs of modules and activations, in the order in which they first ran.
         tensors: all parameters, in the order of the model.
         blocks: sums over the tensors of a block of the network.
         whole: the sum over all.
-        losses: of every sub-batch.
-        data: of inputs and targets.
-        output: of the model.
+        losses: the loss of every sub-batch.
+        data: the facts about inputs and targets.
+        output: the facts about the output of the model.
         attention: mean entropy of attention weights relative to that of uniform ones, by the path of the module.
-        warnings: what initopt said of the first batch.
+        warnings: warnings of initopt about the first batch.
         refusal: why the pass ended at the first batch; ``None`` if it did not.
         half: whether the model runs in half precision, float16, or autocast to it.
-        num_batches: that were seen.
+        num_batches: number of batches that were seen.
         opened: a pass in which branches that start next to closed are open; ``None`` if there are none.
     """
 
@@ -200,7 +200,7 @@ class Trace:
 
     @property
     def sign_agreement(self) -> float:
-        """That of all parameters that train together (:func:`initopt.functional.sign_agreement`); nan without any."""
+        """Agreement of signs of all parameters that train (:func:`initopt.functional.sign_agreement`); nan without any."""
         known = [(t.agreement, math.prod(t.shape)) for t in self.tensors if not math.isnan(t.agreement)]
         entries = sum(count for _, count in known)
         return sum(value * count for value, count in known) / entries if entries else math.nan
@@ -215,7 +215,7 @@ class Trace:
 
     @property
     def extent(self) -> str:
-        """How much was seen, in words."""
+        """The amount of data that was seen, in words."""
         return f"{self.num_batches} batch{'es' if self.num_batches > 1 else ''}, {self.data.samples} samples"
 
     @property

@@ -49,7 +49,7 @@ def trace(
     seed: int | None = None,
     progress: Progress = None,
 ) -> Trace:
-    """See all of a model on a few batches, without changing it.
+    """Trace a model on a few batches, without changing it.
 
     Every other batch, from the first on, is run in sub-batches and differentiated; the others are only run, so that 4
     batches take the passes of 2.7 training steps; the statistics of all outputs take about as long again. Beside a training
@@ -62,7 +62,7 @@ def trace(
         loss_fn: as for :func:`initopt.measure`.
         num_batches: the most batches to take; fewer if there are no more.
         num_subbatches: D, the number of sub-batches that each batch is split into, 2 to the batch size.
-        optimizer: what makes an optimizer of parameters, to see its first update on copies of them.
+        optimizer: a function of parameters that makes an optimizer, to see its first update on copies of them.
         seed: base of the seeds for what the model draws; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
 

@@ -1,4 +1,4 @@
-"""What a first step would do, seen on copies of the parameters."""
+"""The effects of a first step, seen on copies of the parameters."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Weight:
 
     @cached_property
     def has_values(self) -> bool:
-        """Whether there is something to look at: not of a tensor on the meta device, or a lazy or empty one."""
+        """Whether there are values to look at: a tensor on the meta device, or a lazy or empty one, has none."""
         uninitialized = isinstance(self.value, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer))
         return not uninitialized and not self.value.is_meta and self.value.numel() > 0
 
@@ -86,7 +86,7 @@ class Weight:
 
     @cached_property
     def matrices(self) -> list[Tensor]:
-        """The matrices of linear maps in it, outputs along the first dimension; empty if it is none of these."""
+        """The matrices of linear maps in it, outputs along the first dimension; empty if it holds none."""
         for name, module in self.holders:
             for found in matrices_of(module):
                 if found.name == name:
@@ -106,13 +106,13 @@ class Weight:
 
     @cached_property
     def rows(self) -> Tensor | None:
-        """Its values as rows: one for each output, embedded thing or expert; ``None`` of vectors."""
+        """Its values as rows: one for each output, embedded thing or expert; ``None`` for vectors."""
         value = self.local
         return None if value.ndim < 2 or value.is_complex() else value.flatten(1)
 
     @cached_property
     def repeated_rows(self) -> int:
-        """How many rows are equal to an earlier one, zeros aside."""
+        """The number of rows that are equal to an earlier one, zeros aside."""
         rows = self.rows
         if rows is None or len(rows) < 2:
             return 0

@@ -96,7 +96,7 @@ class FallingBackEngine(Engine):
       exact, and with 8 sub-batches or more, where ``graph`` takes longer, there is a warning.
     - From either to ``recompute`` if their graphs are not going to fit into the memory budget, and to parts of sub-batches
       if one graph is not; by an estimate on the first batch (:mod:`initopt.engines.memory`).
-    - The same when memory runs out all the same, with a warning, and when each pass writes into what the last one saved.
+    - The same when memory runs out nevertheless, with a warning, and when each pass writes into what the last one saved.
     - From an exact engine to ``differences`` when an operation has no second derivative, or one that is not to be trusted,
       with a warning.
 
@@ -280,6 +280,3 @@ class _FallingBack(Evaluation):
             self._engine._fall_back(error, second=True)
         self._engine.free_cached()
         return of(self._engine.evaluate(self._batch, differentiate=True))
-
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        return self._inner.derivatives_along(weights)

@@ -49,6 +49,7 @@ class Evaluation:
     """
 
     gram: Tensor
+    _gradients: Sequence[Gradients] = ()
 
     def scale_derivatives(self, gram_derivative: Tensor) -> Tensor:
         """Derivative of a function of the Gram matrix with respect to every scaled tensor, along that tensor.
@@ -73,12 +74,12 @@ class Evaluation:
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         """<dW_k, W_k> of sum_d <v_d, g_d> with v_d = sum_e weights[d, e] g_e held fixed, for every scaled tensor."""
-        raise RuntimeError("the batch was evaluated with differentiate=False")
+        return self.vector_derivatives(weighted_sums(self._gradients, weights))
 
     def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
-        """As :meth:`scale_derivatives`, of sum_d <v_d, g_d> for vectors of one's own, for what is not a function of K.
+        """As :meth:`scale_derivatives`, of sum_d <v_d, g_d> for given vectors: for functions that are not functions of K.
 
-        Must be called before the weights change, and once, in the place of the other.
+        Must be called before the weights change, and once, instead of :meth:`scale_derivatives`.
 
         Args:
             vectors: v_d of every sub-batch, held fixed; a tensor per ``problem.grad_params``, in the precision of the
@@ -90,7 +91,7 @@ class Evaluation:
 class Engine(ABC):
     """A way to get Gram matrices and their derivatives out of a model.
 
-    An engine knows the model and autograd, and nothing of objectives.
+    An engine knows the model and autograd, and nothing about objectives.
 
     Attributes:
         name: its name.
@@ -112,18 +113,18 @@ class Engine(ABC):
 
     @property
     def microbatch(self) -> int | None:
-        """Most samples of a sub-batch that are run at a time, as far as is known by now; ``None`` for all of them."""
+        """The most samples of a sub-batch that are run at a time, as far as is known so far; ``None`` for all of them."""
         return self.problem.microbatch
 
     def state(self) -> dict[str, Any]:
-        """What later evaluations depend on beside their batch, as JSON has it."""
+        """The state that later evaluations depend on besides their batch, as plain values for JSON."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - most engines have none
         """Go on from a state: the inverse of :meth:`state`."""
 
     def distrust(self, why: str) -> None:
-        """Hear that second derivatives are not to be trusted, before the first batch; an engine may do without."""
+        """Take note, before the first batch, that second derivatives cannot be trusted; an engine may do without them."""
         warn(f'initopt: {why}. {self.name!r} takes it as it is; engine="differences" does without')
 
     @abstractmethod
@@ -143,7 +144,8 @@ class Engine(ABC):
 def fold_gradients(loss: Tensor, tensors: Sequence[Tensor], note: Callable[[int, Tensor], None]) -> None:
     """Hand the gradients of a loss to a function, real and one at a time, so that no two are in memory.
 
-    Not by ``loss.backward()``, which runs what others have hung on it: an optimizer's step, a reduction over processes.
+    This is not done by ``loss.backward()``, which would run the hooks of others: an optimizer's step, a reduction over
+    processes.
 
     Args:
         loss: with its graph, which is freed.
@@ -166,8 +168,8 @@ BLOCK = 1 << 22
 """Entries of the gradients of one parameter that are multiplied at a time, and copied for it."""
 
 MANY = 16
-"""Sub-batches from which on such a product is taken in single precision, if the gradients are, and only the sum of the
-products in double: the product then is a cost, and its rounding error is far below that of the gradients."""
+"""Number of sub-batches above which such a product is taken in single precision, if the gradients have that, and only the
+sum of the products in double: the product is costly then, and its rounding error is far below that of the gradients."""
 
 
 def fits_single(part: Tensor) -> bool:
@@ -187,7 +189,7 @@ class GramSum:
         self._by_device: dict[torch.device, Tensor] = {}
 
     def precision(self, dtype: torch.dtype) -> torch.dtype:
-        """What gradients of a precision are multiplied in."""
+        """The precision in which gradients of a given precision are multiplied."""
         return torch.float64 if self.count <= MANY else torch.promote_types(dtype, torch.float32)
 
     def add(self, products: Tensor) -> None:
@@ -213,7 +215,7 @@ class GramSum:
             self.add(products)
 
     def sqnorms(self) -> Tensor:
-        """Its diagonal, on a device; shape ``(D,)``."""
+        """The diagonal of the sum, on a device; shape ``(D,)``."""
         first, *others = (part.diagonal() for part in self._by_device.values())
         return sum((part.to(first.device) for part in others), first)
 
@@ -283,7 +285,7 @@ def joined(gradients: Sequence[Gradients]) -> list[Tensor | None]:
 def check_gram(
     gram: Tensor, losses: Sequence[Tensor], gradients: Sequence[Gradients], parameters: Sequence[NamedParameter]
 ) -> None:
-    """Refuse what has no cosine.
+    """Refuse gradients that have no cosine.
 
     Raises:
         NonFiniteError: naming the first loss, or else the first parameters, that are infinite or not a number.

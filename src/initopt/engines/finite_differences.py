@@ -14,7 +14,7 @@ from torch import Tensor
 from initopt._support._torch_private import hooks_of, is_compiled
 from initopt.engines.autograd.scale_derivatives import to_cpu
 from initopt.engines.autograd.scaled import ScaledOps
-from initopt.engines.base import Engine, Evaluation, Gradients, added, check_gram, gram_matrix, weighted_sums
+from initopt.engines.base import Engine, Evaluation, Gradients, added, check_gram, gram_matrix
 from initopt.engines.gradients import moved
 from initopt.engines.microbatches import Microbatches
 from initopt.model.centring import Means, Output, bent, slopes
@@ -241,9 +241,6 @@ class _Differences(Evaluation):
         if missing:
             known |= dict(zip(missing, self._one(d, missing)[1], strict=True))
         return [known[p.value] for p in self.problem.scale_params]
-
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        return self.vector_derivatives(weighted_sums(self._gradients, weights))
 
     def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         relative = self._engine.step_for(self, vectors)

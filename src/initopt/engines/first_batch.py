@@ -1,4 +1,4 @@
-"""What the first batch shows of a model before anything is made of its derivatives: whether they are what they seem."""
+"""A look at the first batch, before derivatives are used: whether they are what they seem."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _FEW = 4
 """Samples on which second derivatives are looked at."""
 
 _STEPS = {torch.float64: (1e-6, 1e-3), torch.float32: (1e-3, 1e-2)}
-"""Of finite differences, relative to the weights, by precision; the second is for models in which some operation keeps to a
-lower precision all the same, so that the first tells nothing."""
+"""Steps of finite differences, relative to the weights, by precision. The second is for models in which some operation
+keeps to a lower precision, so that the first tells nothing."""
 
 _AGREED = 1e-3
-"""Relative difference of a derivative and a finite difference in double precision that is no sign of anything."""
+"""Largest relative difference of a derivative and a finite difference in double precision that means nothing."""
 
 _ROUGHLY_AGREED = 0.02
 """The same in single precision."""
@@ -60,7 +60,7 @@ class Unreached:
 
     @property
     def cause(self) -> str:
-        """Why, where tensors that are zero are the reason."""
+        """The reason, where it lies in tensors that are zero."""
         are = "is" if len(self.zeros) == 1 else "are"
         return (
             f"{first_few(self.zeros)} {are} zero, so nothing before it gets a gradient. The model's own option may change "
@@ -91,8 +91,8 @@ def examine(
         memory_budget: bytes that this may take; by default, what is free.
 
     Returns:
-        Why second derivatives are not to be trusted, as a clause, ``None`` if they agree, or were not looked at; and which
-        parameters get no gradient, ``None`` if all do.
+        The reason why second derivatives cannot be trusted, as a clause (``None`` if they agree, or were not looked at),
+        and the parameters that get no gradient (``None`` if all do).
 
     Raises:
         LossError: if the loss or the targets are visibly wrong.

@@ -30,14 +30,14 @@ without norm 2e-3 or more for every weight.
 def scale_invariant(
     problem: Problem, batch: Batch, microbatch: int | None = None, memory_budget: float | None = None
 ) -> list[bool]:
-    r"""Which of ``problem.scale_params`` the loss does not change with, when they are multiplied by a number.
+    r"""Find those of ``problem.scale_params`` that can be multiplied by a number without changing the loss.
 
     Where L(a W) = L(W) for all a > 0, as for a weight in front of a norm, :math:`\langle dL/dW, W \rangle = 0`, and the
-    gradient is the larger the smaller the weight is: its scale says nothing about the network, and is but a learning rate
-    of this tensor (van Laarhoven, arXiv 1706.05350). The test is that the cosine of the two is below :data:`ALIGNED` in
-    every sub-batch. Where the gradient is exactly zero, as in a branch that ends in zeros, the derivative :math:`h` of the
-    other gradients along some direction takes its place, for :math:`\langle h, W \rangle = 0` there, too. A tensor that the
-    loss does not reach is not among them, nor is one of a single number.
+    gradient is the larger the smaller the weight is: its scale says nothing about the network, and only acts as a learning
+    rate of this tensor (van Laarhoven, arXiv 1706.05350). The test is that the cosine of the two is below :data:`ALIGNED`
+    in every sub-batch. Where the gradient is exactly zero, as in a branch that ends in zeros, the derivative :math:`h` of
+    the other gradients along some direction takes its place, for :math:`\langle h, W \rangle = 0` there, too. A tensor that
+    the loss does not reach is not among them, nor is one of a single number.
 
     Args:
         problem: the model, in measuring mode, and how its batches are split.
@@ -85,7 +85,7 @@ def in_precision(batch: Batch, dtype: torch.dtype) -> Batch:
 
 
 _SILENT = -1.0
-"""In the place of a cosine, of a gradient that is exactly zero."""
+"""Value in the place of a cosine, where the gradient is exactly zero."""
 
 
 def _invariant(

@@ -1,4 +1,4 @@
-"""What engines are going to need, by estimate."""
+"""Estimates of the memory that engines are going to need."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class Need:
 
     @property
     def keeping_graphs(self) -> float:
-        """Of the engines ``graph`` and ``groups``."""
+        """The need of the engines ``graph`` and ``groups``."""
         return self._gradients + _GRAPHS * self._count * self._saved
 
     @property
     def recomputing(self) -> float:
-        """Of the engine ``recompute`` with whole sub-batches."""
+        """The need of the engine ``recompute`` with whole sub-batches."""
         return self._gradients + _ONE_GRAPH * self._saved
 
     def microbatch(self, budget: float) -> int:
-        """Samples that ``recompute`` may run at a time, one at least."""
+        """The number of samples that ``recompute`` may run at a time, at least one."""
         share = (budget - self._gradients) / (_ONE_GRAPH * self._saved) if self._saved else 1.0
         return max(1, min(self._samples, int(share * self._samples)))
 
 
 def estimate(problem: Problem, batch: Batch) -> Need:
-    """What a step on a batch needs, from a forward pass over its first sub-batch."""
+    """Estimate what a step on a batch needs, by a forward pass over its first sub-batch."""
     seen: dict[int, int] = {}
     # A parameter that a layer saves takes nothing more.
     own = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}

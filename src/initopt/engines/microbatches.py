@@ -20,11 +20,11 @@ _T = TypeVar("_T")
 
 
 class Microbatches:
-    """How many samples of a sub-batch an engine runs at a time; all of them, until told otherwise.
+    """The number of samples of a sub-batch that an engine runs at a time: all, until told otherwise.
 
     The loss of a sub-batch has to be the mean of its samples' losses, so that it is the sum of its parts. That is checked
     on the first batch, part by part against its halves, before the first result: a loss with class weights or ignored
-    targets is no such mean.
+    targets is not such a mean.
 
     Args:
         problem: whose sub-batches are run.
@@ -45,7 +45,7 @@ class Microbatches:
         return _coupled(problem)
 
     def state(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The state as plain values, for JSON."""
         return {"microbatch": self.size}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class Microbatches:
         self.size = state["microbatch"]
 
     def run(self, batch: Batch, d: int, function: Callable[[list[Part]], _T], means: Means | None = None) -> _T:
-        """What a function makes of the parts of sub-batch d, with parts half as large each time that memory runs out.
+        """Call a function with the parts of sub-batch d, with parts half as large each time that memory runs out.
 
         Args:
             batch: of which it is a sub-batch.
@@ -88,7 +88,7 @@ class Microbatches:
         warn(f"initopt: out of memory with {present} samples at a time; going on with {self.size} {samples_word} at a time")
 
     def _check(self, batch: Batch) -> None:
-        """Refuse a loss that is no mean over samples."""
+        """Refuse a loss that is not a mean over samples."""
         assert self.size is not None
         size = max(self.size, 2)
         precisions = [torch.finfo(p.value.dtype).eps for p in self._problem.grad_params]

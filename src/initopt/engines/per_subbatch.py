@@ -12,7 +12,7 @@ from torch import Tensor
 
 from initopt.engines.autograd.scale_derivatives import along_weights
 from initopt.engines.autograd.scaled import ScaledOps
-from initopt.engines.base import WHOLE, Engine, Evaluation, Gradients, added, check_gram, gram_matrix, joined, weighted_sums
+from initopt.engines.base import WHOLE, Engine, Evaluation, Gradients, added, check_gram, gram_matrix, joined
 from initopt.engines.microbatches import Microbatches
 from initopt.model.centring import slopes
 from initopt.model.double_backward import plain_attention
@@ -89,7 +89,7 @@ class RecomputeEngine(_SeparateEngine):
 class PlainEngine(_SeparateEngine):
     """As :class:`RecomputeEngine`, by plain double backward with no operation replaced: the slow truth.
 
-    What the other engines are held against, and what to try if one of them is suspected.
+    The other engines are held against it. Try it if one of them is suspected.
     """
 
     name = "plain"
@@ -110,9 +110,6 @@ class _Separate(Evaluation):
         self._gradients = [gradients for _, gradients in found]
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, [loss for loss, _ in found], self._gradients, problem.grad_params)
-
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        return self.vector_derivatives(weighted_sums(self._gradients, weights))
 
     def _centred_samples(self) -> list[Part] | None:
         """Sub-batches of one sample each, which are centred by the mean of all; ``None`` for larger ones."""

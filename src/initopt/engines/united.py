@@ -167,13 +167,14 @@ class _United(Recomputed):
         like = [p.value for p in problem.grad_params]
         own = torch.stack([loss.double().cpu() * share for (loss, _), share in zip(self._found, self._shares, strict=True)])
         losses = problem.ranks.sum(own, "losses")
-        self._gradients = []
+        gradients: list[Gradients] = []
         for d, share in enumerate(self._shares):
-            self._gradients.append(problem.summed(self._found[d][1], share, like))
+            gradients.append(problem.summed(self._found[d][1], share, like))
             self._found[d] = (losses[d], ())  # so that no more than one gradient is there twice
         # The gradients are the same on all ranks, bit by bit, if the reduction is as good as that; the matrix is for sure.
-        self.gram = problem.ranks.broadcast(gram_matrix(self._gradients), "the Gram matrix")
-        check_gram(self.gram, list(losses), self._gradients, problem.grad_params)
+        self.gram = problem.ranks.broadcast(gram_matrix(gradients), "the Gram matrix")
+        check_gram(self.gram, list(losses), gradients, problem.grad_params)
+        self._gradients = gradients
 
     def _of_parts(self, d: int, function: Callable[[list[Part]], _T]) -> _T:
         assert self._microbatches is not None

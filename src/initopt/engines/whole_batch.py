@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from initopt.engines.autograd.scaled import ScaledOps
-from initopt.engines.base import WHOLE, Engine, Evaluation, Gradients, check_gram, gram_matrix, joined, weighted_sums
+from initopt.engines.base import WHOLE, Engine, Evaluation, Gradients, check_gram, gram_matrix, joined
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import seeded
@@ -50,9 +50,6 @@ class _CoupledEvaluation(Evaluation):
             ]
         self.gram = gram_matrix(self._gradients)
         check_gram(self.gram, [loss.detach() for loss in losses], self._gradients, problem.grad_params)
-
-    def derivatives_along(self, weights: Tensor) -> Tensor:
-        return self.vector_derivatives(weighted_sums(self._gradients, weights))
 
     def vector_derivatives(self, vectors: Sequence[Gradients]) -> Tensor:
         return self._ops.along_weights(joined(self._gradients), joined(vectors))

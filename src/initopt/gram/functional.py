@@ -262,7 +262,7 @@ def sign_agreement(gradients: Tensor) -> Tensor:
     1 if each entry of the gradient has the same sign in all sub-batches. Independent signs do not give 0, but
     :func:`sign_floor`; entries that are zero count as disagreement, so that units that nothing goes through lower it. It is
     what matters to optimizers that divide gradients by their size, such as Adam, and GradSign's score, divided by D and n,
-    where every sub-batch is a single sample. It is no function of a Gram matrix. Not differentiable.
+    where every sub-batch is a single sample. It is not a function of a Gram matrix, and not differentiable.
 
     :func:`initopt.diagnosis.trace` takes it of every tensor of a model, and of all.
 

@@ -1,4 +1,4 @@
-"""What was measured of a model on some batches."""
+"""A measurement of a model on some batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What NIO minimizes: differentiable functions of a gradient Gram matrix, by name.
+"""Objectives of NIO: differentiable functions of a gradient Gram matrix, by name.
 
 | name | minimized | in the published code |
 | --- | --- | --- |

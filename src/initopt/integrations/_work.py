@@ -1,4 +1,4 @@
-"""What is done at the start of a training, whatever the framework: the work, its figures, and the batches it is done on."""
+"""The work at the start of a training, whatever the framework, with its figures and the batches it is done on."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Work(ABC):
 
     @abstractmethod
     def figures(self, result: Any) -> dict[str, float]:
-        """What a logger is told of the result, by name."""
+        """The figures of the result for a logger, by name."""
 
 
 class Initializing(Work):

@@ -99,7 +99,7 @@ class Initialize(_AtTheStart):
     Args:
         method: as for :func:`initopt.optimize`.
         loss: a loss in the place of the training step's, as for :func:`initopt.measure`: a function of ``(module, batch)``,
-            one loss per sample for choice, with which many sub-batches are cheaper. Needed with manual optimization.
+            preferably one loss per sample, with which many sub-batches are cheaper. Needed with manual optimization.
         options: of the method, and of :func:`initopt.optimize`: ``steps=50``, ``num_subbatches=8``, ``allow_trained=True``.
 
     Attributes:
@@ -153,7 +153,7 @@ class FindLearningRate(_AtTheStart):
     """Says at the start of ``fit`` which learning rates suit it, by short trainings; see :func:`initopt.find_lr`.
 
     As :class:`Initialize`, it sees the module's own training step and batches, and the class and settings of its optimizer.
-    The model, and the optimizer, are as they were afterwards. Clipping and accumulation of gradients are not in it. Put it
+    Afterwards, the model and the optimizer are as they were. Clipping and accumulation of gradients are not in it. Put it
     behind ``Initialize`` in the list of callbacks, since new weights may want another rate. In one process only.
 
     Args:

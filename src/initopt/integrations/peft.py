@@ -75,7 +75,7 @@ def start(name: str, *, num_batches: int = 8, adapter: str = "default", **option
 
 @dataclass(frozen=True)
 class AdapterStart:
-    """What :func:`start` makes: call it with ``(model, batches, loss_fn)``.
+    """The start that :func:`start` makes: call it with ``(model, batches, loss_fn)``.
 
     Attributes:
         name: of the start.

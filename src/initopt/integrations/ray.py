@@ -34,7 +34,7 @@ class RayExecutor:
 
     Raises:
         ValueError, TypeError: for arguments that cannot work; the message says what is allowed.
-        ImportError: if Ray is not there: ``pip install 'initopt[ray]'``.
+        ImportError: if Ray is not installed: ``pip install 'initopt[ray]'``.
         ConnectionError: if no cluster answers at the address.
 
     Warns:

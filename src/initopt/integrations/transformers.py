@@ -168,9 +168,9 @@ class Diagnose(_WhenItBegins):
 class FindLearningRate(_WhenItBegins):
     """Says when training begins which learning rates suit it, by short trainings; see :func:`initopt.find_lr`.
 
-    As :class:`Initialize`, it sees the trainer's own loss and batches, and the class and settings of its optimizer. The
-    model and the optimizer are as they were afterwards. Clipping and accumulation of gradients are not in it. Add it after
-    ``Initialize``, since new weights may want another rate. In one process only.
+    As :class:`Initialize`, it sees the trainer's own loss and batches, and the class and settings of its optimizer.
+    Afterwards, the model and the optimizer are as they were. Clipping and accumulation of gradients are not in it. Add it
+    after ``Initialize``, since new weights may want another rate. In one process only.
 
     Args:
         loss: a loss in the place of the trainer's, as for :func:`initopt.measure`.

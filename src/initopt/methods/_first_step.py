@@ -27,7 +27,7 @@ class Decrease:
     Attributes:
         value: <g, u>.
         vectors: v with d<g, u> = <v, dg> for fixed weights; a tensor per ``problem.grad_params``.
-        along_weights: what the step's own dependence on the weights, by weight decay for one, adds along every scaled
+        along_weights: what the step's own dependence on the weights (by weight decay, for example) adds along every scaled
             tensor; float64 on the CPU, shape ``(num_scales,)``.
     """
 
@@ -42,12 +42,12 @@ class FirstStep:
     The loss goes down by :math:`\langle g, u \rangle` to first order: by :math:`\eta \lVert g \rVert_2^2` for SGD, by
     :math:`\eta \lVert g \rVert_1` for Adam, whose first step is the sign of the gradient, and by
     :math:`\eta c \lVert g \rVert_2` for SGD whose gradients are clipped to c. Any optimizer will do, with its momentum,
-    clipping and weight decay, as it is asked for its step.
+    clipping and weight decay, since it is asked for its step.
 
-    Of :math:`d\langle g, u \rangle = \langle u + J^\top g, dg \rangle` with J = du/dg, :math:`J^\top g` is taken as
-    :math:`J g = \frac{d}{dt} u((1 + t) g)`. The two are one where u is the gradient of a potential: where every entry of u
-    depends on its own of g, as in Adam, or u is along g, as with clipping, or within a tensor both. With Adam after
-    clipping, they differ by as much as its eps counts beside the clipped gradient.
+    In :math:`d\langle g, u \rangle = \langle u + J^\top g, dg \rangle` with J = du/dg, :math:`J^\top g` is replaced by
+    :math:`J g = \frac{d}{dt} u((1 + t) g)`. The two agree where u is the gradient of a potential: where every entry of u
+    depends on the same entry of g alone, as in Adam, or u is along g, as with clipping, or both within a tensor. With Adam
+    after clipping, they differ by as much as its eps counts beside the clipped gradient.
 
     Args:
         training: with the optimizer.

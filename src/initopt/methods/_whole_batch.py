@@ -50,14 +50,14 @@ def loss_of(problem: Problem, batch: Batch) -> Tensor:
 
 
 class LossGradient:
-    """The gradient of the mean loss of a whole batch, that of all ranks, and its derivatives along the weights.
+    """The gradient of the mean loss of a whole batch, over all ranks, and its derivatives along the weights.
 
     Attributes:
-        gradients: its gradient, a dense tensor per ``problem.grad_params``, ``None`` where the loss does not reach one.
+        gradients: a dense tensor per ``problem.grad_params``, ``None`` where the loss does not reach one.
 
     Raises:
         NonFiniteError: naming the loss or the parameters whose gradient is infinite or not a number.
-        ZeroGradientError: if all of it is zero.
+        ZeroGradientError: if the whole gradient is zero.
     """
 
     def __init__(self, problem: Problem, batch: Batch) -> None:
@@ -74,7 +74,7 @@ class LossGradient:
         check_gradients(self.gradients, problem.grad_params)
 
     def along_weights(self, vectors: Gradients) -> Tensor:
-        """<dW_k, W_k> of <v, g> with v held fixed, for every scaled tensor; once.
+        """<dW_k, W_k> of <v, g> with v held fixed, for every scaled tensor. Can be called once.
 
         Args:
             vectors: v, a tensor per parameter.
@@ -92,7 +92,7 @@ class LossGradient:
 
 
 def sum_over(gradients: Gradients, function: Any) -> float:
-    """The sum of a function of all entries of a gradient, a complex one being two real ones, in float64."""
+    """The sum of a function of all entries of a gradient, in float64; a complex entry counts as two real ones."""
     parts = [function(as_real(g.detach()).double()).sum().cpu() for g in gradients if g is not None]
     return float(torch.stack(parts).sum()) if parts else 0.0
 
@@ -112,7 +112,7 @@ def check_gradients(gradients: Gradients, parameters: Sequence[NamedParameter]) 
 
 
 def explain_missing(error: Exception) -> None:
-    """Say, if an error is about an operation without a second derivative, what will do without."""
+    """Add to an error about an operation without a second derivative what will do without one."""
     operator = missing_derivative(error)
     if operator is not None:
         error.add_note(f"({operator} has no second derivative, which this method needs; nio can do without)")

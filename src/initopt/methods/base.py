@@ -48,7 +48,7 @@ class Measuring:
         memory_budget: bytes that ``engine="auto"`` may take beside the model and the batch; by default, what is free.
 
     Raises:
-        ValueError: for what cannot work; the message says what was given and what is allowed.
+        ValueError: for a value that cannot work; the message says what was given and what is allowed.
 
     >>> Measuring(num_subbatches=8).subbatches().count
     8
@@ -71,7 +71,7 @@ class Measuring:
         self.subbatches()  # which checks the others
 
     def subbatches(self) -> SubBatches:
-        """How a batch is split, and its sub-batches are run."""
+        """The settings by which a batch is split and its sub-batches are run."""
         return SubBatches(
             count=self.num_subbatches,
             overlap=self.overlap,
@@ -83,14 +83,15 @@ class Measuring:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a network is going to be trained, for methods that are told.
+    """The training that follows, for methods that take it into account.
 
     Attributes:
-        optimizer: makes the optimizer, at the learning rate of the training's first steps; or is it.
+        optimizer: a function that makes the optimizer, or the optimizer itself, at the learning rate of the training's
+            first steps.
         clip_grad_norm: the norm that gradients are clipped to; none, by default.
         trial_steps: training steps of a trial of the new weights, at most; 0 for none.
-        max_decrease: bound on what the optimizer's first step is predicted to take off the loss, as a share of it; none,
-            by default.
+        max_decrease: bound on the share of the loss that the optimizer's first step is predicted to take off; none, by
+            default.
     """
 
     optimizer: OptimizerFactory
@@ -103,8 +104,8 @@ class Training:
 class Method(ABC):
     """An initialization method with its options, checked when it is made.
 
-    A method is a frozen dataclass: its fields are its options, and its docstring is their documentation. What a run of it
-    accumulates lives in the :class:`MethodRun` that :meth:`start` returns. The options that are here, every method has.
+    A method is a frozen dataclass: its fields are its options, and its docstring is their documentation. The state of a run
+    lives in the :class:`MethodRun` that :meth:`start` returns. Every method has the options that are here.
 
     Attributes:
         steps: number of steps.
@@ -120,7 +121,7 @@ class Method(ABC):
     name: ClassVar[str]
     """Name of the method."""
     differentiates: ClassVar[bool] = True
-    """Whether it takes second derivatives."""
+    """Whether the method takes second derivatives."""
     unites: ClassVar[bool] = True
     """Whether its steps are right where each rank has a share of every batch, and derivatives are those of all ranks."""
     record: ClassVar[type[Record]] = StepRecord
@@ -138,7 +139,7 @@ class Method(ABC):
             check_scheme(self.scheme)
 
     def measuring(self, asked: Measuring | None) -> Measuring:
-        """How gradients are computed in a run: as the caller asks for, but for what is an option of the method.
+        """The settings of gradients in a run: the caller's, except for those that are options of the method.
 
         Raises:
             TypeError: if the caller asks for another value of an option of the method.
@@ -158,7 +159,7 @@ class Method(ABC):
 
     @property
     def training(self) -> Training | None:
-        """How the network is going to be trained, if the method is told; the new weights are then tried by it."""
+        """The training that follows, by which the new weights are tried, if the method is told of it."""
         return None
 
     @property
@@ -172,7 +173,7 @@ class Method(ABC):
 
     @abstractmethod
     def start(self, problem: Problem, engine: Engine, originals: Originals) -> MethodRun:
-        """Begin on a problem, whose weights are the ones at the start, those of the scheme if there is one."""
+        """Begin a run on a problem whose weights are those of the start: of the scheme, if there is one."""
 
 
 class MethodRun(ABC):
@@ -199,16 +200,16 @@ class MethodRun(ABC):
         return {}
 
     def harm(self, before: Measurement, after: Measurement) -> str | None:
-        """Why the new weights are worse than the old ones by the method's own standard, as a clause; ``None`` if not."""
+        """The reason why the new weights are worse by the method's own standard, as a clause; ``None`` if they are not."""
         return None
 
     def gain(self, before: Measurement, after: Measurement) -> Tensor | None:
-        """By how much the method has lowered what it minimizes, on each batch; ``None`` if it minimizes nothing."""
+        """The amount by which the method has lowered what it minimizes, on each batch; ``None`` if it minimizes nothing."""
         return None
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that later steps depend on, but for the weights at the start."""
+        """The state that later steps depend on, except for the weights at the start."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:

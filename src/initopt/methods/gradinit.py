@@ -45,14 +45,15 @@ class GradInit(ScalesMethod):
     with u held fixed, on a second batch, the first half of the first one joined with a third from the loader (Zhu, Ni, Xu,
     Kong, Huang, Goldstein, NeurIPS 2021, arXiv 2102.08098, algorithm 1, as its published code has it). Batch norms use the
     statistics of these joined batches. A step takes three batches, two if it is constrained, and one more with
-    ``fresh_second_batch``; give half of the batch size that you are going to train with. A constrained step has no
+    ``fresh_second_batch``. Give batches of half the size that you are going to train with. A constrained step has no
     objective.
 
     Attributes:
         eta: learning rate of the optimizer's step, that of the training.
-        optimizer: whose step it is, ``"sgd"`` or ``"adam"``.
-        normalize_grad: whether SGD steps along the gradient over its length; Adam does not care.
-        fresh_second_batch: whether the second batch shares no samples with the first, but takes one more of the loader's.
+        optimizer: the optimizer that takes the step, ``"sgd"`` or ``"adam"``.
+        normalize_grad: whether SGD steps along the gradient divided by its length; it makes no difference to Adam.
+        fresh_second_batch: whether the second batch shares no samples with the first, at the cost of one more batch of the
+            loader.
         max_grad_norm: the bound on the norm of g: the 2-norm for SGD, by default 1; for Adam the sum of absolute values,
             which grows with the number of parameters, by default without bound.
         grad_params: a function of (qualified name, parameter, owning module) that says which parameters the optimizer's

@@ -35,16 +35,16 @@ __all__ = ["LSUV"]
 class LSUV(Method):
     """Give the output of every layer unit variance, layer by layer, by a scale of its weight.
 
-    The model runs on a batch; a large one is a good one. Each layer, when it is its turn, has its weight divided by the
-    standard deviation of its output over all samples, channels and places, until the variance is 1 within ``tolerance``;
-    the layers after it see the new output (layer-sequential unit variance; Mishkin and Matas, ICLR 2016, arXiv 1511.06422,
-    algorithm 1). So the order is that in which the layers really run, in any model.
+    The model runs on a batch, which should be large. Layer by layer, the weight is divided by the standard deviation of the
+    layer's output over all samples, channels and places, until the variance is 1 within ``tolerance``; later layers see the
+    new output (layer-sequential unit variance; Mishkin and Matas, ICLR 2016, arXiv 1511.06422, algorithm 1). The order is
+    that in which the layers run, in any model.
 
-    Layers are linear and bilinear ones and convolutions, transposed ones too, whose module is called. A layer that runs
-    more than once, or shares its weight with another, is scaled for its first output. Left alone, with a warning that names
-    them: what is used without its module being called (attention's projections, in ``nn.MultiheadAttention``), recurrent
-    layers, weights shared with an embedding, and layers whose output is constant. Left alone, too: parametrized weights,
-    embeddings, norms, what is frozen.
+    The layers are linear and bilinear layers and convolutions, also transposed ones, whose module is called. A layer that
+    runs more than once, or shares its weight with another, is scaled for its first output. Some are left alone, with a
+    warning that names them: weights used without their module being called (attention's projections, in
+    ``nn.MultiheadAttention``), recurrent layers, weights shared with an embedding, and layers whose output is constant.
+    Also left alone are parametrized weights, embeddings, norms and frozen parameters.
 
     Attributes:
         steps: number of passes over the network, each on the next batch.

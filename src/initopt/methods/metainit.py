@@ -48,13 +48,13 @@ class MetaInit(ScalesMethod):
     in which :math:`\epsilon` is ``quotient_eps``, and sign(0) is 1 (Dauphin and Schoenholz, *MetaInit: Initializing
     learning by learning to initialize*, NeurIPS 2019, equation 1). Adam moves the scales, of weights and biases, as in the
     MetaInit of GradInit's published code. The paper itself has norms of weights only, moved by the sign of the derivative
-    with momentum; ``scale_params=lambda name, p, module: p.ndim > 1`` leaves out what it leaves out.
+    with momentum; ``scale_params=lambda name, p, module: p.ndim > 1`` leaves out the same tensors.
 
     Warning:
-        The derivative of the quotient is a third derivative of the loss, which PyTorch has wrong, silently, for its layer,
-        batch and instance norms (seen in 2.13; 2.15 refuses it for batch norm). So they are taken apart by default. The
-        published code has nothing of that: it puts its batch norms into evaluation mode, in which those of a new network
-        do not normalize, which is ``norms="running"``.
+        The derivative of the quotient is a third derivative of the loss, which PyTorch computes wrongly, and silently, for
+        its layer, batch and instance norms (seen in 2.13; 2.15 refuses it for batch norm). By default, these norms are
+        therefore composed of elementary operations. The published code does not do so: it puts its batch norms into
+        evaluation mode, in which those of a new network do not normalize, which is ``norms="running"``.
 
     Attributes:
         inputs: ``"data"``, or ``"random"``: standard normal inputs in the place of those of each batch, whose targets stay,
@@ -148,8 +148,8 @@ def gradient_quotient(gradients: Gradients, parameters: list[Any], eps: float) -
 
     Args:
         gradients: the gradient with its graph, a dense tensor per parameter; those at ``None`` do not count.
-        parameters: with respect to which it is the gradient.
-        eps: added to the size of each entry of the gradient that is divided by.
+        parameters: those with respect to which the gradient is taken.
+        eps: added to the absolute value of each entry of the gradient in the denominator.
     """
     products = _along_itself(gradients, parameters)
     eps = float(np.float32(eps))  # as the published code has it, in any precision; it makes 1e-7 in the scales

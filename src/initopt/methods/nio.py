@@ -54,12 +54,12 @@ class NIO(Measuring, ScalesMethod):
         norm_weight: w, the weight of the norm term in the objectives that have one.
         centre: ``"output"``: the objective is that of centred gradients, which leave out what a bias of the model's outputs
             would take care of (:mod:`initopt.model.centring`). Without it (``None``, as in the paper), GradCosine can be
-            had by ignoring the input. The mean is that of each sub-batch, over samples and positions.
+            raised by ignoring the input. The mean is that of each sub-batch, over samples and positions.
         max_grad_norm: the bound gamma on the gradient norm of the sub-batches: of their mean, or, where gradients are
             centred, of the whole gradient of one of them, each in its turn.
         scale_biases: whether biases (by their name) are scaled, too.
         scale_invariant: whether tensors whose scale does not change the loss (weights in front of a norm) are scaled, too.
-            Their scale is but a learning rate of their own. The first batch shows which these are, for the price of a
+            Their scale only acts as a learning rate of their own. The first batch shows which these are, for the price of a
             training step.
         optimizer: how the network is going to be trained: a function of parameters that makes the optimizer, such as
             ``functools.partial(torch.optim.AdamW, lr=3e-4)``, or the optimizer itself. The new weights are then tried: old
@@ -68,9 +68,9 @@ class NIO(Measuring, ScalesMethod):
         clip_grad_norm: the norm that the training clips gradients to; none, by default.
         trial_steps: training steps from old and new weights each, on the batches of the last steps, and so ``steps`` at
             most; 0 for no trial.
-        max_decrease: kappa, a bound in the place of ``max_grad_norm``, in the geometry of the optimizer: on what its first
-            step is predicted to take off the loss, as a share of that. That is the learning rate times the squared 2-norm
-            of the gradient for SGD, and times the 1-norm for Adam.
+        max_decrease: kappa, a bound that replaces ``max_grad_norm``, in the geometry of the optimizer: on the share of the
+            loss that its first step is predicted to take off. The predicted decrease is the learning rate times the squared
+            2-norm of the gradient for SGD, and times the 1-norm for Adam.
 
     >>> NIO(steps=50, objective="cosine").steps
     50

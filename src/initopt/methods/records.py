@@ -14,7 +14,7 @@ __all__ = ["LayerRecord", "Record", "StepRecord", "history_from", "steps_taken"]
 
 @dataclass(frozen=True)
 class Record(ABC):
-    """What a step leaves in the history: a frozen dataclass of numbers and strings, so that it can be stored.
+    """An entry of the history: a frozen dataclass of numbers and strings, so that it can be stored.
 
     Attributes:
         step: number of the step, from 0.
@@ -47,8 +47,8 @@ class StepRecord(Record):
             sub-batch.
         noise_cosine: the GradCosine that sub-batches with these shared samples have without any common gradient; 0 if they
             share none (:meth:`initopt.batches.subbatches.SubBatches.noise_cosine`).
-        predicted_decrease: what the first step of the user's optimizer is predicted to take off the loss, as a share of it,
-            where NIO bounds that (``max_decrease``).
+        predicted_decrease: share of the loss that the first step of the user's optimizer is predicted to take off, where
+            NIO bounds it (``max_decrease``).
     """
 
     grad_cosine: float | None
@@ -72,12 +72,12 @@ class StepRecord(Record):
 
 @dataclass(frozen=True)
 class LayerRecord(Record):
-    """What a method that goes from layer to layer did with one of them.
+    """One layer, as a method that goes from layer to layer has changed it.
 
     Attributes:
         step: number of the pass over the network, from 0.
         layer: name of the layer, in the order in which the layers run.
-        variance_before: variance of the layer's output when it was its turn, those before it being done.
+        variance_before: variance of the layer's output at its turn, after the layers before it.
         variance_after: the same with its new weight.
         iterations: how often its weight was rescaled.
         seconds: wall-clock time spent on it.
@@ -94,14 +94,14 @@ class LayerRecord(Record):
 
 
 def history_from(found: Any, kind: type[Record]) -> list[Record]:
-    """The records of a run, from what JSON has of them.
+    """The records of a run, from their JSON form.
 
     Args:
-        found: what JSON has.
+        found: the JSON form.
         kind: the class of the method's records.
 
     Raises:
-        ValueError: if they are none, or not one step after the other; the message says where.
+        ValueError: if they are not records, or not one step after the other; the message says where.
     """
     records: list[Record] = []
     for number, values in enumerate(of_form(list[dict[str, Any]], found, "history")):
@@ -113,5 +113,5 @@ def history_from(found: Any, kind: type[Record]) -> list[Record]:
 
 
 def steps_taken(history: Sequence[Record]) -> int:
-    """How many steps a history is of."""
+    """The number of steps in a history."""
     return history[-1].step + 1 if history else 0

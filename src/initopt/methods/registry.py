@@ -34,7 +34,7 @@ GROUP = "initopt.methods"
 
 
 def method_names() -> list[str]:
-    """The names of all methods, those of installed packages last; none of these is imported for it."""
+    """The names of all methods, those of installed packages last; none of these packages is imported."""
     return list(dict.fromkeys([*METHODS, *sorted(entry_points(group=GROUP).names)]))
 
 
@@ -44,7 +44,7 @@ def find_method(name: str) -> type[Method]:
     Raises:
         ValueError: if there is none, or two packages bring one; the message lists the known names.
         ImportError: if its package cannot be imported.
-        TypeError: if what its entry point names is no method of this name.
+        TypeError: if its entry point does not name a method of this name.
 
     Warns:
         InitoptWarning: if a package brings a method with the name of one of initopt's, which is the one that counts.
@@ -112,11 +112,11 @@ def create_method(method: Any, options: dict[str, Any]) -> Method:
 
 
 ONCE_OF_ALL = ("num_subbatches", "engine", "grad_params")
-"""Options that every method had, also those that never read them."""
+"""Options that every method once had, including the methods that never read them."""
 
 
 def with_old_options(measuring: Measuring | None, method: str, options: dict[str, Any]) -> Measuring | None:
-    """What configures the measurements; options of the method that used to do so are taken out of these, with a warning."""
+    """The settings of the measurements; those still among the options of a method are taken out with a warning."""
     if not any(name in options for name in ONCE_OF_ALL):
         return measuring
     known = {option.name for option in fields(find_method(method))}

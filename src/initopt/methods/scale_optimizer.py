@@ -62,7 +62,7 @@ class ScaleAdam:
         return values - self._lr * moment / (square.sqrt() + self._eps)
 
     def state(self) -> dict[str, Tensor]:
-        """All that later steps depend on, as named tensors."""
+        """The state that later steps depend on, as named tensors."""
         counts = torch.tensor([self._counts["objective"], self._counts["constraint"]], device="cpu")
         return {"squares": self._squares, "counts": counts} | {f"moment.{k}": m for k, m in self._moments.items()}
 

@@ -48,22 +48,22 @@ class Scales:
 
     @property
     def active(self) -> Tensor:
-        """Which tensors move, shape ``(num_scales,)``: not those that are held, or zero, from the start or by scale."""
+        """Mask of the tensors that move, shape ``(num_scales,)``: all but those held, or zero, also by their scale."""
         return self.free & (self.values > 0)
 
     @property
     def free(self) -> Tensor:
-        """Which tensors may move, or have moved to zero: not those that are held, or zero from the start."""
+        """Mask of the tensors that may move, or have moved to zero: all but those held, or zero from the start."""
         return self._has_direction & ~self.held
 
     @property
     def at_minimum(self) -> Tensor:
-        """Which tensors have come down to their least scale."""
+        """Mask of the tensors that have come down to their least scale."""
         return self.free & (self.values <= self._minimum) & (self.values < 1)
 
     @property
     def zero(self) -> Tensor:
-        """Which tensors are zero from the start."""
+        """Mask of the tensors that are zero from the start."""
         return ~self._has_direction
 
     def move(self, values: Tensor) -> None:
@@ -76,7 +76,7 @@ class Scales:
         self.apply()
 
     def multiply(self, weight: nn.Parameter, factor: float) -> None:
-        """Set the scale of one tensor to a multiple of what it is, and the tensor with it."""
+        """Multiply the scale of one tensor, and the tensor with it."""
         (index,) = (k for k, parameter in enumerate(self._parameters) if parameter.value is weight)
         self.values[index] *= factor
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the outputs of a network show: the loss, and how much of them depends on the input."""
+"""A look at the outputs of a network: the loss, and how much of them depends on the input."""
 
 from __future__ import annotations
 

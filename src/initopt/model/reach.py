@@ -46,7 +46,7 @@ class Reach:
 
     Attributes:
         modules: all modules, inner ones included.
-        tensors: tensors that are no parameter or buffer of these modules.
+        tensors: tensors that are neither parameters nor buffers of these modules.
         objects: other objects with attributes.
         generators: random generators, but for the global ones.
     """

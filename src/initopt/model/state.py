@@ -30,7 +30,7 @@ __all__ = ["StateGuard"]
 
 
 class StateGuard:
-    """The state that is no parameter that trains: as it was, and the means to put it back.
+    """The state beside the parameters that train: as it was, and the means to put it back.
 
     A forward pass may write into buffers (running statistics, counters), frozen parameters (a moving average) and
     attributes (a hidden state, a queue, a metric), and draw from a generator of the user's own. Put back before every pass,

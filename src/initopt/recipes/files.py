@@ -1,4 +1,4 @@
-"""Which recipes there are."""
+"""The recipes that there are."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""What a run leaves: its history, the scales, the weights, and the measurements before and after."""
+"""The result of a run: its history, the scales, the weights, and the measurements before and after."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from initopt._support.checks import data_frame
 from initopt._support.errors import MismatchError
 from initopt._support.files import Contents, plain, unplain, write_folder, write_json
+from initopt._support.pages import in_notebook
 from initopt._support.reading import of_form, read_json
 from initopt._support.tensorfile import kind, load_tensors, save_tensors
 from initopt._support.words import first_few
@@ -137,10 +135,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The summary and the picture, for notebooks."""
-        picture = io.BytesIO()
-        self.plot().savefig(picture, format="png", dpi=80)
-        encoded = base64.b64encode(picture.getvalue()).decode("ascii")
-        return f'<pre>{html.escape(str(self))}</pre><img src="data:image/png;base64,{encoded}" alt="the run">'
+        return in_notebook(str(self), self.plot(), "the run")
 
     def apply(self, model: nn.Module) -> None:
         """Copy the weights into a model of the same architecture.
@@ -192,7 +187,7 @@ class Result:
         Raises:
             FileExistsError: if the folder holds anything else; the message names it.
         """
-        write_folder(Path(folder).expanduser(), self.write_files, CONTENTS)
+        write_folder(folder, self.write_files, CONTENTS)
 
     def write_files(self, into: Path) -> None:
         """Write the files of :meth:`save` into a folder that is there, one by one."""

@@ -93,7 +93,7 @@ class Trial:
 
     @property
     def outcome(self) -> Outcome:
-        """What the new weights are beside the old ones.
+        """The outcome of the trial: what the new weights are beside the old ones.
 
         ``"worse"`` only where the old ones learn in these steps, or the loss of the new ones alone goes up: a network that
         does not learn is not what anybody wants back. ``"neither"`` if neither learns anything.
@@ -120,7 +120,7 @@ class Trial:
         return f"{after}, the loss is {new}, and with the old weights {old}"
 
     def advice(self) -> str | None:
-        """What the new weights come to at a third of the rate, as a sentence without its full stop."""
+        """The loss of the new weights at a third of the rate, as a sentence without its full stop."""
         if self.slower is None:
             return None
         at = f"At a third of your rate, {self.slower.lr:.3g},"

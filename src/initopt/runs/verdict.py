@@ -30,7 +30,7 @@ _RISE = 2.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a network.
+    """The verdict on a network after a run.
 
     Attributes:
         word: ``"improved"``, ``"applied"`` (by a method that minimizes nothing, so that nothing says whether it is better),

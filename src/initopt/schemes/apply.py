@@ -23,15 +23,15 @@ __all__ = ["Applied", "apply_"]
 
 @dataclass(frozen=True)
 class Applied:
-    """What a scheme has set.
+    """The tensors that a scheme has set.
 
     Attributes:
         gains: the gain of every tensor that was drawn, by name; empty for the schemes that have none.
-        nonlinearities: what follows each, as far as it was looked for and found.
+        nonlinearities: the nonlinearity that follows each, where one was looked for and found.
         set: the names of all tensors that have new values, biases included.
-        left: the names of the trainable tensors that have their old ones.
-        roles: what a scheme has taken tensors for, by name, such as ``"branch end"`` or ``"query, key, value"``; empty for
-            the schemes that draw all matrices alike.
+        left: the names of the trainable tensors that keep their old values.
+        roles: the role in which a scheme has taken each tensor, by name, such as ``"branch end"`` or
+            ``"query, key, value"``; empty for the schemes that draw all matrices alike.
         scheme: the name of the scheme.
     """
 
@@ -101,8 +101,8 @@ def apply_(
     ``"whitened"``         the first convolution: makes the channels of its output on the batch uncorrelated
     =====================  =====================================================================================
 
-    Those with branch ends, and ``"whitened"``, need a batch: branches are found by running the model. A branch is what is
-    added to the tensor that it was computed from.
+    Schemes with branch ends, and ``"whitened"``, need a batch: branches are found by running the model. A branch is a
+    tensor that is added to the one that it was computed from.
 
     Args:
         model: the model; only its parameter values change. After an exception they are as before.
@@ -113,8 +113,8 @@ def apply_(
         loss_fn: as for :func:`initopt.measure`; runs the model on the batch.
         params: which parameters may change: a function of (qualified name, parameter, owning module), or names of kinds
             (:data:`initopt.model.parameters.KINDS`), such as ``["convolutions", "biases"]``; all that train, by default.
-        seed: of a generator of its own, with which the weights are the same on every device (``"default"`` draws on the
-            model's); without it, the draws follow from torch's random state and advance it.
+        seed: of a separate generator, which gives the same weights on every device (``"default"`` draws on the model's
+            own). Without a seed, the draws follow from torch's random state and advance it.
         **options: the options of a scheme that is given by its name: ``gain`` (a number, or ``"auto"``) and
             ``nonlinearity`` of Kaiming's, Xavier's and ``"orthogonal"``, ``mode`` of Kaiming's, ``std`` of the normal ones.
 
@@ -122,11 +122,11 @@ def apply_(
         What was set, with which gain or as what, and what was left.
 
     Raises:
-        ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed. For a
-            model in which a scheme does not find what it is for.
+        ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed. Also for a
+            model that has nothing for the scheme to set.
 
     Warns:
-        InitoptWarning: for attention or branches that a scheme cannot make out, beside others that it can.
+        InitoptWarning: for attention or branches that a scheme cannot make out, if there are others that it can.
 
     >>> import torch, initopt
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.GELU(), torch.nn.Linear(64, 3))

@@ -1,7 +1,7 @@
-"""Where the projections of self-attention are in a model: those of query, key, value and output.
+"""The projections of self-attention in a model: those of query, key, value and output.
 
 They are known by the structure of a module: its type, or the names and shapes of the linear layers inside. Nothing is
-guessed from the order of layers: what looks like attention and cannot be made out is named, with the reason.
+guessed from the order of layers: attention that cannot be made out is named, with the reason.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ class Projection:
 
     @property
     def inputs(self) -> int:
-        """How many inputs the layer has."""
+        """The number of inputs of the layer."""
         return self.weight.shape[0 if self.transposed else 1]
 
     @property
     def outputs(self) -> int:
-        """How many outputs are meant."""
+        """The number of outputs of the projection."""
         return self.stop - self.start
 
     def rows(self, like: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class Attention:
 
     @property
     def width(self) -> int:
-        """Of the stream."""
+        """The width of the stream."""
         return self.query.inputs
 
 
@@ -159,7 +159,7 @@ def find_attention(model: nn.Module) -> tuple[list[Attention], dict[str, str]]:
 
 
 def looked_for() -> str:
-    """What attention is known by, for a message."""
+    """The signs by which attention is known, for a message."""
     return (
         "nn.MultiheadAttention, and modules that have one linear layer for query, key and value "
         f"({first_few(FUSED)}) or three ({first_few(['/'.join(names) for names in SEPARATE], 2)}), one for the output "

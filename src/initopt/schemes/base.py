@@ -67,8 +67,8 @@ class Drawn:
     Attributes:
         values: of those that change, on any device.
         gains: of those that were drawn with one.
-        nonlinearities: what follows each of these, as far as it was seen.
-        roles: what a scheme takes parameters for, where it sorts them.
+        nonlinearities: the nonlinearity that follows each of these, where one was seen.
+        roles: the role in which a scheme takes each parameter, if it tells parameters apart.
     """
 
     values: dict[nn.Parameter, Tensor]
@@ -84,9 +84,9 @@ class Scheme(ABC):
     name: ClassVar[str]
     """Name of the scheme."""
     needs_batch: ClassVar[bool] = False
-    """Whether it has to see the model run on a batch."""
+    """Whether the scheme has to see the model run on a batch."""
     one_by_one: ClassVar[bool] = False
-    """Whether it draws tensor by tensor by their shapes, and so works on a model that is sharded over devices."""
+    """Whether the scheme draws tensor by tensor by their shapes, and so works on a model sharded over devices."""
 
     def __post_init__(self) -> None:
         with_plain_numbers(self)
@@ -96,10 +96,10 @@ class Scheme(ABC):
         """New values, computed on the CPU in single precision or more."""
 
     def options(self) -> dict[str, Any]:
-        """The options that are not the default ones."""
+        """The options that differ from their defaults."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
     def as_plain(self) -> str | dict[str, Any]:
-        """What it is known by in files: its name, with the options that are not the default ones, if there are any."""
+        """The form of the scheme in files: its name, with any options that differ from their defaults."""
         options = self.options()
         return {"scheme": self.name, **options} if options else self.name

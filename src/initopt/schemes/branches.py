@@ -1,4 +1,4 @@
-"""Where residual branches end, found by running a model: what is added to the tensor that it was computed from.
+"""The ends of residual branches, found by running a model: tensors that are added to those they were computed from.
 
 While the model runs, every call of a function of torch becomes a node of a graph, with the nodes of its inputs. In a sum
 ``x + f(x)`` one operand is an ancestor of the other: that one is the stream, the other a branch. Where the shortcut has a
@@ -53,7 +53,7 @@ HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu"})
 """Nonlinearities whose output is scaled as their input is."""
 
 THROUGH_ZERO = frozenset({"celu", "elu", "gelu", "hardswish", "mish", "selu", "silu", "softsign", "tanh"})
-"""Nonlinearities that are 0 at 0 and have a derivative there, which ReLU has not: behind it, a layer that is 0 stays so."""
+"""Nonlinearities that are 0 at 0 and have a derivative there. ReLU has none: a layer of zeros in front of it stays so."""
 
 _LIKE = {"type_as", "view_as", "reshape_as", "expand_as", "to"}
 _JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
@@ -69,7 +69,7 @@ _MATRICES = {
 
 @dataclass(frozen=True, eq=False)
 class End:
-    """What decides how large a branch is.
+    """The parameter that decides how large a branch is.
 
     Attributes:
         weight: of a linear map, of the norm after it, or a learned scale.
@@ -95,7 +95,7 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """What a run has shown.
+    """The residual branches that a run has shown.
 
     Attributes:
         found: the branches, in the order in which they join the stream.
@@ -228,7 +228,7 @@ class BranchTrace(TorchFunctionMode):
         self._streams[result] = stream
 
     def branches(self, through: Collection[str] = HOMOGENEOUS | THROUGH_ZERO) -> Branches:
-        """What was found.
+        """The branches that were found.
 
         Args:
             through: nonlinearities that may stand behind the end of a branch.

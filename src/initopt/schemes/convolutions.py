@@ -85,9 +85,9 @@ class Whitened(Scheme):
 
     Its filters become the eigenvectors of the covariance of the patches that it sees in the batch, the largest eigenvalue
     first, each divided by :math:`\sqrt{\lambda + \text{eps}}` (Page, *How to Train Your ResNet*; Jordan, arXiv 2404.00498).
-    With room for it, they are followed by their negatives; filters beyond these keep their values, and with fewer
-    filters than a patch has values the first eigenvectors are taken. The bias, if there is one, becomes what takes the mean
-    of the patches away. Padding is not part of the patches. All else keeps its values.
+    If there are enough filters, the negatives follow; filters beyond these keep their values. If there are fewer filters
+    than values in a patch, the first eigenvectors are taken. The bias, if there is one, takes away the mean of the patches.
+    Padding is not part of the patches. All else keeps its values.
 
     Attributes:
         eps: added to the eigenvalues, in units of the squared inputs: directions of less variance are not blown up.

@@ -45,7 +45,7 @@ Fill = Callable[[nn.Parameter, Tensor, torch.Generator], object]
 def new_matrices(chosen: Iterable[NamedParameter], fill: Fill, generator: torch.Generator) -> dict[nn.Parameter, Tensor]:
     """New values of the matrices of linear maps, block by block, and zeros for the biases beside them.
 
-    Of a sharded parameter, the part of this rank: each is drawn whole, the same on all ranks, and one at a time.
+    For a sharded parameter, they are the part of this rank: each is drawn whole, the same on all ranks, and one at a time.
     """
     values: dict[nn.Parameter, Tensor] = {}
     for parameter in chosen:
@@ -66,7 +66,7 @@ def new_matrices(chosen: Iterable[NamedParameter], fill: Fill, generator: torch.
 
 @dataclass(frozen=True, kw_only=True)
 class Default(Scheme):
-    """What ``reset_parameters()`` of each module draws, biases, embeddings and norms included."""
+    """The weights that ``reset_parameters()`` of each module draws, biases, embeddings and norms included."""
 
     name: ClassVar[str] = "default"
     one_by_one: ClassVar[bool] = True
@@ -97,9 +97,10 @@ def _reset(model: nn.Module, chosen: list[NamedParameter], seed: int) -> set[nn.
 
 
 def reset_whole(module: nn.Module, reset: Callable[[], None], all_of_it: bool = False) -> set[nn.Parameter]:
-    """Have a module draw its parameters anew; those that are sharded on whole ones, the same on all ranks.
+    """Have a module draw its parameters anew; sharded ones are drawn whole, the same on all ranks.
 
-    The whole ones, on the CPU, are those of the module and of all in it, which it may draw as well.
+    Whole parameters on the CPU stand in for the sharded ones of the module and of all its submodules, which it may draw,
+    too.
 
     Args:
         module: the module.

@@ -45,8 +45,8 @@ def materialize_(
         model: the model, all of it on the meta device.
         scheme: as for :func:`initopt.schemes.apply_`: those that draw tensor by tensor.
         device: where to put it; by default the present CUDA device, if there is one, and otherwise the CPU.
-        otherwise: fills what no module of the model draws by itself, parameters and buffers: a function of (name, tensor)
-            that writes a whole tensor on the CPU.
+        otherwise: a function of (name, tensor) that fills what no module of the model draws by itself, parameters and
+            buffers; it writes a whole tensor on the CPU.
         seed: of all that is drawn, which has to be the same on all ranks; follows from torch's random state if not given.
         **options: those of the scheme.
 
@@ -55,7 +55,7 @@ def materialize_(
 
     Raises:
         ValueError: if the model is not on the meta device; if something in it is filled by no module, and ``otherwise`` is
-            not given, or leaves it. The message names it, and the model has memory by then, but no sense.
+            not given, or leaves it. The message names it. By then the model has memory, but its values mean nothing.
 
     >>> import initopt
     >>> with torch.device("meta"):

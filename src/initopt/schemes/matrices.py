@@ -88,7 +88,7 @@ def is_transposed_linear(module: nn.Module) -> bool:
 
 
 def matrices_in(parameter: NamedParameter) -> Matrices | None:
-    """How matrices lie in a parameter, if it holds some and nothing looks things up in it."""
+    """The matrices in a parameter; ``None`` if it holds none, or is the table of an embedding."""
     if parameter.value.is_complex() or any(is_embedding(module) for _, module in parameter.holders):
         return None
     for name, module in parameter.holders:

@@ -34,8 +34,8 @@ class Mimetic(Scheme):
     root of the singular values; query and key of a head keep as many of these as a head has features. The biases of the
     projections become 0; all else keeps its values.
 
-    Heads that share keys and values (grouped queries) have one key matrix, from the mean of their products, and each the
-    queries that come nearest to its own.
+    Heads that share keys and values (grouped queries) have one key matrix, from the mean of their products, and each has
+    the queries that come nearest to its own product.
 
     Attributes:
         query_key: alpha and beta of the first product. The default is the paper's for vision.

@@ -1,8 +1,8 @@
-r"""Which nonlinearity follows a layer, and the gain that makes up for it.
+r"""The nonlinearity that follows a layer, and the gain that makes up for it.
 
 The gain of a function f, :math:`1 / \sqrt{\mathbb E f(z)^2}` for a standard normal z, keeps the size of signals; that of
 ReLU is He's :math:`\sqrt 2`. Where :func:`torch.nn.init.calculate_gain` has a value, that is used instead; it differs for
-tanh (5/3 for 1.59), sigmoid and SELU.
+tanh (5/3 in place of 1.59), sigmoid and SELU.
 """
 
 from __future__ import annotations

@@ -88,11 +88,12 @@ class ZeroBranches(_BranchEnds):
 
     The end of each branch becomes 0, with its bias: the weight of its last linear map; where a norm follows that, the
     norm's (as Goyal et al., arXiv 1706.02677, have it for ResNets); where a learned scale follows (LayerScale), that. All
-    else keeps its values. Branches are what is added to the tensor that it was computed from; they are found by running
-    the model.
+    else keeps its values. A branch is a tensor that is added to the one that it was computed from; branches are found by
+    running the model.
 
-    Layers inside a branch have no gradient in the first step, and what learns scales, such as NIO, leaves a tensor alone
-    that is 0. A branch that ends in ReLU is left alone: behind a layer that is 0, no gradient would ever come through it.
+    Layers inside a branch have no gradient in the first step, and methods that learn scales, such as NIO, leave a tensor
+    alone that is 0. A branch that ends in ReLU is left alone: after a layer that is 0, it would never let a gradient
+    through.
 
     >>> ZeroBranches().needs_batch
     True

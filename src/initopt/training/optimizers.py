@@ -1,4 +1,4 @@
-"""What makes an optimizer, and the learning rates of one that is made."""
+"""Functions that make an optimizer, and the learning rates of an optimizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HINT = "pass functools.partial(torch.optim.AdamW, lr=3e-4), say, or the optimiz
 
 
 def check_optimizer(optimizer: OptimizerFactory | None, with_rate: bool = False) -> None:
-    """Refuse what makes no optimizer of parameters alone, or of parameters and a learning rate.
+    """Refuse what does not make an optimizer of parameters alone, or of parameters and a learning rate.
 
     Args:
         optimizer: what was given.
@@ -84,9 +84,10 @@ def make_optimizer(
     Args:
         optimizer: what makes it, or one whose class and settings it has.
         parameters: for which it is made.
-        places: which of them stands for a parameter of the given optimizer, by its id; for one that is given as such.
-        lr: the learning rate of its first group, if not that which ``optimizer`` gives by itself. A function that takes a
-            rate is called with it; else the rates of all groups are multiplied by one number.
+        places: the parameters that stand for those of the given optimizer, by the id of the latter; for one that is given
+            as such.
+        lr: the learning rate of its first group, in the place of the one that ``optimizer`` gives by itself. A function
+            that takes a rate is called with it; else the rates of all groups are multiplied by one number.
 
     Raises:
         TypeError: if what was made is not an optimizer.
@@ -128,7 +129,7 @@ def _accepted(kind: type, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 class Rates:
-    """The learning rates of the groups of an optimizer, as they are now, to be multiplied all by the same number.
+    """The learning rates of the groups of an optimizer, as they are now, all to be multiplied by the same number.
 
     Args:
         optimizer: whose they are.
@@ -146,11 +147,11 @@ class Rates:
 
     @property
     def first(self) -> float:
-        """That of the first group, by which a rate is called."""
+        """The rate of the first group, which stands for all."""
         return self._own[0]
 
     def scale(self, factor: float) -> None:
-        """Set each to what it was at first times a factor."""
+        """Set each rate to its first value times a factor."""
         for group, own in zip(self._optimizer.param_groups, self._own, strict=True):
             if isinstance(group["lr"], Tensor):  # which a captured graph reads
                 group["lr"].fill_(own * factor)

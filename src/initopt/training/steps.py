@@ -46,7 +46,7 @@ class Trainer:
         model: is changed.
         optimizer: of its parameters; its rates may change between steps, see :class:`initopt.training.optimizers.Rates`.
         loss: what is minimized.
-        own: a step of the user's own, in the place of all of this but the loss as a number.
+        own: a step of the user's own, which replaces all of this but the loss as a number.
         backward: the backward pass from the loss.
         clip: is called between the backward pass and the update.
     """
@@ -65,7 +65,7 @@ class Trainer:
             batch: on the device of the model.
 
         Raises:
-            LossError: if a step of the user's own returns no loss.
+            LossError: if a step of the user's own does not return a loss.
         """
         if self.own is not None:
             return _as_scalar(self.own(self.model, self.optimizer, batch))
@@ -95,7 +95,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def only_own_gradients(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], object]:
-    """A backward pass that leaves alone what else has gradients: a loss that holds another model reaches the user's own."""
+    """A backward pass that leaves other gradients alone: a loss that holds another model reaches the user's own."""
     parameters = parameters_of(optimizer)
 
     def backward(loss: Tensor) -> None:
@@ -106,7 +106,7 @@ def only_own_gradients(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], o
 
 
 def clipping(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Callable[[], object] | None:
-    """What clips the gradient of all parameters of an optimizer to a norm; ``None`` for no bound."""
+    """A function that clips the gradient of all parameters of an optimizer to a norm; ``None`` for no bound."""
     return None if max_norm is None else partial(torch.nn.utils.clip_grad_norm_, parameters_of(optimizer), max_norm)
 
 
@@ -158,7 +158,7 @@ def train_steps(
     """Train on some batches, in the modes that the model's modules have, until they end or the loss is not finite.
 
     What the model draws in a step follows from the seed and the number of the step alone: runs from several starts see the
-    same noise, and one that is broken off and goes on is as one that was not.
+    same noise, and a run that is broken off and goes on ends as if it had not been.
 
     Args:
         trainer: does the steps.

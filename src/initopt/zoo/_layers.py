@@ -1,4 +1,4 @@
-"""What several of the networks are made of, and the checks that they share."""
+"""Parts and checks that several of the networks share."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def library_model(name: str, /, **arguments: Any) -> nn.Module:
     Raises:
         ImportError: if the library is missing or broken; the message says what to install.
         ValueError: if the name or an argument is unknown; the message has names that are near.
-        OSError: if a configuration is not to be had.
+        OSError: if a configuration cannot be had.
 
     To compare one, ``functools.partial`` makes a factory of it, which workers can be sent:
 

@@ -13,7 +13,7 @@ __all__ = ["small_gpt"]
 def small_gpt(vocabulary: int = 65, context: int = 128, *, depth: int = 4, width: int = 128, heads: int = 4) -> nn.Module:
     """A transformer that predicts the next token (Radford et al., *Language Models are Unsupervised Multitask Learners*).
 
-    As GPT-2 has it: layer norms come before attention and perceptron, positions are learned, and the output layer is the
+    As in GPT-2, layer norms come before attention and perceptron, positions are learned, and the output layer is the
     embedding of the tokens. There is no dropout. The default, for the 65 characters of Shakespeare's plays, has 0.82 M
     parameters.
 

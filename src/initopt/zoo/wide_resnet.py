@@ -25,7 +25,7 @@ def wide_resnet(
 
     Args:
         depth: number of convolutions, 6 n + 4: 10, 16, 22, 28, 40, ...; the three of the shortcuts count (with ``width`` 1
-            there are but two, and so one convolution fewer).
+            there are only two, and so one convolution fewer).
         width: factor of the number of channels.
         norm: ``"batch"`` or ``"none"``.
         num_classes: number of outputs.

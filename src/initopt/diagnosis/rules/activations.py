@@ -29,7 +29,7 @@ def per_layer(values: Sequence[float]) -> float:
 
 
 _SHARES: tuple[tuple[Severity, float, float], ...] = (("error", 0.9, 2.0), ("warning", 0.5, 0.9))
-"""From which share on to which dead or saturated units are what."""
+"""Ranges of the share of dead or saturated units, with their severity."""
 
 
 def _graded(calls: Iterable[Call], of: Callable[[Call], float]) -> Iterator[tuple[Severity, list[Call], Call]]:
@@ -59,8 +59,8 @@ def _ends(layers: Sequence[Call]) -> tuple[list[Call], list[Call]]:
 def dead(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A unit that is zero for all samples and positions gets no gradient, and stays so.
 
-    In wide healthy networks a few per cent of the units are zero on a few hundred samples, and in deep plain ones,
-    whose samples look alike, up to a third. SageMaker's rule asks half, too. It takes 16 samples and 16 units to tell.
+    In wide healthy networks a few per cent of the units are zero on a few hundred samples, and in deep plain ones, whose
+    samples look alike, up to a third. SageMaker's rule asks for half, too. The rule needs 16 samples and 16 units.
     """
     if evidence.seen.data.samples < 16:
         return
@@ -85,8 +85,8 @@ def dead(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def saturated(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """At the flat ends of a sigmoid or tanh, hardly any gradient passes.
 
-    Normal inputs of unit variance leave 3 % of a tanh's outputs beyond 0.975 and none of a sigmoid's beyond 0.987;
-    half needs inputs three times as large as that, or more.
+    Normal inputs of unit variance leave 3 % of a tanh's outputs beyond 0.975 and none of a sigmoid's beyond 0.987; for half
+    of them to be there, inputs have to be three times as large, or more.
     """
     for severity, calls, worst in _graded(evidence.seen.calls, lambda call: call.saturated):
         text = (
@@ -140,8 +140,8 @@ def exploding(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A signal that shrinks by a factor in every layer is lost in the biases and in rounding.
 
-    What counts is the part of an output that depends on the input: biases can keep outputs large that say nothing. A
-    plain tanh network of 10 layers with PyTorch's weights, which trains slowly, has 0.01 left; from 1e-3 on, it hardly
+    What counts is the part of an output that depends on the input: biases can keep outputs large that say nothing. A plain
+    tanh network of 10 layers with PyTorch's weights, which trains slowly, has 0.01 left; with 1e-3 or less, it hardly
     trains.
     """
     layers = [call for call in evidence.layers if math.isfinite(call.deviation)]
@@ -215,8 +215,8 @@ def deaf(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def uniform_attention(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Attention that weighs all positions alike is a mean over them.
 
-    Small random weights start near that, and train; so this is a note. With more than 0.9999 of the entropy, queries
-    and keys do not count at all.
+    Small random weights start near that, and train, so this is a note. Above 0.9999 of the entropy, queries and keys do not
+    matter at all.
     """
     paths = [path for path, entropy in evidence.seen.attention.items() if entropy > 0.9999]
     if paths:
@@ -261,8 +261,8 @@ def one_hot_attention(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def logits(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A network that knows nothing should say so: a cross-entropy of ln C, for C classes.
 
-    Logits of unit variance add half a nat to it; a whole one more than ln C needs logits of size 1.5 that have nothing
-    to do with the targets, which the first steps are spent on taking back.
+    Logits of unit variance add half a nat to it; a whole nat more than ln C takes logits of size 1.5 that have nothing to
+    do with the targets, and the first steps are spent on taking them back.
     """
     trace = evidence.seen
     count = 2 if trace.data.task == "binary" else trace.output.channels if trace.data.task == "classes" else 0
@@ -309,7 +309,7 @@ def one_class(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     explains=("G312", "A203", "A211", "A208"),
 )
 def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
-    """The first output with an infinite entry, or one that is no number, says where it went wrong.
+    """The first output with an entry that is infinite or not a number says where it went wrong.
 
     There is no threshold to choose.
     """
@@ -337,7 +337,7 @@ def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def near_overflow(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """float16 ends at 65504, and a few steps change an output by a factor of ten.
 
-    Only of models that run in float16, by their parameters or autocast.
+    The rule is for models that run in float16, by their parameters or autocast.
     """
     calls = [call for call in evidence.seen.calls if evidence.seen.half and call.largest > 6e3 and call.broken == 0]
     if calls:

@@ -1,4 +1,4 @@
-"""What a rule is, and what it looks at."""
+"""The interface of rules, and of what they look at."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Finding:
 
     @property
     def place(self) -> str:
-        """Where it is, folded.
+        """The place of the finding, with names folded.
 
         >>> Finding("W101", "error", ("a.0.w", "a.1.w"), "", "").place
         'a.0-1.w'
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What there is to look at.
+    """The model, and what is known of it, for rules to look at.
 
     Attributes:
         model: the model.
@@ -99,7 +99,7 @@ class Evidence:
 
 
 def behind_small_gains(evidence: Evidence) -> tuple[str, str]:
-    """The words that a finding which small gains explain ends in, and its remedy."""
+    """The last words, and the remedy, of a finding that small gains explain."""
     opened = evidence.seen.opened
     assert opened is not None
     many = len(opened.gains) > 1
@@ -122,8 +122,8 @@ class Rule:
         name: in a few words.
         severity: of most of its findings.
         needs: ``"weights"`` alone, a ``"batch"`` and a forward pass, a ``"gradient"``, or an ``"optimizer"``.
-        threshold: from where on, in words.
-        source: where this is known from.
+        threshold: the threshold, in words.
+        source: the source of the rule.
         find: gives the findings.
         explains: codes of rules, or their beginnings, whose findings follow from one of this rule and are notes beside it.
     """
@@ -139,7 +139,7 @@ class Rule:
 
     @property
     def words(self) -> str:
-        """What it is about, and the reason for its threshold."""
+        """The words of the rule: what it is about, and the reason for its threshold."""
         return inspect.cleandoc(self.find.__doc__ or "")
 
     def finding(self, where: Sequence[str], text: str, remedy: str, severity: Severity | None = None) -> Finding:

@@ -22,8 +22,8 @@ __all__: list[str] = []
 def not_normalized(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Schemes of weights take inputs of about unit variance for granted.
 
-    Images in [0, 1] have 0.5, and are in order; those in [0, 255] have 130. If the first thing that a model does is to
-    normalize, nothing is wrong.
+    Images in [0, 1] have a root mean square of 0.5, and are in order; those in [0, 255] have 130. If the first thing that a
+    model does is to normalize, nothing is wrong.
     """
     calls = evidence.seen.calls
     if calls and "norm" in calls[0].kind.lower():
@@ -214,7 +214,7 @@ def _last_bias(evidence: Evidence) -> str:
     explains=("A210", "G312", "A203", "A208"),
 )
 def broken_inputs(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
-    """One value that is no number in a batch makes the loss, and after a step every weight, so."""
+    """One value in a batch that is not a number makes the loss not a number, and after a step every weight."""
     for name, values in evidence.seen.data.inputs.items():
         if values.broken:
             text = f"{values.broken} of {values.count} values of {name} are infinite or not a number"

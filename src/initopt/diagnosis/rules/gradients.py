@@ -73,7 +73,7 @@ def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
     Adam evens out sizes, but not the noise of rounding, in which 1e-7 is lost. Where branches are multiplied by gains that
     start small, as by LayerScale, a few samples are run with these at 1: it is a note if the gradient then comes through.
-    So it is where only the last layer keeps it back, a head that starts small.
+    It is also a note where only the last layer keeps the gradient back: a head that starts small.
     """
     layers, first, last = _slopes(evidence)
     if first < 1e-4 * last:
@@ -201,9 +201,10 @@ def behind_zero(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def hardly(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A weight whose gradient is a millionth of that of others is in effect not trained: often a router, or a gate.
 
-    Queries and keys of small weights get a thousandth, rightly so. Biases in front of norms, and of keys, get none but
+    Queries and keys of small weights get a thousandth, rightly so. Biases in front of norms, and of keys, get nothing but
     rounding noise, and are left out, and so are weights of norms: where another norm comes next, channel by channel, it
-    undoes them. What gets an ordinary one once the gains that start small are 1, as those of LayerScale, is a note.
+    undoes them. A weight that gets an ordinary gradient once the gains that start small, as those of LayerScale, are 1 is a
+    note.
     """
     tensors = [t for t in evidence.seen.tensors if t.fate == "trains" and not is_bias(t.name) and t.slope > 0]
     if len(tensors) < 4:
@@ -337,7 +338,7 @@ def no_signal(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def underflow(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """float16 has no numbers below 6e-8 and few below 6e-5, so that small gradients become zero.
 
-    Only of models that run in float16. A ReLU makes half of the entries zero by itself, hence 80 %. A loss that is
+    The rule is for models that run in float16. A ReLU makes half of the entries zero by itself, hence 80 %. A loss that is
     multiplied by 2 to the power of 16, as GradScaler does, shifts all of them into range.
     """
     layers = [call for call in evidence.layers if not math.isnan(call.tiny_slopes)]

@@ -91,7 +91,7 @@ def too_small(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     source="optimizers that were made before layers were added or replaced",
 )
 def left_out(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
-    """A parameter with a gradient that a step leaves as it is is not in the optimizer, or in a group with the rate zero.
+    """A parameter with a gradient that a step does not change is not in the optimizer, or in a group with the rate zero.
 
     Warm-ups that start at a rate of zero leave all of them; then nothing is said.
     """

@@ -66,7 +66,7 @@ def _is_sharded(value: Tensor) -> bool:
 
 
 def fingerprints(weights: Sequence[Weight]) -> list[tuple[float, float]]:
-    """Two numbers for each tensor that agree if its values do, and hardly if they do not."""
+    """Two numbers for each tensor that agree if its values do, and almost never otherwise."""
     found = []
     for weight in weights:
         values = real(weight.local).reshape(-1).double()

@@ -32,7 +32,7 @@ _INITIALIZE = (
     explains=("W102", "W103", "W105", "W108", "W111", "W114", "A", "G", "D404", "D408"),
 )
 def not_finite(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
-    """A weight or buffer that is infinite or not a number makes every output that depends on it so.
+    """A weight or buffer that is infinite or not a number makes every output that depends on it so, too.
 
     There is no threshold to choose: one entry is enough. Buffers with infinities that are meant are left out: bounds, and
     masks of them and one other number; the statistics of norms are not.
@@ -66,9 +66,8 @@ def _is_mask(weight: Weight) -> bool:
 def never_written(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """``torch.empty`` leaves in memory what was there: bits that as numbers are of any magnitude.
 
-    No initialization in use has entries beyond 1e6, and one entry below 1e-20 in a hundred is not to be had from a
-    normal distribution of a standard deviation above 1e-18. Masks of -1e9 and the like are buffers, which are not
-    looked at.
+    No initialization in use has entries beyond 1e6, and a normal distribution with a standard deviation above 1e-18 does
+    not have one entry in a hundred below 1e-20. Masks of -1e9 and the like are buffers, which are not looked at.
     """
     for weight in evidence.parameters:
         values = weight.local.abs()
@@ -253,12 +252,12 @@ _LOW, _HIGH, _FAR = 0.02, 10.0, 30.0
 def wrong_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A linear map multiplies the size of a signal by the standard deviation of its weights times the root of its fan in.
 
-    That is 0.58 for PyTorch's default, 1 for Xavier's, 1.41 for He's, and from 0.1 to 1 for the standard deviation of
-    0.02 of transformers. Below 0.02, fifty times too small, no scheme in use goes but for the last layer, which is
-    left out (policies and zero-like heads); above 10, which is more than the 7 of squeeze-and-excitation layers that
-    start by their fan out, a signal gains a digit in every layer. Fans below 8, norms
-    after the layer (where a run shows one: the scale then does not matter), matrices of zeros, and small ones beside biases
-    of 1 (a gate that starts open, as gMLP's) are left out.
+    That is 0.58 for PyTorch's default, 1 for Xavier's, 1.41 for He's, and from 0.1 to 1 for the standard deviation of 0.02
+    of transformers. Below 0.02, fifty times too small, no scheme in use goes, except for the last layer, which is left out
+    (policies and zero-like heads); above 10, which is more than the 7 of squeeze-and-excitation layers that start by their
+    fan out, a signal gains a digit in every layer. Fans below 8, norms after the layer (where a run shows one: the scale
+    then does not matter), matrices of zeros, and small ones beside biases of 1 (a gate that starts open, as gMLP's) are
+    left out.
     """
     layers = [w for w in evidence.parameters if not math.isnan(w.gain) and not w.is_embedding and w.trains]
     before_norm = _scale_invariant(evidence)
@@ -403,9 +402,9 @@ def head_scale(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def unlike_another(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Two libraries may start one architecture in different ways, and one of them trains worse.
 
-    Only with another model to compare with (``against``). Names differ between libraries, so the tensors of a shape are
-    paired in the order in which they stand in the two models. 64 random numbers tell their size to 9 per cent, and a factor
-    of 1.5 is what Kaiming's and Xavier's schemes differ by.
+    The rule needs another model to compare with (``against``). Names differ between libraries, so the tensors of a shape
+    are paired in the order in which they stand in the two models. 64 random numbers tell their size to 9 per cent, and a
+    factor of 1.5 is what Kaiming's and Xavier's schemes differ by.
     """
     if evidence.against is None:
         return

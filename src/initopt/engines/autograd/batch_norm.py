@@ -35,7 +35,7 @@ all at once as channels of their own, which takes copies."""
 
 
 class Phase(Protocol):
-    """Says which of the two derivatives the graph is being walked for."""
+    """The derivative, of the two, for which the graph is being walked."""
 
     second: bool
 

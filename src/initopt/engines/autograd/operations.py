@@ -60,7 +60,7 @@ class Matrix(Operation):
         return True
 
     def factors(self, x: Tensor, dy: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-        """What the weight gradient of a group is the product of, of shape ``(groups, positions, features)`` each.
+        """The two factors of the weight gradient of a group, of shape ``(groups, positions, features)`` each.
 
         >>> op, x, dy = _Linear(), torch.ones(4, 3), torch.ones(4, 2)
         >>> [factor.shape for factor in op.factors(x, dy, groups=2)]
@@ -118,8 +118,8 @@ def _grouped_product(x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor
 
 
 _APART = 3e7
-"""Products of two numbers in the convolution of one group of samples from which on a processor is faster at a call for each
-group than at a grouped convolution: measured with 16 to 256 channels and 2 to 64 groups."""
+"""Products of two numbers in the convolution of one group of samples above which a CPU is faster with a call for each group
+than with a grouped convolution: measured with 16 to 256 channels and 2 to 64 groups."""
 
 
 class _Convolution(Operation):
@@ -254,4 +254,4 @@ CALLS: dict[Callable[..., Any], Callable[..., Call | None]] = {
     torch.conv_transpose2d: _transposed_call,
     torch.conv_transpose3d: _transposed_call,
 }
-"""What a call of a function is, with its arguments; ``None`` if it cannot be replaced."""
+"""For each function, what makes a :data:`Call` of its arguments: ``None`` if that cannot be replaced."""

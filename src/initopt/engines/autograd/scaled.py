@@ -208,18 +208,18 @@ class Replacing(ModeOverGradients):
         return batch_norm(input, weight, bias, eps, self.phase)
 
     def other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """What becomes of any other call."""
+        """The result of any other call."""
         return func(*args, **kwargs)
 
     def replaced(self, call: Call) -> Any:
-        """The same operation, as this mode has it."""
+        """The result of an operation that is replaced."""
         x, weight, bias, _ = call
         bias_leaf = None if bias is None else self.leaves.get(bias, bias)
         leaf = self.leaves.get(weight, weight)
         return _Forward.apply(x, leaf, bias_leaf, self.scales[weight], call, self.phase)  # type: ignore[no-untyped-call]
 
     def replaceable(self, call: Call) -> bool:
-        """Whether this mode has an operation."""
+        """Whether this mode replaces an operation."""
         x, weight, bias, _ = call
         # Subclasses, lower precision under autocast and functorch's wrappers have dispatch of their own.
         return (

@@ -25,7 +25,7 @@ def self_attention(
 ) -> tuple[Tensor, Tensor | None] | None:  # fmt: skip
     """Attention of a sequence to itself, with the arguments of ``F.multi_head_attention_forward``.
 
-    That has the samples along the second dimension, and its projections are linear layers that no one sees from outside.
+    That has the samples along the second dimension, and its projections are linear layers that cannot be seen from outside.
 
     Returns:
         The output, shape ``(T, B, E)``, and the attention weights if they are wanted; ``None`` for any other attention.

@@ -35,7 +35,7 @@ class Use(ABC):
         """Some rows of the weight's gradient in every group, shape ``(groups, rows, ...)``."""
 
     def num_rows(self, weight: Tensor) -> int:
-        """How many rows there are that may differ from zero: the first ones."""
+        """The number of rows, from the first on, that may differ from zero."""
         return len(weight)
 
     def alone(self, groups: int) -> Use:
@@ -43,7 +43,7 @@ class Use(ABC):
         return self
 
     def add_to(self, total: GramSum) -> bool:
-        """Add the inner products between groups to a sum in a cheaper way, if there is one; whether there was."""
+        """Add the inner products between groups to a sum in a cheaper way, if there is one. Returns whether there is."""
         return False
 
 

@@ -131,11 +131,9 @@ class _Groups(Evaluation):
             leaves = [mode.leaves[p.value] for p in problem.grad_params]
             total = torch.stack(losses).sum()
             self._stacked = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
-        self._gradients: list[Gradients] = [
-            [None if g is None else g.detach()[d] for g in self._stacked] for d in range(count)
-        ]
-        self.gram = gram_matrix(self._gradients)
-        check_gram(self.gram, [loss.detach() for loss in losses], self._gradients, problem.grad_params)
+        gradients = [[None if g is None else g.detach()[d] for g in self._stacked] for d in range(count)]
+        self.gram = gram_matrix(gradients)
+        check_gram(self.gram, [loss.detach() for loss in losses], gradients, problem.grad_params)
 
     def derivatives_along(self, weights: Tensor) -> Tensor:
         vectors = [None if g is None else torch.tensordot(weights.to(g), g.detach(), 1) for g in self._stacked]

@@ -23,7 +23,7 @@ __all__ = ["GramMode"]
 
 
 class GramMode(Grouping):
-    """As :class:`Grouping`, but what a replaced operation would make a weight gradient of goes into a Gram matrix at once.
+    """As :class:`Grouping`, but what a weight gradient would be made of goes into a Gram matrix at once.
 
     A weight's share is added when the backward pass has met all its uses, so that at no time more than one block of rows of
     the gradients of one weight is in memory, and the inputs and output gradients only of weights with several uses. What
@@ -63,7 +63,7 @@ class GramMode(Grouping):
 
     @contextmanager
     def _in_backward(self) -> Iterator[None]:
-        """A block in which activation checkpointing may run operations once more, which are no uses of their own."""
+        """A block in which activation checkpointing may run operations once more, which do not count as uses."""
         self._counting = False
         try:
             yield
@@ -75,13 +75,13 @@ class GramMode(Grouping):
         self._expected[weight] += self._counting
 
     def meet_gradient(self, parameter: Tensor | None, gradient: Tensor | None) -> None:
-        """A part of the gradient of a small parameter, in every group: shape ``(groups, *parameter.shape)``."""
+        """Take in a part of the gradient of a small parameter, in every group: shape ``(groups, *parameter.shape)``."""
         if parameter is not None and gradient is not None and parameter in self.leaves:
             known = self._gradients.get(parameter)
             self._gradients[parameter] = gradient if known is None else known + gradient
 
     def meet(self, weight: Tensor, use: Use) -> None:
-        """A use of a weight."""
+        """Take in a use of a weight."""
         if weight not in self.leaves:
             return
         uses = self._uses.setdefault(weight, [])
