@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -137,9 +137,16 @@ NORMS: dict[str, Callable[[list[Tensor | None]], Tensor]] = {
 }
 
 
+def each_third(*variants: Any) -> Iterator[Any]:
+    """Networks in the first variant, each third of them in the others, too; the rest is slow."""
+    for number, name in enumerate(JOINABLE):
+        yield pytest.param(name, *variants[0])
+        for variant in variants[1:]:
+            yield pytest.param(name, *variant, marks=() if number % 3 == 0 else pytest.mark.slow)
+
+
 @pytest.mark.gallery
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("name", JOINABLE)
+@pytest.mark.parametrize(("name", "optimizer"), each_third(("sgd",), ("adam",)))
 def test_gradinit_constraint(name: str, optimizer: str) -> None:
     entry = ENTRIES[name]
     batches = [entry.batch(seed) for seed in (1, 2, 3)]
@@ -156,9 +163,9 @@ def test_gradinit_constraint(name: str, optimizer: str) -> None:
 
 @pytest.mark.gallery
 @pytest.mark.parametrize(
-    ("optimizer", "normalize", "fresh"), [("sgd", True, False), ("sgd", False, True), ("adam", True, False)]
+    ("name", "optimizer", "normalize", "fresh"),
+    each_third(("sgd", True, False), ("sgd", False, True), ("adam", True, False)),
 )
-@pytest.mark.parametrize("name", JOINABLE)
 def test_gradinit_objective(name: str, optimizer: str, normalize: bool, fresh: bool) -> None:
     entry = ENTRIES[name]
     batches = [entry.batch(seed) for seed in (1, 2, 3, 4)]
