@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -137,12 +137,13 @@ NORMS: dict[str, Callable[[list[Tensor | None]], Tensor]] = {
 }
 
 
-def each_third(*variants: Any) -> Iterator[Any]:
+def each_third(*variants: Any) -> list[Any]:
     """Networks in the first variant, each third of them in the others, too; the rest is slow."""
-    for number, name in enumerate(JOINABLE):
-        yield pytest.param(name, *variants[0])
-        for variant in variants[1:]:
-            yield pytest.param(name, *variant, marks=() if number % 3 == 0 else pytest.mark.slow)
+    return [
+        pytest.param(name, *variant, marks=pytest.mark.slow if number % 3 and variant != variants[0] else ())
+        for number, name in enumerate(JOINABLE)
+        for variant in variants
+    ]
 
 
 @pytest.mark.gallery

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,13 +19,15 @@ RESUMED = {"mlp", "batch_norm_residual", "tied_embedding_and_output", "numpy_and
 """Entries on which a run is also stopped and resumed: what takes longer on all."""
 
 
-def in_one_mode(first: int, but: set[str] | None = None) -> Iterator[Any]:
-    """Each network in one of its modes, in turn, or in all of them; the others are slow."""
+def in_one_mode(first: int, but: set[str] | None = None) -> list[Any]:
+    """Each network in one of its modes, in turn, but some in all of them; the others are slow."""
+    found = []
     for number, name in enumerate(dict(RUNNABLE)):
         modes = ENTRIES[name].modes
         for mode in modes:
             quick = mode == modes[(number + first) % len(modes)] or name in (but or ())
-            yield pytest.param(name, mode, marks=() if quick else pytest.mark.slow)
+            found.append(pytest.param(name, mode, marks=() if quick else pytest.mark.slow))
+    return found
 
 
 LR, BETAS, EPS, CLIP = 0.05, (0.8, 0.95), 1e-8, 0.3

@@ -40,14 +40,14 @@ ENGINE_CASES = [(n, mode, engine) for n, mode in CASES if n not in ODD for engin
 OBJECTIVES = ("cosine+lognorm", "grad_norm")
 
 
-def in_one_mode(cases: list[tuple[str, str, str]]) -> Iterator[Any]:
+def in_one_mode(cases: list[tuple[str, str, str]]) -> list[Any]:
     """Each engine on each network in one of its modes, in turn; the others are slow."""
     modes: dict[tuple[str, str], list[str]] = {}
     for name, mode, engine in cases:
         modes.setdefault((name, engine), []).append(mode)
     chosen = {pair: several[number % len(several)] for number, (pair, several) in enumerate(modes.items())}
-    for name, mode, engine in cases:
-        yield pytest.param(name, mode, engine, marks=() if mode == chosen[name, engine] else pytest.mark.slow)
+    slow = {case for case in cases if case[1] != chosen[case[0], case[2]]}
+    return [pytest.param(*case, marks=pytest.mark.slow if case in slow else ()) for case in cases]
 
 
 class Setting:
