@@ -13,13 +13,15 @@ demo: $(VENV)/.installed
 	$(BIN)/initopt demo
 
 # One thread each: the tests are many small operations, for which threads cost more than they bring. A file stays in one
-# process, since many keep what is expensive for the next test.
+# process, since many keep what is expensive for the next test; files are taken in the order of tests/conftest.py, where
+# pytest-xdist by itself would leave those with few tests for last, however long these take.
+PROCESSES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES)
 
-# What a contributor runs all the time: no processes, and not the whole gallery.
+# What a contributor runs all the time: no processes, not the whole gallery, and no trainings.
 test-fast: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not processes and not gallery"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) -m "not slow and not processes and not gallery and not training"
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from initopt.batches.nested import batch_size, take
+from tests.forks import forking
 
 
 def in_processes(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
@@ -25,7 +26,8 @@ def in_processes(function: Callable[..., Any], size: int, *arguments: Any) -> li
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            mp.spawn(_in_group, (size, folder, function, arguments), nprocs=size)
+            method = forking().get_start_method()
+            mp.start_processes(_in_group, (size, folder, function, arguments), nprocs=size, start_method=method)
         except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
             for rank in range(size):
                 place = Path(folder)

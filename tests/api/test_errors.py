@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import nn
 
 import initopt
 from initopt.methods import NIO
+from tests.forks import python
 from tests.helpers import make_batches, make_model, values
 
 Run = Callable[..., Any]
@@ -322,7 +321,7 @@ class TestMisspelt:
             "import sys, initopt; before = 'initopt.zoo' in sys.modules; "
             "print(before, initopt.zoo.plain_mlp.__name__, initopt.data.digits.__name__, 'zoo' in dir(initopt))"
         )
-        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        ended = python(code)
         assert ended.stdout == "False plain_mlp digits True\n"
         with pytest.raises(AttributeError, match="module 'initopt' has no attribute 'zo'"):
             initopt.zo  # noqa: B018

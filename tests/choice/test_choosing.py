@@ -13,6 +13,8 @@ import initopt
 from initopt.choice import choosing
 from tests.choice.races import SGD, batches, dying, shallow
 
+pytestmark = pytest.mark.training
+
 
 class Counting(torch.optim.SGD):
     """Counts steps over all of its kind."""
@@ -249,6 +251,7 @@ def test_a_start_that_cannot_be_made_is_said_and_left_out():
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("workers_are_forked")
 def test_other_processes_do_the_same_runs():
     options = {"starts": ["normal", "lsuv", "orthogonal", "xavier_normal", "kaiming_normal"], "steps": 12, "seeds": 2}
     options |= {"lrs": [0.1, 0.03], "seed": 0, "progress": False}

@@ -21,6 +21,8 @@ from initopt._support.errors import LoaderError, NonFiniteError
 from initopt.testing import ENTRIES
 from tests.helpers import make_batches, make_model, values
 
+pytestmark = pytest.mark.training
+
 SHORT: dict[str, Any] = {"seeds": 2, "steps": 20, "sweep_steps": 40, "warmup_steps": 8, "precision": 1.3, "seed": 0}
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 

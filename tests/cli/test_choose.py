@@ -17,6 +17,7 @@ def run(capsys, *arguments):
     return ended.value.code, captured.out, captured.err
 
 
+@pytest.mark.training
 def test_a_better_start_is_said_and_written_down_with_status_10(capsys, tmp_path):
     file, folder = tmp_path / "choice.json", tmp_path / "choice"
     options = ("--starts", "orthogonal", "--steps", "40", "--json", str(file), "--output", str(folder))
@@ -29,6 +30,7 @@ def test_a_better_start_is_said_and_written_down_with_status_10(capsys, tmp_path
     assert (folder / "choice.html").is_file()
 
 
+@pytest.mark.training
 def test_what_cannot_be_told_apart_has_status_0_and_rates_can_be_tried(capsys):
     shallow = ("--model", "plain_mlp", "--model.depth", "2", "--data", "digits")
     options = ("--starts", "own, trunc_normal+normal", "--lrs", "[0.04]", "--steps", "4", "--seeds", "2")

@@ -18,6 +18,7 @@ import initopt
 from initopt.cli import main
 from initopt.cli.commands import COMMANDS
 from initopt.methods import NIO
+from tests.forks import COMMAND_LINE, Python
 from tests.helpers import with_the_tests
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +223,7 @@ class TestMeasure:
         assert "unrelated directions" in out
 
 
+@pytest.mark.training
 class TestRun:
     def test_an_optimizer_tries_the_weights(self, cli, user_module):
         call = "run --model USER.Net --data digits --steps 3 --measure_batches 2 --trial_steps 2 --on_harm warn"
@@ -714,21 +716,22 @@ class TestErrors:
 QUICK = "--recipe.epochs 1 --recipe.batch_size 16 --recipe.measure_batches 1 --seeds 2 --accelerator cpu"
 
 
+@pytest.mark.training
 class TestCompare:
     def test_own_network_and_data(self, cli):
-        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,nio] {QUICK} --out out"
+        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,lsuv] {QUICK} --out out"
         status, out, err = cli(line)
         assert (status, err) == (0, "")
         assert "mine: test accuracy" in out
-        assert re.search(r"nio +0.01 +2 of 2", out)
+        assert re.search(r"lsuv +0.01 +2 of 2", out)
         assert out.splitlines()[-1] == "Report: out/report/report.html"
         assert Path("out/report/report.html").exists()
         found = initopt.comparison.load_comparison("out")
         assert [(run.initialization, run.seed) for run in found.runs] == [
             ("default", 0),
             ("default", 1),
-            ("nio", 0),
-            ("nio", 1),
+            ("lsuv", 0),
+            ("lsuv", 1),
         ]
 
     def test_a_file_with_everything_in_it(self, cli, user_module):
@@ -769,7 +772,7 @@ class TestCompare:
         assert not Path("out/report").exists()
 
     def test_print_config_is_read_again(self, cli):
-        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,nio] {QUICK}"
+        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,lsuv] {QUICK}"
         status, out, _ = cli(f"{line} --print_config")
         assert status == 0
         Path("printed.yaml").write_text(out, encoding="utf-8")
@@ -879,7 +882,7 @@ class TestCompare:
         assert {run.status for run in initopt.comparison.load_comparison("out").runs} == {"failed", "done"}
 
     def test_report(self, cli):
-        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,nio] {QUICK}"
+        line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,lsuv] {QUICK}"
         cli(f"{line} --report false --out out")
         assert cli("report out") == (0, "Report: out/report/report.html\n", "")
         assert Path("out/report/report.html").exists()
@@ -897,14 +900,19 @@ class TestCompare:
         assert message in err
 
 
-def _start(line: str, user_module: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "initopt", *line.replace("USER", user_module).split()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+FEW = {
+    "choose": "--steps 4 --seeds 2",
+    "find-lr": "--seeds 2 --steps 20 --sweep_steps 40 --warmup_steps 0 --precision 1.5",
+    "run": "--steps 2 --measure_batches 2",
+    "compare": "--recipe.epochs 1 --recipe.batch_size 128 --recipe.measure_batches 1",
+}
+"""What makes a command of the documentation a quick one."""
 
 
+@pytest.mark.training
 class TestDocumentation:
-    def test_every_command_runs(self, cli, tmp_path):
+    @pytest.mark.parametrize("few", [FEW, pytest.param({}, marks=pytest.mark.slow)], ids=["few steps", "as written"])
+    def test_every_command_runs(self, cli, tmp_path, few):
         for name in ("my_net.py", "run.yaml"):
             shutil.copy(ROOT / "examples" / name, tmp_path)
         text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -914,7 +922,7 @@ class TestDocumentation:
         for command in commands:
             line, _, into = command.partition(" > ")
             if not line.startswith("demo"):
-                status, out, err = cli(line)
+                status, out, err = cli(f"{line} {few.get(line.split()[0], '')}")
                 better = 10 if line.startswith("choose") else 0  # where a start is clearly better
                 assert (status in (0, better), err) == (True, ""), line
                 if into:
@@ -924,21 +932,20 @@ class TestDocumentation:
 @pytest.mark.processes
 class TestProcess:
     def test_measure_to_a_pipe(self, user_module):
-        process = _start("measure --model USER.Net --data digits --num_batches 2", user_module)
-        out, err = process.communicate(timeout=60)
-        assert (process.returncode, err) == (0, "")
-        assert "GradCosine" in out
-        assert "\x1b" not in out
+        line = f"measure --model {user_module}.Net --data digits --num_batches 2"
+        ended = subprocess.run([sys.executable, "-m", "initopt", *line.split()], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "GradCosine" in ended.stdout
+        assert "\x1b" not in ended.stdout
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_signals(self, user_module, number, status):
-        process = _start(
-            "run --model USER.Net --data USER.slow_batches --steps 1000000 --measure_batches 0 --out o", user_module
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    def test_signals(self, user_module, tmp_path, number, status):
+        line = "run --model USER.Net --data USER.slow_batches --steps 1000000 --measure_batches 0 --out o"
+        process = Python(COMMAND_LINE, *line.replace("USER", user_module).split(), said=tmp_path)
+        while process.stdout.read_text() != "ready\n":
+            assert process.poll() is None
+            time.sleep(0.01)
         time.sleep(0.2)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        assert (process.returncode, err) == (status, "")
+        os.kill(process.pid, number)
+        assert (process.wait(), process.stderr.read_text()) == (status, "")
         assert not Path("o").exists()

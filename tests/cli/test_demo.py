@@ -3,12 +3,11 @@
 import contextlib
 import io
 import stat
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
+from torch.utils.data import Subset
 
 import initopt
 from initopt.cli.commands import demo as demo_module
@@ -16,8 +15,11 @@ from initopt.cli.commands.demo import run_demo
 from initopt.comparison import load_comparison
 from initopt.comparison.analysis.summary import summarize
 from initopt.comparison.report.findings import findings
+from initopt.data import Splits
 from initopt.recipes import RECIPES
-from tests.helpers import with_the_tests
+from tests.forks import python
+
+pytestmark = pytest.mark.training
 
 TINY = {"epochs": 2, "nio_steps": 2}
 STARTS = ["default", "Xavier for tanh", "NIO"]
@@ -31,6 +33,22 @@ def captured():
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
             patch.delenv(name, raising=False)
         yield stream
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_digits():
+    """A fourth of them to train on. All are in ``test_without_the_packages_of_any_extra``."""
+
+    def planned(epochs, nio_steps):
+        plan = original(epochs, nio_steps)
+        whole = initopt.data.digits()
+        few = Splits(*(Subset(part, range(0, len(part), 4)) for part in (whole.train, whole.validation, whole.test)))
+        return plan | {"data": few, "recipe": plan["recipe"] | {"measure_batches": 2}}
+
+    original = demo_module._plan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_module, "_plan", planned)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +196,13 @@ def test_the_recipe_is_what_is_run_by_default():
     assert [start if isinstance(start, str) else start["name"] for start in recipe["initializations"]] == STARTS
 
 
+@pytest.mark.processes
 def test_without_the_packages_of_any_extra(tmp_path):
     code = (
         "import sys; sys.modules |= dict.fromkeys(('jinja2', 'lightning_fabric', 'pandas', 'pyarrow', 'scipy'))\n"
         "from initopt.cli import main\n"
         f"main(['demo', '--seeds', '1', '--epochs', '1', '--nio_steps', '1', '--out', {str(tmp_path / 'out')!r}])"
     )
-    ended = subprocess.run([sys.executable, "-c", code], env=with_the_tests(), capture_output=True, text=True)
+    ended = python(code)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "out" / "demo.png").is_file()

@@ -47,6 +47,7 @@ def test_findings_have_other_forms(capsys, form):
         assert out.startswith("::error title=A204::1,3...59: the signal shrinks")
 
 
+@pytest.mark.training
 def test_a_diagnosis_is_printed_and_saved(capsys, tmp_path):
     folder, file = tmp_path / "found", tmp_path / "found.json"
     options = ["--optimizer", "SGD", "--lr", "0.1", "--tries", "orthogonal", "--num_batches", "2"]

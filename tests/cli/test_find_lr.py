@@ -17,6 +17,7 @@ def run(capsys, *arguments):
     return done.value.code or 0, out, err
 
 
+@pytest.mark.training
 def test_rates_are_printed_and_saved(capsys, tmp_path):
     folder, file = tmp_path / "rates", tmp_path / "rates.json"
     options = ["--optimizer", "SGD", "--lr", "0.1", "--optimizer_options.momentum", "0.9"]
@@ -31,6 +32,7 @@ def test_rates_are_printed_and_saved(capsys, tmp_path):
     assert record["config"]["optimizer_options"] == {"momentum": 0.9}
 
 
+@pytest.mark.training
 def test_no_suggestion_has_status_1(capsys):
     status, out, _ = run(capsys, *SHORT, "--model.depth", "30", "--optimizer", "SGD")
     assert status == 1

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import multiprocessing
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -15,6 +14,9 @@ from initopt._support.reading import read_json
 from initopt.comparison.running import executors
 from initopt.comparison.spec.hardware import Hardware
 from tests.comparing import NIO, RECIPE, compare, raising, small, table
+from tests.forks import forking
+
+pytestmark = pytest.mark.training
 
 GRID = RECIPE | {"lr": [0.01, 0.1]}
 
@@ -70,11 +72,12 @@ class TestTheSameTable:
         assert table(tmp_path / "out") == expected
         assert torch.get_num_threads() == threads
 
+    @pytest.mark.processes
     def test_by_processes_which_write_nothing(self, tmp_path, expected, monkeypatch):
         stored = []
         original = execute_module.store_run
         monkeypatch.setattr(execute_module, "store_run", lambda *a: (stored.append(a[1]), original(*a)))
-        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        with ProcessPoolExecutor(2, forking()) as executor:
             compare(tmp_path / "out", recipe=GRID, executor=executor)
         assert table(tmp_path / "out") == expected
         assert len(stored) == len(expected) == 12
@@ -116,11 +119,13 @@ class TestCallsThatComeToNothing:
         assert [(run.seed, run.status) for run in found.runs] == [(0, "done"), (1, "failed")]
         assert len(executor.groups) == 1 + 2
 
+    @pytest.mark.processes
+    @pytest.mark.usefixtures("workers_are_forked")
     def test_an_executor_that_breaks_whole(self, tmp_path):
         """As those of the standard library do: what is done is stored, and another one goes on."""
         arguments = {"models": {"net": functools.partial(raising, 1, "kill")}, "initializations": ["default"], "seeds": 3}
         with (
-            ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor,
+            ProcessPoolExecutor(1, forking()) as executor,
             pytest.raises(RuntimeError, match="takes no more runs .*; what is done is stored, and the same call with"),
         ):
             compare(tmp_path / "out", executor=executor, **arguments)

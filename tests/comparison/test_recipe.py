@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import subprocess
-import sys
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
@@ -26,7 +24,7 @@ from initopt.methods import registry
 from initopt.recipes import RECIPES
 from initopt.schemes import Normal, ScaledBranches
 from tests.comparing import NIO, RECIPE, TIMES, blobs, compare, residual, small, small_linear
-from tests.helpers import with_the_tests
+from tests.forks import python
 
 
 class TestRecipe:
@@ -123,6 +121,7 @@ class TestNetwork:
         }
         assert described(object()) == "builtins.object"  # and not by an address
 
+    @pytest.mark.training
     def test_a_factory_that_returns_something_else(self, tmp_path):
         found = compare(tmp_path / "out", models={"list": list}, seeds=1, initializations=["default"])
         assert found.runs[0].status == "failed"
@@ -230,13 +229,13 @@ for call, words in (
 """
 
 
+@pytest.mark.processes
 def test_a_comparison_without_the_packages_of_any_extra(tmp_path):
-    ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(tmp_path / "out")], env=with_the_tests(), capture_output=True, text=True
-    )
+    ended = python(WITHOUT, str(tmp_path / "out"))
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.training
 def test_one_device_gives_what_fabric_gives(tmp_path, monkeypatch):
     recipe = {"lr": [0.01, 0.1], "clip_grad_norm": 0.1, "optimizer": "adamw", "mixup": 0.2, "epochs": 2, "batch_size": 16}
     recipe["measure_batches"] = 2
@@ -281,6 +280,7 @@ def test_the_comparison_of_the_digits_is_one():
 
 
 class TestBatchSizeOfAnInitialization:
+    @pytest.mark.training
     def test_the_method_sees_batches_of_its_own_size(self, tmp_path, monkeypatch):
         sizes = []
         optimize = initopt.optimize
@@ -438,6 +438,7 @@ class TestAnyInitialization:
         with pytest.raises((ValueError, TypeError), match=message):
             as_initialization(value)
 
+    @pytest.mark.training
     def test_schemes_that_see_the_model_run(self, tmp_path):
         """Found by running on a batch, of a size of its own if one is given; by name and as an object."""
         starts = [
@@ -453,6 +454,7 @@ class TestAnyInitialization:
         assert runs["large batch"].curve == runs["zero_branches"].curve
         assert runs["then nio"].scales is not None
 
+    @pytest.mark.training
     def test_one_after_the_other(self, tmp_path):
         starts = [
             "default",
@@ -480,6 +482,7 @@ class TestAnyInitialization:
         with pytest.raises(initopt.MismatchError, match="initializations.halved"):
             compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})
 
+    @pytest.mark.training
     def test_what_a_function_draws_follows_from_the_seed(self, tmp_path):
         torch.manual_seed(1)
         first = compare(tmp_path / "a", initializations=[noisy], seeds=2)
@@ -488,6 +491,7 @@ class TestAnyInitialization:
         assert [run.curve for run in first.runs] == [run.curve for run in again.runs[2:]]
         assert first.runs[0].after != first.runs[1].after
 
+    @pytest.mark.training
     def test_a_function_that_fails_or_returns_a_model_fails_its_run(self, tmp_path):
         found = compare(tmp_path / "out", initializations=[another, raises], seeds=1)
         assert [run.status for run in found.runs] == ["failed", "failed"]
@@ -499,6 +503,7 @@ class TestAnyInitialization:
         with pytest.raises(ValueError, match="initialization 'mine' cannot be sent to other processes"):
             compare(tmp_path / "out", initializations=[start], workers=2)
 
+    @pytest.mark.training
     def test_a_method_of_another_package(self, tmp_path, monkeypatch):
         entry = EntryPoint("sleepy", f"{__name__}:Sleepy", "initopt.methods")
         monkeypatch.setattr(
@@ -576,6 +581,7 @@ class TestParameterGroups:
         with pytest.raises(ValueError, match=message):
             Recipe(**options)
 
+    @pytest.mark.training
     def test_rates_follow_the_schedule_each_from_its_own_peak(self, tmp_path, monkeypatch):
         seen = []
 

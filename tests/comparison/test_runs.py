@@ -24,8 +24,10 @@ from initopt.comparison.running.execute import choose_lr
 from initopt.comparison.running.start import own_start
 from initopt.data import Splits
 from initopt.model.losses import as_loss
-from tests.comparing import NIO, RECIPE, Raising, blobs, compare, raising, small, table
+from tests.comparing import NIO, RECIPE, Raising, blobs, compare, raising, small, small_linear, table
 from tests.helpers import with_the_tests
+
+pytestmark = pytest.mark.training
 
 
 def points(run, subset):
@@ -449,16 +451,12 @@ def test_two_processes_share_each_run(tmp_path, strategy):
         "from tests.comparing import RECIPE, compare, small_linear\n"
         "if __name__ == '__main__':\n"
         "    compare(sys.argv[1], recipe=RECIPE | {'lr': [0.01, 0.1]}, seeds=1, selection_seeds=1,\n"
-        "            models={'linear': small_linear}, devices=int(sys.argv[2]), strategy=sys.argv[3])\n"
+        "            models={'linear': small_linear}, devices=2, strategy=sys.argv[2])\n"
     )
-    for name, devices, how in (("one", 1, "auto"), ("two", 2, strategy)):
-        subprocess.run(
-            [sys.executable, str(script), str(tmp_path / name), str(devices), how],
-            check=True,
-            env=with_the_tests(),
-            capture_output=True,
-            timeout=180,
-        )
+    command = [sys.executable, str(script), str(tmp_path / "two"), strategy]
+    subprocess.run(command, check=True, env=with_the_tests(), capture_output=True, timeout=180)
+    arguments = {"recipe": RECIPE | {"lr": [0.01, 0.1]}, "models": {"linear": small_linear}}
+    compare(tmp_path / "one", **arguments, seeds=1, selection_seeds=1)
     one, two = load_comparison(tmp_path / "one"), load_comparison(tmp_path / "two")
     assert [(run.initialization, run.lr, run.status) for run in two.runs] == [
         (run.initialization, run.lr, run.status) for run in one.runs

@@ -9,6 +9,8 @@ import pytest
 
 from initopt.comparison.running.workers import WorkerDiedError, Workers
 
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("workers_are_forked")]
+
 NUMBER = None
 
 

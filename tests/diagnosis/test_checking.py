@@ -1,12 +1,10 @@
 """``check`` and ``assert_healthy``, and the rules that need no data or other processes."""
 
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 import initopt
 from initopt.diagnosis import RULES, assert_healthy
@@ -14,7 +12,8 @@ from initopt.diagnosis.rules.base import chosen_rules
 from initopt.diagnosis.rules.state import fingerprints, unlike
 from initopt.diagnosis.weights import weights_of
 from tests.diagnosis.sick import SICK, labelled, mlp
-from tests.helpers import with_the_tests
+from tests.forks import python
+from tests.processes import in_processes
 
 WEIGHTS = [name for name, case in SICK.items() if all(RULES[code].needs == "weights" for code in case.named)]
 
@@ -110,56 +109,47 @@ def test_fingerprints_tell_permutations_apart():
     assert unlike(["weight", "bias"], found) == ["weight"]
 
 
-REPLICAS = """
-import sys, torch
-from torch import distributed as dist, nn
-import initopt
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2)
-torch.manual_seed(0)
-same = nn.Linear(4, 3)
-assert initopt.check(same, select=["S601"]) == []
-torch.manual_seed(rank)
-(found,) = initopt.check(nn.Linear(4, 3), select=["S601"])
-assert found.rule == "S601" and found.where == ("weight", "bias"), found
-wrapped = nn.parallel.DistributedDataParallel(nn.Linear(4, 3))
-assert initopt.check(wrapped) == []
-with torch.no_grad():
-    wrapped.module.bias.add_(rank)
-(found,) = initopt.check(wrapped)
-assert found.rule == "S601" and found.where == ("bias",), found
-if rank == 0:  # alone, of its own model
-    assert initopt.check(same) == []
-from torch.distributed.tensor import DTensor, Shard, init_device_mesh
-mesh = init_device_mesh("cpu", (2,))
-torch.manual_seed(0)
-layer = nn.Linear(4, 4, bias=False)
-layer.weight = nn.Parameter(DTensor.from_local(torch.randn(4, 4), mesh, [Shard(0)]))
-(found,) = initopt.check(layer)
-assert found.rule == "S602", found
-torch.manual_seed(rank)
-layer.weight = nn.Parameter(DTensor.from_local(torch.randn(4, 4), mesh, [Shard(0)]))
-assert initopt.check(layer) == [], initopt.check(layer)
-print("done")
-dist.destroy_process_group()
-"""
+def what_ranks_find():
+    """Checks of replicas that differ and of shards that do not, on each rank; the codes and places that they find."""
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    same = nn.Linear(4, 3)
+    found = {"same": initopt.check(same, select=["S601"])}
+    torch.manual_seed(rank)
+    found["other"] = initopt.check(nn.Linear(4, 3), select=["S601"])
+    wrapped = nn.parallel.DistributedDataParallel(nn.Linear(4, 3))
+    found["wrapped"] = initopt.check(wrapped)
+    with torch.no_grad():
+        wrapped.module.bias.add_(rank)
+    found["wrapped, changed"] = initopt.check(wrapped)
+    if rank == 0:
+        found["alone, of its own model"] = initopt.check(same)
+    mesh = init_device_mesh("cpu", (2,))
+    layer = nn.Linear(4, 4, bias=False)
+    for name, seed in (("equal shards", 0), ("shards", rank)):
+        torch.manual_seed(seed)
+        layer.weight = nn.Parameter(DTensor.from_local(torch.randn(4, 4), mesh, [Shard(0)]))
+        found[name] = initopt.check(layer)
+    return {name: [(finding.rule, finding.where) for finding in findings] for name, findings in found.items()}
 
 
+@pytest.mark.processes
 def test_replicas_that_differ_and_shards_that_do_not():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": with_the_tests()}
-    running = [subprocess.Popen([sys.executable, "-c", REPLICAS, str(rank), port], **options) for rank in range(2)]
-    for process in running:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert "done" in out
+    expected = {
+        "same": [],
+        "other": [("S601", ("weight", "bias"))],
+        "wrapped": [],
+        "wrapped, changed": [("S601", ("bias",))],
+        "equal shards": [("S602", ("weight",))],
+        "shards": [],
+    }
+    assert in_processes(what_ranks_find, 2) == [expected | {"alone, of its own model": []}, expected]
 
 
+@pytest.mark.processes
 def test_initopt_is_not_imported_slower():
     code = "import sys, initopt; assert not any(name.startswith('initopt.diagnosis') for name in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env=with_the_tests())
+    python(code).check_returncode()
 
 
 def test_two_starts_of_one_architecture_are_compared():

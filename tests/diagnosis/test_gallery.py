@@ -11,6 +11,8 @@ from initopt.diagnosis import RULES
 from tests.diagnosis.healthy import HEALTHY
 from tests.diagnosis.sick import SICK
 
+pytestmark = pytest.mark.gallery
+
 
 @pytest.mark.parametrize("name", SICK)
 def test_a_sickness_is_named_and_nothing_else(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
@@ -69,6 +70,7 @@ def engines_for(problem: Problem) -> list[str]:
     return [name for name, engine in ENGINES.items() if engine.refusal(problem) is None]
 
 
+@functools.cache
 def engines_for_entry(name: str, mode: str) -> list[str]:
     """The engines that are to work on an architecture; those beyond the groups engine have a test of their own."""
     working = engines_for(ENTRIES[name].problem(ENTRIES[name].model(), mode))

@@ -29,7 +29,7 @@ def batches(size: int = 28) -> list[Batch]:
 
 
 def quick(model: nn.Module, **options: Any) -> initopt.Result:
-    return initopt.nio(model, batches(), **{"steps": 4, "measure_batches": 2, "lr": 0.05, **options})
+    return initopt.nio(model, batches(), **{"steps": 3, "measure_batches": 1, "lr": 0.05, **options})
 
 
 def values(result: initopt.Result) -> list[float]:

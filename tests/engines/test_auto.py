@@ -302,9 +302,19 @@ def test_a_compiled_part_of_a_model() -> None:
             assert list(found.scales.values()) == pytest.approx(list(expected.scales.values()), rel=1e-2), engine
 
 
-@pytest.mark.parametrize("masked", [None, "float", "bool", "heads", "causal"])
-@pytest.mark.parametrize("weights", [False, True])
-@pytest.mark.parametrize("padded", [False, True])
+MASKS = (None, "float", "bool", "heads", "causal")
+ATTENTION = [(masked, weights, padded) for masked in MASKS for weights in (False, True) for padded in (False, True)]
+"""Masks, whether the weights of the attention are asked for, and whether sequences are padded."""
+
+
+@pytest.mark.parametrize(
+    ("masked", "weights", "padded"),
+    [
+        # Each mask with and without each of the two others.
+        pytest.param(*case, marks=() if (MASKS.index(case[0]) + case[1] + case[2]) % 2 else pytest.mark.slow)
+        for case in ATTENTION
+    ],
+)
 def test_multihead_attention_runs_together(masked: str | None, weights: bool, padded: bool) -> None:
     """Attention of a sequence to itself, with every kind of mask."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -14,12 +15,23 @@ from tests.engines._memory import batches, network, quick, values
 from tests.helpers import Batch, make_batches, make_model
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 100])
-@pytest.mark.parametrize(("engine", "tolerance"), [("recompute", 1e-10), ("differences", 1e-5), ("auto", 1e-10)])
-def test_micro_batches_add_up(engine: str, tolerance: float, size: int) -> None:
+@functools.cache
+def expected_values(engine: str, microbatch: int | None = None) -> list[float]:
+    return values(quick(network(), engine=engine, microbatch=microbatch))
+
+
+SIZES = [("recompute", 1), ("recompute", 3), ("recompute", 4), ("recompute", 100), ("differences", 3), ("auto", 3)]
+MORE_SIZES = [(engine, size) for engine in ("differences", "auto") for size in (1, 4, 100)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "size"), [*SIZES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_SIZES)]
+)
+def test_micro_batches_add_up(engine: str, size: int) -> None:
     """Sub-batches of 8 and, without overlap, 7 samples."""
     result = quick(network(), engine=engine, microbatch=size)
-    assert values(result) == pytest.approx(values(quick(network(), engine="plain")), rel=tolerance)
+    tolerance = 1e-5 if engine == "differences" else 1e-10
+    assert values(result) == pytest.approx(expected_values("plain"), rel=tolerance)
     if engine == "auto":
         assert (result.engine, result.engine_reason) == ("recompute", f"exact, and runs {size} samples at a time")
 
@@ -85,8 +97,8 @@ def test_running_out_of_memory_halves_the_micro_batch(engine: str) -> None:
         "initopt: out of memory with 8 samples at a time; going on with 4 samples at a time",
         "initopt: out of memory with 4 samples at a time; going on with 2 samples at a time",
     ]
-    expected = quick(network(), engine="differences" if engine == "differences" else "recompute", microbatch=2)
-    assert values(result) == pytest.approx(values(expected), rel=1e-9)
+    expected = expected_values("differences" if engine == "differences" else "recompute", microbatch=2)
+    assert values(result) == pytest.approx(expected, rel=1e-9)
 
 
 def test_running_out_of_memory_in_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,11 +111,11 @@ def test_running_out_of_memory_in_the_second_derivative(monkeypatch: pytest.Monk
             raise torch.OutOfMemoryError("tried to allocate too much")
         return along(self, part, vector)
 
-    expected = quick(network(), engine="recompute")
+    expected = expected_values("recompute")
     monkeypatch.setattr(separate.Recomputed, "_along", limited)
     with pytest.warns(UserWarning, match="out of memory with 8 samples at a time; going on with 4"):
         result = quick(network(), engine="recompute")
-    assert values(result) == pytest.approx(values(expected), rel=1e-9)
+    assert values(result) == pytest.approx(expected, rel=1e-9)
 
 
 def test_running_out_with_one_sample_is_an_error() -> None:

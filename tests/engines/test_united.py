@@ -24,7 +24,7 @@ MORE = (
 )  # fmt: skip
 """Networks of the gallery."""
 
-OPTIONS: dict[str, Any] = {"steps": 4, "overlap": 0.0, "num_subbatches": 3, "measure_batches": 2, "seed": 0}
+OPTIONS: dict[str, Any] = {"steps": 3, "overlap": 0.0, "num_subbatches": 3, "measure_batches": 1, "seed": 0}
 
 
 def batches_of(name: str) -> list[Any]:
@@ -34,7 +34,7 @@ def batches_of(name: str) -> list[Any]:
 
 def found_of(model: Any, batches: list[Any], name: str, **options: Any) -> dict[str, Any]:
     result = initopt.nio(model, batches, ENTRIES[name].loss_fn(), **OPTIONS | options)
-    measured = initopt.measure(model, batches, ENTRIES[name].loss_fn(), num_subbatches=3, seed=0)
+    measured = initopt.measure(model, batches[:2], ENTRIES[name].loss_fn(), num_subbatches=3, seed=0)
     return {
         "scales": torch.tensor(list(result.scales.values()), dtype=torch.float64),
         "history": result.history,

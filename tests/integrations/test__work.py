@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -23,6 +20,7 @@ from initopt.integrations._work import (
     undisturbed,
 )
 from initopt.model.reach import Reach
+from tests.forks import python
 from tests.helpers import make_batches, make_model
 
 DATA = TensorDataset(torch.arange(32.0)[:, None])
@@ -176,4 +174,5 @@ except ImportError as error:
 else:
     raise AssertionError
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    ended = python(code)
+    assert ended.returncode == 0, ended.stderr

@@ -18,6 +18,18 @@ RUNNABLE = [(name, mode) for name, entry in ENTRIES.items() if entry.double_back
 RESUMED = {"mlp", "batch_norm_residual", "tied_embedding_and_output", "numpy_and_python_noise", "moving_average_buffer"}
 """Entries on which a run is also stopped and resumed: what takes longer on all."""
 
+
+def in_one_mode(first: int, but: set[str] | None = None) -> list[Any]:
+    """Each network in one of its modes, in turn, but some in all of them; the others are slow."""
+    found = []
+    for number, name in enumerate(dict(RUNNABLE)):
+        modes = ENTRIES[name].modes
+        for mode in modes:
+            quick = mode == modes[(number + first) % len(modes)] or name in (but or ())
+            found.append(pytest.param(name, mode, marks=() if quick else pytest.mark.slow))
+    return found
+
+
 LR, BETAS, EPS, CLIP = 0.05, (0.8, 0.95), 1e-8, 0.3
 
 
@@ -41,7 +53,7 @@ def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
 
 @pytest.mark.gallery
 @pytest.mark.filterwarnings("ignore:initopt. gradients are not centred")
-@pytest.mark.parametrize(("name", "mode"), RUNNABLE)
+@pytest.mark.parametrize(("name", "mode"), in_one_mode(0, but=RESUMED))
 def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
     def method(entry: Entry) -> NIO:
         options = settings_of(entry, mode) | {"centre": "output"}
@@ -52,7 +64,7 @@ def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
 
 @pytest.mark.gallery
 @pytest.mark.filterwarnings("ignore:initopt. nothing to scale")
-@pytest.mark.parametrize(("name", "mode"), RUNNABLE)
+@pytest.mark.parametrize(("name", "mode"), in_one_mode(1))
 def test_biases_and_what_is_scale_invariant_stay_by_default(name: str, mode: str) -> None:
     entry = ENTRIES[name]
     options = settings_of(entry, mode) | {"scale_biases": False, "scale_invariant": False}

@@ -16,6 +16,7 @@ import torch
 import initopt
 from initopt.methods import METHODS, find_method, method_names
 from initopt.testing import check_method
+from tests.forks import COMMAND_LINE, python
 from tests.helpers import make_batches, make_model, values, with_the_tests
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -103,12 +104,11 @@ def test_a_killed_run_of_it_goes_on_and_it_starts_from_a_scheme(packages: Path) 
 @pytest.mark.processes
 def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
     install(tmp_path, "quieter", *example())
-    command = [sys.executable, "-m", "initopt", "run", "--method", "quieter"]
     environment = with_the_tests()
     environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+        return python(COMMAND_LINE, "run", "--method", "quieter", *arguments, environment=environment)
 
     done = run(
         *("--model", "plain_mlp", "--model.depth", "3", "--data", "digits", "--out", str(tmp_path / "out")),

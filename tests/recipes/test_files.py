@@ -215,9 +215,13 @@ def trained(values, tmp_path, capsys, networks=1):
     return found
 
 
+TRAINED = ["cifar10-vgg19-nobn", "cifar10-resnet110-bn", "cifar10-densenet100-nobn", "cifar10-wrn28-10-bn"]
+"""Each network once; those for 100 classes differ by that alone."""
+
+
+@pytest.mark.training
 @pytest.mark.parametrize(
-    "name",  # those for 100 classes differ by that alone
-    [pytest.param(name, marks=[pytest.mark.slow] if name.startswith("cifar100") else []) for name in CIFAR_RECIPES],
+    "name", [pytest.param(name, marks=() if name in TRAINED else pytest.mark.slow) for name in CIFAR_RECIPES]
 )
 def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
     """The small scale as it is; of the other, the same with the small network. CIFAR-10 takes one, CIFAR-100 the other."""
@@ -242,6 +246,7 @@ def test_a_recipe_of_the_evidence_trains(name, pictures, tmp_path, capsys):
     trained(shrunk(values, pictures / "cifar10"), tmp_path, capsys, networks=len(values["models"]))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", IMAGENET_RECIPES)
 def test_a_recipe_for_imagenet_trains(name, pictures, tmp_path, capsys):
     pytest.importorskip("timm", exc_type=ImportError)

@@ -1,9 +1,8 @@
 """The order of the rooms, and that each uses only what is below it."""
 
 import ast
+import functools
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import initopt
+from tests.forks import python
 
 SRC = Path(initopt.__file__).parent
 
@@ -69,8 +69,13 @@ def room_of(module: str) -> str:
     return max(rooms, key=len)
 
 
-def imports(module: str) -> Iterator[str]:
+@functools.cache
+def imports(module: str) -> tuple[str, ...]:
     """The modules of the package that a module imports, also within its functions, but for those of types alone."""
+    return tuple(_imports(module))
+
+
+def _imports(module: str) -> Iterator[str]:
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")]
     for node in ast.walk(tree):
@@ -88,19 +93,24 @@ def in_package(module: str) -> bool:
     return MODULES[module].name == "__init__.py"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_room_uses_only_the_rooms_below_it(module: str) -> None:
+def from_above(module: str) -> set[str]:
+    """What a module imports from rooms above its own."""
     own = ROOMS.index(room_of(module))
     above = {name for name in imports(module) if name and ROOMS.index(room_of(name)) > own}
     if in_package(module):
         above = {name for name in above if not name.startswith(f"{module}.")}
-    assert not above, f"{module} imports {sorted(above)} from above it"
+    return above
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) not in FOR_TESTS])
-def test_what_is_for_tests_is_not_for_the_package(module: str) -> None:
-    used = {name for name in imports(module) if name and room_of(name) in FOR_TESTS}
-    assert not used, f"{module} imports {sorted(used)}, which only tests may"
+# Over all files in one test each: a test takes more time to begin and end than it takes to look at a file.
+def test_a_room_uses_only_the_rooms_below_it() -> None:
+    assert {module: above for module in MODULES if (above := from_above(module))} == {}
+
+
+def test_what_is_for_tests_is_not_for_the_package() -> None:
+    package = [module for module in MODULES if room_of(module) not in FOR_TESTS]
+    used = {module: [name for name in imports(module) if name and room_of(name) in FOR_TESTS] for module in package}
+    assert {module: names for module, names in used.items() if names} == {}
 
 
 def test_there_is_no_circle_of_imports() -> None:
@@ -111,9 +121,9 @@ def test_there_is_no_circle_of_imports() -> None:
         pytest.fail(f"circle: {' <- '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_file_is_short_enough_to_be_read(module: str) -> None:
-    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST
+def test_a_file_is_short_enough_to_be_read() -> None:
+    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module: length for module, length in lengths.items() if length > LONGEST} == {}
 
 
 def test_the_entrance_hall_is_empty() -> None:
@@ -126,19 +136,17 @@ def test_no_module_hides_behind_a_public_function() -> None:
     functions = {name for name in initopt.__all__ if callable(getattr(initopt, name))}
     assert not functions & set(MODULES)
     code = "import sys, initopt; assert all(f'initopt.{n}' not in sys.modules for n in %r)" % sorted(functions)  # noqa: UP031
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code).check_returncode()
 
 
 @pytest.mark.processes
 def test_the_package_does_not_import_what_is_for_tests() -> None:
     code = "import sys, initopt; assert not {f'initopt.{n}' for n in %r} & set(sys.modules)" % (FOR_TESTS,)  # noqa: UP031
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code).check_returncode()
 
 
-TESTS = sorted(Path(__file__).parents[1].rglob("test_*.py"))
-
-
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_no_test_module_imports_another_one(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert not re.findall(r"^\s*(?:from|import) (?:tests\.)?(?:\w+\.)*test_\w+", text, re.MULTILINE)
+def test_no_test_module_imports_another_one() -> None:
+    tests = sorted(Path(__file__).parents[1].rglob("test_*.py"))
+    assert len(tests) > 100
+    importing = re.compile(r"^\s*(?:from|import) (?:tests\.)?(?:\w+\.)*test_\w+", re.MULTILINE)
+    assert [str(path) for path in tests if importing.search(path.read_text(encoding="utf-8"))] == []

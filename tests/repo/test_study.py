@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forks import python
 
 pytestmark = pytest.mark.processes
 
@@ -49,17 +48,17 @@ for make in (plain, normed):
 """
 
 
-def python(*arguments: str, cwd: Path = STUDY) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def said(program: str, *arguments: str) -> str:
+    """What a program in the folder of the study, or a file there, prints."""
+    if program.endswith(".py"):
+        program = f"import runpy; runpy.run_path({str(STUDY / program)!r}, run_name='__main__')"
+    done = python(program, *arguments, cwd=STUDY, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_the_loop_of_the_ideas_is_nio_and_every_idea_changes_it() -> None:
-    python("-c", SAME)
+    said(SAME)
 
 
 def test_every_start_is_an_initialization() -> None:
@@ -79,7 +78,7 @@ for name in ("mlp-tanh", "gpt"):
     assert all(start.describe() for start in plan.initializations.values())
     assert len(plan.selection_jobs()) == 3 * len(NETWORKS[name].lrs) * len(STARTS)
 """
-    python("-c", script)
+    said(script)
 
 
 COMMAND = """
@@ -115,25 +114,25 @@ def test_a_command_line_asks_for_the_data_of_its_networks_and_rows_grow(tmp_path
 @pytest.mark.slow
 def test_a_study_goes_on_and_makes_pages(tmp_path: Path) -> None:
     call = ["study.py", "--networks", "mlp-tanh", "--seeds", "0", "--starts", "default;nio", "--out", str(tmp_path)]
-    assert "mlp-tanh" in python(*call)
+    assert "mlp-tanh" in said(*call)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
     assert len(before) == 2 * (4 + 1)
-    python(*call)
+    said(*call)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")} == before
-    python("defaults_page.py", str(tmp_path), "--out", str(tmp_path / "page.md"))
+    said("defaults_page.py", str(tmp_path), "--out", str(tmp_path / "page.md"))
     written = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "| nio | +" in written
     assert "<!-- table" not in written
 
 
 def test_the_stored_rows_are_read_and_say_what_the_page_says(tmp_path: Path) -> None:
-    python("defaults_page.py", "--out", str(tmp_path / "page.md"))
+    said("defaults_page.py", "--out", str(tmp_path / "page.md"))
     page = STUDY.parents[1] / "docs" / "defaults.md"
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
 
 
 def test_the_page_of_the_optimizers_bound_has_the_tables_of_its_rows() -> None:
-    tables = python("optimizer_bound.py", "--seeds", "").strip()
+    tables = said("optimizer_bound.py", "--seeds", "").strip()
     page = (STUDY.parents[1] / "docs" / "optimizer-bound.md").read_text(encoding="utf-8")
     assert "| ReLU MLP, 10 layers |" in tables
     for table in tables.split("\n\n"):
@@ -160,7 +159,7 @@ for old, new in zip(before, model.parameters(), strict=True):
 
 
 def test_polar_factors_keep_directions_and_norms() -> None:
-    python("-c", POLAR)
+    said(POLAR)
 
 
 CHOOSING = """
@@ -186,4 +185,4 @@ assert "On 1 network, another start is chosen 1 time." in text
 
 
 def test_the_page_of_the_choices_has_what_the_rows_say() -> None:
-    python("-c", CHOOSING)
+    said(CHOOSING)

@@ -6,8 +6,6 @@ import functools
 import json
 import math
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import initopt
 from initopt.runs.checkpoint import Checkpoint
-from tests.helpers import make_batches, make_model, values, with_the_tests
+from tests.forks import python
+from tests.helpers import make_batches, make_model, values
 
 SCRIPT = """
 import os, signal, sys, torch, initopt
@@ -45,8 +44,7 @@ result.save(out)
 
 
 def run_script(checkpoint: Path | str, out: Path, kill_at: int) -> int:
-    command = [sys.executable, "-c", SCRIPT, str(checkpoint), str(out), str(kill_at)]
-    return subprocess.run(command, check=False, env=with_the_tests()).returncode
+    return python(SCRIPT, str(checkpoint), str(out), str(kill_at)).returncode
 
 
 @pytest.mark.processes

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.distributed.fsdp as fsdp
@@ -15,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from initopt._support import _torch_private as private
+from tests.forks import python
 from tests.processes import in_processes
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -243,6 +241,7 @@ class TestModules:
 
 
 class TestCompiler:
+    @pytest.mark.processes
     def test_compiled_modules_are_known(self) -> None:
         code = """
 import torch
@@ -257,7 +256,8 @@ assert private.compiler_is_loaded()
 assert private.is_compiled(compiled) and private.is_compiled(other) and not private.is_compiled(model)
 assert getattr(compiled, private.ORIGINAL) is model
 """
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+        ended = python(code)
+        assert ended.returncode == 0, ended.stderr
 
 
 class TestState:
@@ -333,6 +333,7 @@ def test_settings_of_fully_shard() -> None:
     assert in_processes(when_whole_weights_are_let_go, 1) == [(2, True, True)]
 
 
+@pytest.mark.processes
 def test_the_package_is_imported_without_any_of_them() -> None:
     """Each name is looked up when it is used, so that one that goes breaks what needs it, and nothing else."""
     code = """
@@ -346,4 +347,5 @@ for place, name in gone:
     delattr(place, name)
 import initopt
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    ended = python(code)
+    assert ended.returncode == 0, ended.stderr

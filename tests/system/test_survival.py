@@ -27,6 +27,7 @@ from initopt.comparison import Network, load_comparison
 from initopt.comparison.storage.folder import opened
 from initopt.comparison.storage.store import RECORD
 from tests.comparing import NIO, RECIPE, DeadOnArrival, blobs, compare, noisy_blobs, raising, small, table
+from tests.forks import Python
 from tests.helpers import with_the_tests
 from tests.system._sessions import assert_none_left, session
 
@@ -38,6 +39,28 @@ GRID = RECIPE | {"lr": [0.01, 0.1]}
 def folders(out):
     """The folders of the runs, with the time at which they were put in place."""
     return {file.parent: file.stat().st_mtime_ns for file in (out / "runs").rglob("run.json")}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Comparisons that are done, by name."""
+    folder = tmp_path_factory.mktemp("stored")
+    compare(folder / "plain")
+    compare(folder / "grid", recipe=GRID)
+    compare(folder / "failed", models={"net": functools.partial(raising, 1, "exception")}, seeds=2)
+    return folder
+
+
+@pytest.fixture
+def done(stored, tmp_path):
+    """A comparison in the folder ``out``."""
+    shutil.copytree(stored / "plain", tmp_path / "out")
+
+
+@pytest.fixture
+def done_grid(stored, tmp_path):
+    """A comparison of several learning rates in the folder ``out``."""
+    shutil.copytree(stored / "grid", tmp_path / "out")
 
 
 @pytest.fixture
@@ -79,8 +102,9 @@ class TestGoingOn:
         assert " at 0x" not in (tmp_path / "out" / RECORD).read_text()
 
     @pytest.mark.parametrize("lost", ["selection", "final", "a group"])
+    @pytest.mark.usefixtures("done_grid")
     def test_does_what_is_missing_and_no_more(self, tmp_path, counted, lost):
-        first = compare(tmp_path / "out", recipe=GRID)
+        first = load_comparison(tmp_path / "out")
         expected, runs = table(tmp_path / "out"), tmp_path / "out" / "runs" / "small" / "nio"
         (lr,) = {run.lr for run in first.runs if run.initialization == "nio"}
         gone = {
@@ -95,7 +119,7 @@ class TestGoingOn:
         assert sorted(job.place(tmp_path / "out") for job in counted) == sorted(gone)
         assert table(tmp_path / "out") == expected
 
-    def test_an_interrupt_leaves_what_is_done(self, tmp_path, monkeypatch):
+    def test_an_interrupt_leaves_what_is_done(self, stored, tmp_path, monkeypatch):
         original, calls = run_module._trained, []
 
         def interrupted(*arguments):
@@ -110,8 +134,7 @@ class TestGoingOn:
         assert len(folders(tmp_path / "out")) == 2
         found = compare(tmp_path / "out")
         assert [run.status for run in found.runs] == ["done"] * 4
-        compare(tmp_path / "unbroken")
-        assert table(tmp_path / "out") == table(tmp_path / "unbroken")
+        assert table(tmp_path / "out") == table(stored / "plain")
 
 
 class TestAnotherRecipe:
@@ -132,8 +155,8 @@ class TestAnotherRecipe:
             ({"threads": 2}, ["hardware.threads was 1 and is 2"]),
         ],
     )
+    @pytest.mark.usefixtures("done")
     def test_is_refused_with_what_differs(self, tmp_path, changes, lines):
-        compare(tmp_path / "out")
         before = table(tmp_path / "out")
         with pytest.raises(
             initopt.MismatchError, match="holds another comparison, which this one cannot go on with"
@@ -152,6 +175,7 @@ class TestAnotherRecipe:
             compare(tmp_path / "out", data=source)
         assert comparing.blobs  # the module that the data come from
 
+    @pytest.mark.usefixtures("workers_are_forked")
     def test_workers_are_no_part_of_it(self, tmp_path):
         compare(tmp_path / "out", seeds=1)
         assert len(compare(tmp_path / "out", seeds=1, workers=2).runs) == 2
@@ -188,8 +212,8 @@ class TestFolder:
         with pytest.raises(PermissionError, match="is not writable; choose another folder"):
             compare(tmp_path / "out")
 
+    @pytest.mark.usefixtures("done")
     def test_two_at_a_time(self, tmp_path):
-        compare(tmp_path / "out")
         record = {name: value for name, value in read_json(tmp_path / "out" / RECORD).items() if name != "format"}
         versions = record.pop("versions")
         with (
@@ -199,8 +223,8 @@ class TestFolder:
             compare(tmp_path / "out")
         compare(tmp_path / "out")
 
+    @pytest.mark.usefixtures("done")
     def test_what_was_being_written_is_removed(self, tmp_path):
-        compare(tmp_path / "out")
         place = next(iter(folders(tmp_path / "out")))
         half = killed_while_writing(place)
         shutil.copytree(place, half / "new", dirs_exist_ok=True)
@@ -216,9 +240,9 @@ class TestFolder:
         killed_while_writing(tmp_path / "out" / RECORD)
         assert len(compare(tmp_path / "out").runs) == 4
 
+    @pytest.mark.usefixtures("done")
     def test_nothing_of_others_is_removed(self, tmp_path):
         """Hidden folders below, a swap file, and what only looks like a leftover, in a place that is not that of a run."""
-        compare(tmp_path / "out")
         run = next(iter(folders(tmp_path / "out")))
         kept = [
             tmp_path / "out" / "runs" / ".git" / "HEAD",
@@ -236,8 +260,8 @@ class TestFolder:
         compare(tmp_path / "out")
         assert [path.read_text() for path in kept] == ["mine"] * len(kept)
 
+    @pytest.mark.usefixtures("done")
     def test_what_another_process_is_at_is_not_removed(self, tmp_path):
-        compare(tmp_path / "out")
         place = next(iter(folders(tmp_path / "out")))
         with workshop(place) as shop:
             shop.new.write_text("half of it")
@@ -245,9 +269,9 @@ class TestFolder:
             assert shop.new.exists()
 
     @pytest.mark.parametrize("where", ["runs", "runs/small", "runs/small/nio/lr=0.1", "runs/small/nio/lr=0.1/seed=0"])
+    @pytest.mark.usefixtures("done")
     def test_no_link_is_followed(self, tmp_path, where):
         victim = tmp_path / "victim"
-        compare(tmp_path / "out")
         (tmp_path / "out" / where).rename(victim)
         (victim / ".ssh").mkdir()
         (victim / ".seed=0.initopt-abcdefgh").mkdir()
@@ -258,14 +282,14 @@ class TestFolder:
         assert found.problems
         assert sorted(victim.rglob("*")) == before
 
+    @pytest.mark.usefixtures("done")
     def test_a_hidden_link_is_left_alone(self, tmp_path):
-        compare(tmp_path / "out")
         (tmp_path / "out" / "runs" / ".trash").symlink_to(tmp_path)
         assert len(compare(tmp_path / "out").runs) == 4
 
     @pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+    @pytest.mark.usefixtures("done")
     def test_a_lock_that_is_none(self, tmp_path, kind):
-        compare(tmp_path / "out")
         lock, victim = tmp_path / "out" / ".lock", tmp_path / "thesis.tex"
         victim.write_text("mine")
         lock.unlink()
@@ -288,13 +312,13 @@ class TestRetry:
 
     NAMES = ("network", "initialization", "lr", "seed")
 
-    def failed_run(self, tmp_path):
-        compare(tmp_path / "out", models={"net": functools.partial(raising, 1, "exception")}, seeds=2)
+    def failed_run(self, stored, tmp_path):
+        shutil.copytree(stored / "failed", tmp_path / "out")
         return next(file.parent for file in (tmp_path / "out" / "runs").rglob("run.json") if '"failed"' in file.read_text())
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_removes_nothing_outside(self, tmp_path, name):
-        place = self.failed_run(tmp_path)
+    def test_removes_nothing_outside(self, stored, tmp_path, name):
+        place = self.failed_run(stored, tmp_path)
         victim = tmp_path / "victim"
         victim.mkdir()
         (victim / "seed=1").mkdir()
@@ -312,8 +336,8 @@ class TestRetry:
         assert any(str(place) in problem for problem in found.problems)
         assert sorted(item.name for item in victim.iterdir()) == ["seed=1", "thesis.tex"]
 
-    def test_a_copy_of_a_failed_run_beside_a_good_one(self, tmp_path):
-        place = self.failed_run(tmp_path)
+    def test_a_copy_of_a_failed_run_beside_a_good_one(self, stored, tmp_path):
+        place = self.failed_run(stored, tmp_path)
         good = next(other for other in place.parent.iterdir() if other != place)
         copy = place.with_name("seed=1 before")
         shutil.copytree(place, copy)
@@ -331,8 +355,8 @@ class TestRetry:
         assert (good / "run.json").read_text() == before
         assert copy.is_dir()
 
-    def test_a_folder_with_notes_in_it_is_kept(self, tmp_path):
-        place = self.failed_run(tmp_path)
+    def test_a_folder_with_notes_in_it_is_kept(self, stored, tmp_path):
+        place = self.failed_run(stored, tmp_path)
         (place / "notes.txt").write_text("why did it fail?")
         with pytest.raises(FileExistsError, match=r"holds files that initopt did not write: notes\.txt"):
             compare(
@@ -387,7 +411,7 @@ class TestStorageThatFails:
         assert not list((tmp_path / "out").rglob(".seed*"))
         assert len(compare(tmp_path / "out", **arguments).runs) == 4
 
-    def test_a_selection_run_that_could_not_be_stored_leaves_the_choice_open(self, tmp_path, monkeypatch):
+    def test_a_selection_run_that_could_not_be_stored_leaves_the_choice_open(self, stored, tmp_path, monkeypatch):
         import initopt.comparison.storage.folder as folder_module
 
         original = folder_module.write_run
@@ -406,12 +430,11 @@ class TestStorageThatFails:
         )
         monkeypatch.undo()
         compare(tmp_path / "out", recipe=GRID)
-        compare(tmp_path / "unbroken", recipe=GRID)
-        assert table(tmp_path / "out") == table(tmp_path / "unbroken")
+        assert table(tmp_path / "out") == table(stored / "grid")
 
     @pytest.mark.parametrize("damage", ["truncated", "unreadable", "of another run"])
+    @pytest.mark.usefixtures("done")
     def test_a_stored_run_that_cannot_be_read(self, tmp_path, monkeypatch, counted, damage):
-        compare(tmp_path / "out")
         place = tmp_path / "out" / "runs" / "small" / "nio" / "lr=0.1" / "seed=0"
         shutil.rmtree(tmp_path / "out" / "runs" / "small" / "default")
         counted.clear()
@@ -438,10 +461,9 @@ class TestStorageThatFails:
 
 
 class TestWorkers:
-    def test_same_results_for_any_number_of_them(self, tmp_path):
-        compare(tmp_path / "one", recipe=GRID)
+    def test_same_results_for_any_number_of_them(self, stored, tmp_path):
         compare(tmp_path / "two", recipe=GRID, workers=2)
-        assert table(tmp_path / "one") == table(tmp_path / "two")
+        assert table(stored / "grid") == table(tmp_path / "two")
 
     @pytest.mark.slow
     def test_a_run_that_kills_its_process(self, tmp_path):
@@ -475,6 +497,7 @@ class TestWorkers:
         assert capfd.readouterr() == ("", "")  # they end without a word
         assert {run.seed: run.status for run in found.runs} == {0: "done", 1: "failed", 2: "done"}
 
+    @pytest.mark.usefixtures("workers_are_forked")
     def test_none_is_left_after_an_interrupt(self, tmp_path, monkeypatch):
         def interrupted(*arguments):
             raise KeyboardInterrupt
@@ -485,8 +508,15 @@ class TestWorkers:
         assert multiprocessing.active_children() == []
 
     @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes as Linux has them")
-    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    @pytest.mark.parametrize("moment", ["they start", "they work"])
+    @pytest.mark.parametrize(
+        ("moment", "number", "status"),
+        [
+            ("they start", signal.SIGINT, 130),
+            ("they work", signal.SIGTERM, 143),
+            pytest.param("they start", signal.SIGTERM, 143, marks=pytest.mark.slow),
+            pytest.param("they work", signal.SIGINT, 130, marks=pytest.mark.slow),
+        ],
+    )
     def test_all_end_without_a_word(self, tmp_path, number, status, moment):
         """After Ctrl-C, which a terminal sends to all of them, and after SIGTERM, which a cluster sends to all."""
         command = [
@@ -528,6 +558,7 @@ class TestWorkers:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 class TestLoaders:
+    @pytest.mark.usefixtures("workers_are_forked")
     @pytest.mark.parametrize(("workers", "recipe"), [(1, GRID), (2, RECIPE)])
     def test_same_results_for_any_number_of_them(self, tmp_path, workers, recipe):
         options = {"models": {"net": functools.partial(small, dropout=0.5)}, "data": noisy_blobs, "recipe": recipe}
@@ -557,13 +588,13 @@ def elsewhere(name):
     return RayExecutor("local") if name == "ray" else nullcontext()
 
 if __name__ == "__main__":
-    epochs, report = {"quick": (10, False), "thorough": (60, True)}[sys.argv[3]]
+    epochs, report, models = {"quick": (10, False, "a"), "thorough": (60, True, "ab")}[sys.argv[3]]
     with elsewhere(sys.argv[2]) as executor:
-        compare(Path(sys.argv[1]), models={"a": small, "b": small}, initializations=["default", NIO],
+        compare(Path(sys.argv[1]), models=dict.fromkeys(models, small), initializations=["default", NIO],
                 recipe=RECIPE | {"lr": [0.01, 0.1], "epochs": epochs}, seeds=4, executor=executor,
                 workers=1 if executor else int(sys.argv[2]), report=report, retry_failed=True)
 """
-RUNS = 2 * 2 * (2 * 2 + 4)
+RUNS = {"quick": 2 * (2 * 2 + 4), "thorough": 2 * 2 * (2 * 2 + 4)}
 
 
 class Killed:
@@ -575,7 +606,10 @@ class Killed:
         self.script.write_text(KILLED)
 
     def start(self, name, workers=None):
-        command = [sys.executable, str(self.script), str(self.folder / name), str(workers or self.workers), self.kind]
+        arguments = str(self.folder / name), str(workers or self.workers), self.kind
+        if self.kind == "quick":
+            return Python(KILLED, *arguments, said=self.folder, environment=with_the_tests(), new_session=True)
+        command = [sys.executable, str(self.script), *arguments]
         return subprocess.Popen(command, env=with_the_tests(), stderr=subprocess.DEVNULL, start_new_session=True)
 
     def stored(self):
@@ -618,15 +652,15 @@ class Killed:
             assert self.start(name, workers).wait(300) == 0
         tables = [table(self.folder / name) for name in ("killed", "unbroken")]
         assert tables[0] == tables[1]
-        assert len(tables[0]) == RUNS
+        assert len(tables[0]) == RUNS[self.kind]
         assert not [path for path in (self.folder / "killed").rglob(".*") if path.name not in (".lock", ".initopt-report")]
 
 
 def test_killed_twice(tmp_path):
     comparison = Killed(tmp_path, workers=1, kind="quick")
     comparison.kill(1, 0.02)
-    comparison.kill(18, 0.0)  # among the final runs
-    assert comparison.stored() >= 19
+    comparison.kill(9, 0.0)  # among the final runs
+    assert comparison.stored() >= 10
     comparison.check()
 
 
