@@ -18,10 +18,11 @@ from initopt.gram.objectives import Objective
 from initopt.methods import LSUV, NIO, GradInit, Measuring, MetaInit, Method, create_method
 from initopt.methods.registry import ONCE_OF_ALL, with_old_options
 from initopt.model.centring import Centre
+from initopt.model.group import ranks_of
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
-from initopt.model.ranks import ProcessGroup, Share, check_share, ranks_of
+from initopt.model.ranks import ProcessGroup, Share, check_share
 from initopt.model.sharded import has_shards, unsharded
 from initopt.model.wrappers import bare
 from initopt.runs.result import Result

@@ -14,9 +14,10 @@ from initopt.batches.stream import length_of
 from initopt.batches.subbatches import Windows
 from initopt.engines.first_batch import Unreached, examine
 from initopt.methods import Method
+from initopt.model.checksums import checksums
 from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
-from initopt.model.ranks import Ranks, checksums
+from initopt.model.ranks import Ranks
 
 __all__ = ["compare_ranks", "examine_all", "in_step", "refuse_ranks", "same_weights", "windows_of_all"]
 
