@@ -53,7 +53,7 @@ def compare_ranks(ranks: Ranks, model: nn.Module, parameters: Parameters, option
     ranks.same(checksums(tensors | _buffers(model)), "weights", _AS_ONE)
 
 
-def refuse_ranks(ranks: Ranks, method: Method, checkpoint: object) -> None:
+def refuse_ranks(ranks: Ranks, method: Method) -> None:
     """Refuse what several processes cannot do together.
 
     Raises:
@@ -68,11 +68,6 @@ def refuse_ranks(ranks: Ranks, method: Method, checkpoint: object) -> None:
         raise ValueError(
             f"max_decrease is for a process alone, and there are {ranks.size}; leave it out, for the bound on the gradient "
             "norm (max_grad_norm), or run it on one (process_group=None)"
-        )
-    if ranks.size > 1 and checkpoint is not None:
-        raise ValueError(
-            f"checkpoint={str(checkpoint)!r} of a run on {ranks.size} processes is not supported; run it on one "
-            "(process_group=None), or without a checkpoint: it is short"
         )
 
 
