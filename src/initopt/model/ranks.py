@@ -21,7 +21,7 @@ from initopt._support.words import first_few
 from initopt.model.checksums import Checksum
 from initopt.model.rank_errors import in_words, retold
 
-__all__ = ["Alone", "ProcessGroup", "Ranks", "Share", "check_share"]
+__all__ = ["ALONE", "Alone", "ProcessGroup", "Ranks", "Share", "check_share"]
 
 _T = TypeVar("_T")
 
@@ -146,6 +146,7 @@ class Ranks(ABC):
                     raise
                 error = heard_of
         story = None if error is None else (isinstance(error, RankError), f"{type(error).__name__}: {error}")
+        error = None  # whose frames hold what it was to be done with
         stories = [each for each in self.gather(story, f"{place}: how it went") if each is not None]
         return (None, min(stories, key=lambda each: each[0])[1]) if stories else (found, "")
 
@@ -221,3 +222,7 @@ class Alone(Ranks):
 
     def sum_gradients(self, gradients: Sequence[Tensor | None], like: Sequence[Tensor], place: str) -> list[Tensor | None]:
         return list(gradients)
+
+
+ALONE = Alone()
+"""This process, for what has no others unless it is given them."""
