@@ -31,11 +31,12 @@ from torch.nn.parallel import DistributedDataParallel
 from initopt.engines import create_engine
 from initopt.engines.gradients import subbatch_gradients
 from initopt.methods import NIO
+from initopt.model.group import Group
 from initopt.model.losses import as_loss
 from initopt.model.modes import measuring
 from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
-from initopt.model.ranks import Alone, Group, Ranks
+from initopt.model.ranks import Alone, Ranks
 
 __all__ = ["main"]
 

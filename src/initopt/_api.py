@@ -18,10 +18,11 @@ from initopt.gram.objectives import Objective
 from initopt.methods import LSUV, NIO, GradInit, Measuring, MetaInit, Method, create_method
 from initopt.methods.registry import ONCE_OF_ALL, with_old_options
 from initopt.model.centring import Centre
+from initopt.model.group import ranks_of
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
-from initopt.model.ranks import ProcessGroup, Share, check_share, ranks_of
+from initopt.model.ranks import ProcessGroup, Share, check_share
 from initopt.model.sharded import has_shards, unsharded
 from initopt.model.wrappers import bare
 from initopt.runs.result import Result
@@ -80,7 +81,8 @@ def optimize(
             most methods.
         checkpoint: a file into which the state is written, the first time before the first step; a call that finds it goes
             on from there, with the loader played again from its start, and ends in the same scales as an unbroken run. It
-            stays when the run is done, and a later call with more ``steps`` goes on.
+            stays when the run is done, and a later call with more ``steps`` goes on. Of several processes, rank 0 writes
+            and reads it, and as many have to go on.
         checkpoint_every: steps between two checkpoints; the end always makes one.
         on_harm: what to do if the network has become worse on the batches held back: its outputs no longer depend on its
             inputs, scales stand at their minimum, the gradient norm is beyond its bound, the loss has more than doubled, or
@@ -109,7 +111,7 @@ def optimize(
         TrainedModelError: if the model looks trained.
         HarmError: if the network has become worse, with ``on_harm="raise"``.
         MismatchError: if the checkpoint belongs to another run: other options, parameters, loss, selected tensors,
-            buffers, frozen parameters or first batch. The message says which.
+            buffers, frozen parameters, first batch or number of processes. The message says which.
         NonFiniteError: if a loss or gradient is not finite; the message names step and parameter.
         ZeroGradientError: if all gradients of a batch are zero.
         RankError: if processes that work together differ in weights, options or number of batches, or another one fails.
@@ -146,7 +148,7 @@ def optimize(
     how = chosen.measuring(measuring)
     check_share(share)
     ranks = ranks_of(model, process_group, share)
-    refuse_ranks(ranks, chosen, checkpoint)
+    refuse_ranks(ranks, chosen)
     model = bare(model)
 
     def improved() -> Result:

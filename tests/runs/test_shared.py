@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 
 import initopt
 from initopt.batches.subbatches import SubBatches
 from initopt.methods import GradInit, MetaInit
 from initopt.model.ranks import Alone
+from initopt.runs import resuming
+from initopt.runs.checkpoint import Checkpoint
 from initopt.runs.shared import in_step, refuse_ranks, windows_of_all
 from tests.helpers import make_batches, make_model
 from tests.processes import in_processes, share_of
@@ -53,7 +59,9 @@ def stop_at(step: int, what: str) -> Any:
     def callback(record: Any) -> None:
         if record.step == step and what == "callback":
             raise ValueError("my callback")
-        if record.step == step:
+        if record.step == step and what == "killed":
+            raise RuntimeError("on all ranks")
+        if record.step == step and what == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
 
     return callback
@@ -119,7 +127,70 @@ def test_the_rank_that_fails_raises_its_own_error(raised: list[dict[str, Any]]) 
     assert own["interrupt"][0] == "KeyboardInterrupt"
 
 
-def in_odd_ways() -> dict[str, Any]:
+RESUMED: dict[str, dict[str, Any]] = {"union": {}, "average": {"share": "average", "engine": "differences"}}
+
+
+def shuffled(rank: int, own_generator: bool) -> DataLoader[Any]:
+    """Of the samples of a rank, in an order that follows from the random state, or from a generator of the loader's."""
+    inputs, targets = map(torch.cat, zip(*(share_of(batch, 4, rank, 2) for batch in make_batches(12)), strict=True))
+    torch.manual_seed(100 + rank)
+    generator = torch.Generator().manual_seed(200 + rank) if own_generator else None
+    return DataLoader(TensorDataset(inputs, targets), 8, shuffle=True, generator=generator)
+
+
+def resumed(path: Path, **options: Any) -> dict[str, Any]:
+    """An unbroken run, and one that goes on after its end: scales, figures and weights of both."""
+    rank, found = dist.get_rank(), {}
+    options |= {"steps": 4, "measure_batches": 1, "train_mode": True, "diagnose": False, "process_group": dist.group.WORLD}
+
+    def run(name: str, loader: Any, **more: Any) -> None:
+        model = make_model(dropout=0.3)
+        model[1].running_mean += rank  # which may differ
+        result = initopt.nio(model, loader, **options, **more)
+        figures = [(r.grad_norm, r.objective, r.grad_cosine) for r in result.history]
+        weights = [p.detach() for p in model.parameters()]
+        found[name] = (result.scales, figures, weights, result.before.gram, result.after.gram)
+
+    loader = shuffled(rank, "share" in options)
+    run("unbroken", loader)
+    loader = shuffled(rank, "share" in options)
+    with contextlib.suppress(RuntimeError):
+        run("broken", loader, checkpoint=path, checkpoint_every=2, callbacks=stop_at(2, "killed"))
+    torch.manual_seed(99)  # and the generator of the loader has moved on
+    run("resumed", loader, checkpoint=path)
+    return found
+
+
+def error_of(function: Any, *arguments: Any, **options: Any) -> str:
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def with_checkpoints(folder: Path) -> dict[str, Any]:
+    rank = dist.get_rank()
+    if rank == 1:  # which is on a machine without the file
+        resuming._read = Checkpoint.write = lambda *arguments: pytest.fail("this is for rank 0")
+    found: dict[str, Any] = {name: resumed(folder / name, **options) for name, options in RESUMED.items()}
+    options = {"steps": 5, "measure_batches": 1, "train_mode": True}
+    together = options | {"process_group": dist.group.WORLD}
+    model = make_model(dropout=0.3)
+    model[1].running_mean += rank
+    nio = functools.partial(error_of, initopt.nio, model)
+    path = folder / "union"
+    found["alone"] = nio(shuffled(rank, False), checkpoint=path, **options, process_group=None) if rank == 0 else ""
+    found["share"] = nio(shuffled(rank, False), checkpoint=path, **together, share="average")
+    found["batches"] = nio(shuffled(0, False), checkpoint=path, **together)
+    found["path"] = nio(shuffled(rank, False), checkpoint=folder / str(rank), **together)
+    if rank == 0:
+        path.write_bytes(b"nothing of the kind")
+    found["damaged"] = nio(shuffled(rank, False), checkpoint=path, **together)
+    return found
+
+
+def in_odd_ways(folder: Path) -> dict[str, Any]:
     rank = dist.get_rank()
     batches = [share_of(batch, 4, rank, 2) for batch in make_batches(8)]
     found: dict[str, Any] = {}
@@ -145,12 +216,43 @@ def in_odd_ways() -> dict[str, Any]:
     seen = initopt.check(DistributedDataParallel(make_model()), batches[0])
     found["check"] = [finding.where for finding in seen]
     found["diagnosis"] = str(initopt.diagnose(DistributedDataParallel(make_model()), batches[:2], tries=(), seed=0))
+    found["checkpoints"] = with_checkpoints(folder)
     return found
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_processes(in_odd_ways, 2, tmp_path_factory.mktemp("checkpoints"))
+
+
 @pytest.mark.processes
-def test_odd_ways() -> None:
-    first, second = in_processes(in_odd_ways, 2)
+@pytest.mark.parametrize("share", RESUMED)
+def test_a_run_that_was_broken_off_goes_on_to_the_same_end_on_all_ranks(share: str, odd: list[dict[str, Any]]) -> None:
+    for rank in odd:
+        found = rank["checkpoints"][share]
+        assert set(found) == {"unbroken", "resumed"}
+        for one, other in zip(found["unbroken"], found["resumed"], strict=True):
+            assert str(one) == str(other)
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert odd[0]["checkpoints"][share]["resumed"][:2] == odd[1]["checkpoints"][share]["resumed"][:2]
+
+
+@pytest.mark.processes
+def test_a_checkpoint_of_another_run_is_refused_on_all_ranks(odd: list[dict[str, Any]]) -> None:
+    first, second = (rank["checkpoints"] for rank in odd)
+    assert "MismatchError: the checkpoint is that of a run on 2 processes, and this one is on 1;" in first["alone"]
+    assert "share was 'union' and is 'average'" in first["share"]
+    assert "MismatchError: the checkpoint belongs to another run" in second["batches"]
+    assert "the first batch is another one" in second["batches"]
+    assert "RankError: on rank 1: MismatchError" in first["batches"]
+    assert all("differ in options: 'checkpoint'" in rank["path"] for rank in (first, second))
+    assert "ValueError" in first["damaged"]
+    assert "RankError: on rank 0: ValueError" in second["damaged"]
+
+
+@pytest.mark.processes
+def test_odd_ways(odd: list[dict[str, Any]]) -> None:
+    first, second = odd
     for found in (first, second):
         before, steps, told = found["unmeasured"]
         assert before is None
@@ -172,10 +274,9 @@ class Several(Alone):
 
 def test_what_several_processes_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match='metainit .* share="average" has each take its own'):
-        refuse_ranks(Several(), MetaInit(), None)
-    with pytest.raises(ValueError, match="checkpoint='a' of a run on 2 processes is not supported; run it on one"):
-        refuse_ranks(Several(), GradInit(), "a")
-    refuse_ranks(Alone(), MetaInit(), "a")
+        refuse_ranks(Several(), MetaInit())
+    refuse_ranks(Several(), GradInit())
+    refuse_ranks(Alone(), MetaInit())
 
 
 def test_one_process_has_its_own_batches_and_windows() -> None:

@@ -12,6 +12,7 @@ import torch
 from initopt._support.errors import LoaderError, warn
 from initopt.batches.nested import named_tensors
 from initopt.model.randomness import Stream, mixed_seed
+from initopt.model.ranks import ALONE, Ranks
 
 __all__ = ["MOST_BYTES", "Batches", "first_batches", "read_batches"]
 
@@ -41,8 +42,8 @@ class Batches:
                 yield self.training[index]
 
 
-def first_batches(loader: Iterable[Any], wanted: int) -> list[Any]:
-    """Read the first batches of a loader, or all that there are.
+def first_batches(loader: Iterable[Any], wanted: int, ranks: Ranks = ALONE) -> list[Any]:
+    """Read the first batches of a loader, or all that there are; as many on all ranks, each its own.
 
     Warns:
         InitoptWarning: if not all batches that are asked for fit into :data:`MOST_BYTES`.
@@ -58,10 +59,10 @@ def first_batches(loader: Iterable[Any], wanted: int) -> list[Any]:
             )
             break
         read.append(batch)
-    return read
+    return read[: min(ranks.gather(len(read), "the batches read"))]
 
 
-def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any]) -> Batches:
+def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any], ranks: Ranks = ALONE) -> Batches:
     """Read one pass of a loader, or as much of it as is needed.
 
     Batches to judge by are spread evenly over what is read: a loader may give one class after the other. They are a quarter
@@ -71,17 +72,20 @@ def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any
         loader: of the training data; is iterated over once.
         steps: training steps of a run.
         held_out: how many batches to judge by, or other batches, of validation data say.
+        ranks: that read together, each its own batches.
 
     Raises:
         LoaderError: if there are too few batches.
+        RankError: if ranks have not as many other batches.
 
     Warns:
         InitoptWarning: if not all batches that are asked for fit into :data:`MOST_BYTES`.
     """
     others = None if isinstance(held_out, int) else list(held_out)
     wanted = steps + (held_out if isinstance(held_out, int) else 0)
-    read = first_batches(loader, wanted)
+    read = first_batches(loader, wanted, ranks)
     if others is not None:
+        ranks.same({"held_out": len(others)}, "the number of batches to judge by", "give as many on all ranks")
         if not others or not read:
             which = "held_out" if read else "loader"
             raise LoaderError(f"{which} is empty: iterating over it gave no batch, and at least one is needed")

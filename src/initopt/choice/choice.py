@@ -17,10 +17,14 @@ from initopt._support.checks import data_frame
 from initopt._support.files import Contents, write_folder
 from initopt._support.words import counted
 from initopt.choice.rows import Cost, Curve, Row, change, figure, plain_row, table
-from initopt.choice.starts import OWN, make_start
+from initopt.choice.starts import OWN, make_start, refuse_shards
 from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
 from initopt.methods import METHODS
+from initopt.model.group import ranks_of
 from initopt.model.losses import LossFunction
+from initopt.model.ranks import ProcessGroup
+from initopt.model.wrappers import unreplicated
+from initopt.runs.shared import compare_weights
 from initopt.schemes import NAMES
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ class Choice:
     _starts: dict[str, Initialization] = field(repr=False)
     _loss_fn: LossFunction | None = field(repr=False)
     _loader: Iterable[Any] = field(repr=False)
+    _process_group: ProcessGroup = field(repr=False, default=None)
 
     @property
     def own(self) -> Row:
@@ -147,15 +152,23 @@ class Choice:
     def apply(self, model: nn.Module, batches: Iterable[Any] | None = None, seed: int | None = None) -> None:
         """Give a model the best start, in place; nothing changes where that is its own.
 
+        Of a race that several processes have run, this is for all of them to call, and all have the same weights then.
+
         Args:
             model: a model of the same kind, before its first training step. After an exception its weights are as before.
             batches: for methods that need some; those that the race was given, by default.
             seed: of what is drawn; that of the first run, by default.
         """
         start = self._starts[self.best.start]
-        if start.steps:
-            data = self._loader if batches is None else batches
-            make_start(model, start, data, self._loss_fn, self.seed if seed is None else seed)
+        if not start.steps:
+            return
+        data = self._loader if batches is None else batches
+        ranks, model = ranks_of(model, self._process_group), unreplicated(model)
+        if ranks.size > 1:
+            refuse_shards(model)
+        with ranks.together():
+            compare_weights(ranks, model)
+            make_start(model, start, data, self._loss_fn, self.seed if seed is None else seed, ranks, ranks.end)
 
     @property
     def table(self) -> str:

@@ -24,12 +24,16 @@ from initopt.choice.judging import Difference, compared
 from initopt.choice.race import Entrant, plan_race, run_race
 from initopt.choice.rows import Cost, Curve, Outcome, Row
 from initopt.choice.runs import Hands, Run, Shared, check_sendable
-from initopt.choice.starts import as_starts, copied, default_starts
+from initopt.choice.starts import as_starts, copied, default_starts, refuse_shards
+from initopt.model.group import ranks_of
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.randomness import OwnGenerator, Stream, derive_seed, seeded
+from initopt.model.ranks import ProcessGroup
 from initopt.model.reach import Reach
+from initopt.model.wrappers import unreplicated
+from initopt.runs.shared import compare_calls
 from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer
 from initopt.training.steps import OwnStep, check_step
 
@@ -57,6 +61,7 @@ def choose(
     workers: int = 1,
     seed: int | None = None,
     progress: Progress = None,
+    process_group: ProcessGroup = "auto",
 ) -> Choice:
     """Find out by short trainings which start is best for a network, and leave it alone where none is clearly better.
 
@@ -100,6 +105,10 @@ def choose(
             and a script that calls this needs the line ``if __name__ == "__main__":``.
         seed: of all that is drawn; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
+        process_group: the processes of ``torch.distributed`` that run the race together, when the call is made on all of
+            them, each with its own part of the data: a group; ``"auto"``, that of a ``DistributedDataParallel`` that is
+            given as ``make_model``; ``None`` for this process alone. Each run trains as under ``DistributedDataParallel``,
+            and all come to the same choice.
 
     Returns:
         The choice, whose ``str()`` says it all on a screen, and whose ``apply(model)`` gives a network the best start.
@@ -107,6 +116,7 @@ def choose(
     Raises:
         ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
         LoaderError: if there are too few batches.
+        RankError: if processes that work together differ in weights, options or number of batches, or another one fails.
 
     >>> import torch, initopt
     >>> from functools import partial
@@ -149,26 +159,41 @@ def choose(
     multiples = _checked_rates(lrs)
     given = None if starts is None else as_starts(starts)
     loss = as_loss(loss_fn)
-    first = derive_seed(None if seed is None else check_integer("seed", seed, 0))
-    numbers = [first + number for number in range(seeds)]
+    base = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    refuse_shards(make_model)
+    ranks = ranks_of(make_model if isinstance(make_model, nn.Module) else None, process_group)
+    if workers > 1 and ranks.size > 1:
+        raise ValueError(
+            f"workers={workers} has other processes do the runs of one, and here {ranks.size} do each run together; leave "
+            "workers out, or choose on one process (process_group=None)"
+        )
+    make_model = unreplicated(make_model) if isinstance(make_model, nn.Module) else make_model
     make = _Maker(make_model)
 
     def work(kept: Kept) -> Choice:
+        first = ranks.broadcast(base, "the seed")
+        numbers = [first + number for number in range(seeds)]
         own = make(numbers[0])
+        refuse_shards(own)
         places = None
         if isinstance(make_model, nn.Module):
             places = {id(p.value): number for number, p in enumerate(trainable_parameters(make_model))}
         rates = _rates(optimizer, own, places, multiples, step)
-        batches = read_batches(loader, steps, held_out)
+        if ranks.size > 1:
+            options = {"rates": rates, "steps": steps, "seeds": seeds, "budget": budget, "clip_grad_norm": clip_grad_norm}
+            options |= {"starts": [(each.name, each.describe()) for each in given or []], "step": step}
+            compare_calls(ranks, options | {"held_out": held_out if isinstance(held_out, int) else "batches"}, loader)
+        batches = read_batches(loader, steps, held_out, ranks)
         loss.look_at(batches.training[0])
-        chosen = given or default_starts(own, batches.training[0], loss_fn, first)
+        chosen = given or default_starts(own, batches.training[0], loss_fn, first, ranks)
         plan = plan_race(chosen, len(rates), steps, seeds, len(batches.held_out), budget)
         _refuse_beyond_memory(own, len(chosen) * len(rates) * seeds)
-        shared = Shared(make, batches, optimizer, places, loss_fn, step, clip_grad_norm, plan.rungs[-1])
+        shared = Shared(make, batches, optimizer, places, loss_fn, step, clip_grad_norm, plan.rungs[-1], ranks)
         if workers > 1:
             check_sendable(shared, chosen)
         total = seeds * (len(chosen) + sum(plan.runners[1:]))
-        with Hands(shared, workers) as hands, reporter(progress, "choosing", total) as report:
+        shown = progress if ranks.leads else False
+        with Hands(shared, workers) as hands, reporter(shown, "choosing", total) as report:
             entrants = run_race(hands, chosen, rates, numbers, plan, report)
         relative = all(bool((_losses(e) > 0).all()) for e in entrants if not e.failure)
         runs = [run for entrant in entrants for run in entrant.runs]
@@ -177,6 +202,8 @@ def choose(
         initialization = sum(row.cost * seeds for row in rows if row.lr == rates[0])
         looks = sum(map(math.isfinite, (loss for run in runs for losses in run.looks.values() for loss in losses))) / 3
         cost = Cost(done, initialization, looks, time.perf_counter() - begun)
+        rows, cost = ranks.broadcast((rows, cost), "the rows")  # in which times differ between ranks
+        ranks.end()
         return Choice(
             rows,
             _best(rows),
@@ -188,9 +215,10 @@ def choose(
             {s.name: s for s in chosen},
             loss_fn,
             loader,
+            ranks.group,
         )
 
-    with _as_before(loss_fn, step, make_model, loader, held_out):
+    with ranks.together(), _as_before(loss_fn, step, make_model, loader, held_out):
         return unwritten(make_model if isinstance(make_model, nn.Module) else nn.Identity(), work, loss_fn, loader)
 
 
@@ -225,7 +253,7 @@ class _Maker:
             made = self.given()
         if not isinstance(made, nn.Module):
             raise TypeError(f"make_model gave {type(made).__name__}; it must give an nn.Module")
-        return made
+        return unreplicated(made)
 
 
 def _rates(

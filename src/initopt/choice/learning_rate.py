@@ -7,6 +7,7 @@ import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,12 +21,18 @@ from initopt.choice.batches import Batches, first_batches
 from initopt.choice.rate_result import LearningRates
 from initopt.choice.rate_runs import Plan
 from initopt.choice.rate_search import Search
+from initopt.choice.starts import refuse_shards
+from initopt.model.group import ranks_of
 from initopt.model.losses import Loss, LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.preserve import Kept, preserving, put_values
 from initopt.model.randomness import derive_seed
+from initopt.model.ranks import ProcessGroup, Ranks
+from initopt.model.wrappers import unreplicated
+from initopt.runs.shared import compare_calls, compare_weights
 from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, takes_rate
-from initopt.training.steps import Course, OwnStep, Trainer, check_step, only_own_gradients, train_steps
+from initopt.training.replica import Replica
+from initopt.training.steps import Course, OwnStep, check_step, only_own_gradients, train_steps
 
 __all__ = ["find_lr"]
 
@@ -55,6 +62,7 @@ def find_lr(
     step: OwnStep | None = None,
     seed: int | None = None,
     progress: Progress = None,
+    process_group: ProcessGroup = "auto",
 ) -> LearningRates:
     """Find the learning rates that suit the start of a network: the best, the largest stable, and for a warm-up.
 
@@ -86,6 +94,9 @@ def find_lr(
             backward pass and update: for clipping, mixed precision, several losses.
         seed: base of the seeds; follows from torch's random state if not given.
         progress: whether to show a progress bar; by default, if standard error is a terminal.
+        process_group: the processes of ``torch.distributed`` that train together, when the call is made on all of them,
+            each with its own part of the data: a group; ``"auto"``, that of a ``DistributedDataParallel``; ``None`` for
+            this process alone. The steps are those of ``DistributedDataParallel``, and all find the same rates.
 
     Returns:
         The rates that were found, whose ``str()`` fits on a screen.
@@ -94,6 +105,7 @@ def find_lr(
         ValueError, TypeError: for arguments that cannot work; the message says what is allowed.
         LoaderError: if there is no batch.
         NonFiniteError: if the loss of the start is not finite.
+        RankError: if processes that work together differ in weights, options or number of batches, or another one fails.
 
     >>> import functools, torch, initopt
     >>> _ = torch.manual_seed(0)
@@ -123,13 +135,15 @@ def find_lr(
     check_batches(loader)
     check_step(step)
     _check_optimizer(optimizer)
+    refuse_shards(model)
+    ranks, model = ranks_of(model, process_group), unreplicated(model)
     parameters = [parameter.value for parameter in trainable_parameters(model)]
     loss = as_loss(loss_fn)
     name, own = _look_at(optimizer, parameters)
     low, high = _range(min_lr, max_lr, own)
-    first = derive_seed(None if seed is None else check_integer("seed", seed, 0))
+    base = derive_seed(None if seed is None else check_integer("seed", seed, 0))
     plan = Plan(
-        seeds=tuple(range(first, first + seeds)),
+        seeds=tuple(range(base, base + seeds)),
         steps=steps,
         sweep_steps=sweep_steps,
         warmup_steps=warmup_steps,
@@ -148,16 +162,22 @@ def find_lr(
 
     def work(kept: Kept) -> LearningRates:
         begun = time.perf_counter()
-        runs = _Runs(model, kept, parameters, optimizer, loss, step, _read(loader, most))
-        with counter(progress, "training steps") as count:
-            search = Search(runs, plan, lambda doing, done: count(done, budget))
+        compare_calls(ranks, vars(plan) | {"seeds": seeds, "num_batches": most, "optimizer": name}, loader)
+        compare_weights(ranks, model)
+        shared = replace(plan, seeds=ranks.broadcast(plan.seeds, "the seeds"))
+        runs = _Runs(model, kept, parameters, optimizer, loss, step, _read(loader, most, ranks), ranks)
+        with counter(progress if ranks.leads else False, "training steps") as count:
+            search = Search(runs, shared, lambda doing, done: count(done, budget))
             try:
                 search.run()
             finally:
                 put_values(kept.originals)
-        return _result(search, plan, type(model).__name__, name, time.perf_counter() - begun)
+        seconds = ranks.broadcast(time.perf_counter() - begun, "the time")
+        ranks.end()
+        return _result(search, shared, type(model).__name__, name, seconds)
 
-    return preserving(model, work, (loss_fn, step), loader)
+    with ranks.together():
+        return preserving(model, work, (loss_fn, step), loader)
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -208,8 +228,8 @@ def _range(min_lr: float | None, max_lr: float | None, own: float | None) -> tup
     return float(low), float(high)
 
 
-def _read(loader: Iterable[Any], most: int) -> Batches:
-    found = first_batches(loader, most)
+def _read(loader: Iterable[Any], most: int, ranks: Ranks) -> Batches:
+    found = first_batches(loader, most, ranks)
     if not found:
         raise LoaderError("loader is empty: iterating over it gave no batch, and at least one is needed")
     return Batches(found, held_out=[])
@@ -227,9 +247,10 @@ class _Runs:
         loss: Loss,
         own: OwnStep | None,
         batches: Batches,
+        ranks: Ranks,
     ) -> None:
         self._model, self._kept, self._parameters, self._batches = model, kept, parameters, batches
-        self._optimizer, self._loss, self._own = optimizer, loss, own
+        self._optimizer, self._loss, self._own, self._ranks = optimizer, loss, own, ranks
         self._places = {id(p): i for i, p in enumerate(parameters)}
         self._recorded = False
 
@@ -239,7 +260,8 @@ class _Runs:
             self._model.train()
         optimizer = make_optimizer(self._optimizer, self._parameters, self._places, lr=rates[-1])
         groups = Rates(optimizer)
-        trainer = Trainer(self._model, optimizer, self._loss, self._own, only_own_gradients(optimizer))
+        backward = only_own_gradients(optimizer)
+        trainer = Replica(self._model, optimizer, self._loss, self._own, backward, ranks=self._ranks)
         course = Course()
 
         def wanted(most: int) -> Iterator[Any]:
@@ -258,6 +280,8 @@ class _Runs:
                 self._recorded = True
                 self._refuse_broken(course)
             go_on(len(rates))
+            if not course.diverged:
+                trainer.refuse_apart()
         finally:
             for parameter in self._model.parameters():
                 parameter.grad = None

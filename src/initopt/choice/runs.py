@@ -23,9 +23,12 @@ from initopt.comparison.running.workers import Workers
 from initopt.comparison.spec.initialization import Initialization
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
+from initopt.model.ranks import Alone, Ranks
+from initopt.runs.shared import compare_weights
 from initopt.training.looks import losses_on
 from initopt.training.optimizers import OptimizerFactory, make_optimizer
-from initopt.training.steps import Course, OwnStep, Trainer, clipping, train_steps
+from initopt.training.replica import Replica
+from initopt.training.steps import Course, OwnStep, clipping, train_steps
 
 __all__ = ["Begun", "Hands", "Run", "Shared", "check_sendable"]
 
@@ -46,7 +49,7 @@ class Run:
     """
 
     seed: int
-    trainer: Trainer | None
+    trainer: Replica | None
     course: Course = field(default_factory=Course)
     looks: dict[int, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -91,6 +94,7 @@ class Shared:
         step: a training step of the user's own.
         clip_grad_norm: bound on the gradient norm in training.
         end: training steps of a run that comes to the end.
+        ranks: the processes that do each run together, all with their own batches.
     """
 
     make_model: Callable[[int], nn.Module]
@@ -101,6 +105,7 @@ class Shared:
     step: OwnStep | None
     clip_grad_norm: float | None
     end: int
+    ranks: Ranks = field(default_factory=Alone)
     _own: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
     """The network of the present seed."""
 
@@ -109,26 +114,30 @@ class Shared:
         if seed not in self._own:
             self._own.clear()
             self._own[seed] = self.make_model(seed)
+            compare_weights(self.ranks, self._own[seed])
         model = copied(self._own[seed])
         begun = time.perf_counter()
-        try:
+
+        def make() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InitoptWarning)
-                make_start(model, start, self.batches.training, self.loss_fn, seed)
-        except Exception as error:  # whatever a start does not bear: the race goes on without it
-            return Begun(failure=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+                make_start(model, start, self.batches.training, self.loss_fn, seed, self.ranks)
+
+        _, failure = self.ranks.attempt_together(make, f"the start {start.name}")
+        if failure:  # whatever a start does not bear: the race goes on without it
+            return Begun(failure=failure.partition("\n")[0])
         seconds = time.perf_counter() - begun if start.steps else 0.0
         models = [*(copied(model) for _ in rates[1:]), model]
         runs = [Run(seed, self._trainer(mine, lr)) for mine, lr in zip(models, rates, strict=True)]
         return Begun([self.go_on(run, rung) for run in runs], seconds)
 
-    def _trainer(self, model: nn.Module, lr: float) -> Trainer:
+    def _trainer(self, model: nn.Module, lr: float) -> Replica:
         if not model.training:
             model.train()
         parameters: list[Tensor] = [parameter.value for parameter in trainable_parameters(model)]
         optimizer = make_optimizer(self.optimizer, parameters, self.places, lr)
         clip = clipping(optimizer, self.clip_grad_norm)
-        return Trainer(model, optimizer, as_loss(self.loss_fn), own=self.step, clip=clip)
+        return Replica(model, optimizer, as_loss(self.loss_fn), own=self.step, clip=clip, ranks=self.ranks)
 
     def go_on(self, run: Run, rung: int) -> Run:
         """Train up to a rung, and look."""
@@ -143,10 +152,13 @@ class Shared:
             run.seconds += time.perf_counter() - begun
             losses = [math.inf] * len(self.batches.held_out)
             if not course.diverged:
-                losses = losses_on(trainer.model, self.batches.held_out, trainer.loss, run.seed)
+                trainer.share_buffers()
+                losses = trainer.mean_of(losses_on(trainer.model, self.batches.held_out, trainer.loss, run.seed))
                 if not all(map(math.isfinite, losses)):
                     course.diverged = f"the loss on batches held out is {fmean(losses)} after step {course.steps}"
             run.looks[course.steps] = losses
+        if not course.diverged:
+            trainer.refuse_apart()
         if rung == self.end and not course.diverged:
             course.end(run.training_loss())
         if trainer.own is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,12 +12,15 @@ from torch import nn
 from initopt._support.errors import InitoptWarning
 from initopt.comparison.running.start import take
 from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
+from initopt.methods import Method
 from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, inner_work, preserving
 from initopt.model.randomness import Stream, mixed_seed
+from initopt.model.ranks import ALONE, Ranks
+from initopt.model.sharded import has_shards
 from initopt.schemes import apply_
 
-__all__ = ["OWN", "as_starts", "copied", "default_starts", "make_start", "nominal_steps"]
+__all__ = ["OWN", "as_starts", "copied", "default_starts", "make_start", "nominal_steps", "refuse_shards"]
 
 OWN = "own"
 """The name of the network's own start."""
@@ -66,6 +69,19 @@ def _named(name: str, value: Any) -> Initialization:
     return made if not name or made.name == name else Initialization(**(vars(made) | {"name": name}))
 
 
+def refuse_shards(model: Any) -> None:
+    """Refuse a network that is in parts on several devices, which is trained here as a whole.
+
+    Raises:
+        TypeError: saying what to do.
+    """
+    if has_shards(model):
+        raise TypeError(
+            "the model is sharded over devices (DTensor), and its short trainings here take the whole model on each; call "
+            "this before it is sharded, with process_group= for several processes"
+        )
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A copy of a network.
 
@@ -81,7 +97,9 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def default_starts(model: nn.Module, batch: Any, loss_fn: LossFunction | None, seed: int) -> list[Initialization]:
+def default_starts(
+    model: nn.Module, batch: Any, loss_fn: LossFunction | None, seed: int, ranks: Ranks = ALONE
+) -> list[Initialization]:
     """The starts that fit a network, its own first, from running a copy of it.
 
     Args:
@@ -89,12 +107,14 @@ def default_starts(model: nn.Module, batch: Any, loss_fn: LossFunction | None, s
         batch: to run it on.
         loss_fn: runs it.
         seed: of what is drawn.
+        ranks: that have the starts which rank 0 has found.
     """
     follow = set(apply_(copied(model), "orthogonal", batch, loss_fn, seed=seed).nonlinearities.values())
     names: list[Any] = ["xavier_normal"] if follow & _SATURATING else []
     names += ["kaiming_normal"] if follow - _SATURATING or not follow else []
     names += ["orthogonal", "lsuv", "nio", ["lsuv", "nio"]]
-    return as_starts([*names, *(name for name in _FOR_PARTS if _fits(name, model, batch, loss_fn, seed))])
+    names += [name for name in _FOR_PARTS if _fits(name, model, batch, loss_fn, seed)]
+    return as_starts(ranks.broadcast(names, "the starts"))
 
 
 _FOR_PARTS = ("mimetic", "zero_branches", "scaled_branches")
@@ -113,11 +133,18 @@ def _fits(scheme: str, model: nn.Module, batch: Any, loss_fn: LossFunction | Non
 
 
 def make_start(
-    model: nn.Module, start: Initialization, batches: Iterable[Any], loss_fn: LossFunction | None, seed: int
+    model: nn.Module,
+    start: Initialization,
+    batches: Iterable[Any],
+    loss_fn: LossFunction | None,
+    seed: int,
+    ranks: Ranks = ALONE,
+    finish: Callable[[], object] | None = None,
 ) -> None:
     """Give a model a start, in place; after an exception its weights are as before.
 
-    A scheme sees on the first batch which nonlinearity follows each layer, and has its gain.
+    A scheme sees on the first batch which nonlinearity follows each layer, and has its gain. Of several processes, each
+    with its own batches, a method is that of all of them together, and what schemes and functions make is that of rank 0.
 
     Args:
         model: with its own start.
@@ -125,6 +152,8 @@ def make_start(
         batches: can be iterated over again.
         loss_fn: the user's.
         seed: of what is drawn.
+        ranks: the processes that make it together.
+        finish: is called when it is made; after an exception in it, the weights are as before, too.
     """
 
     def work(kept: Kept) -> None:
@@ -134,7 +163,11 @@ def make_start(
                     seed_of_step = mixed_seed(seed, Stream.SCHEME, number)
                     apply_(model, step.scheme, next(iter(batches)), loss_fn, params=step.params, seed=seed_of_step)
                 else:
-                    take(step, model, batches, loss_fn, seed, number)
+                    take(step, model, batches, loss_fn, seed, number, ranks.group)
+                if not isinstance(step, Method):
+                    ranks.copy_first(list(model.parameters()), f"the weights of {start.name}")
+        if finish is not None:
+            finish()
 
     if start.steps:
         preserving(model, work, loss_fn, batches)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from initopt._support._torch_private import resharding, set_resharding
 
-__all__ = ["Shards", "has_shards", "is_sharded", "part_of", "shard_group", "unsharded"]
+__all__ = ["Shards", "has_shards", "is_fully_sharded", "is_sharded", "part_of", "shard_group", "unsharded"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -42,6 +42,11 @@ def part_of(parameter: Tensor, full: Tensor) -> Tensor:
 def _fully_sharded(model: nn.Module) -> list[Any]:
     """The modules that ``fully_shard`` was applied to, the outermost first; by their class's name, without an import."""
     return [m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
+
+
+def is_fully_sharded(model: nn.Module) -> bool:
+    """Whether ``fully_shard`` was applied to a part of a model, also where its parameters are whole for a while."""
+    return bool(_fully_sharded(model))
 
 
 def shard_group(model: nn.Module) -> Any:

@@ -10,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from initopt._support._torch_private import ORIGINAL
 
-__all__ = ["bare", "bare_names", "replicated"]
+__all__ = ["bare", "bare_names", "replicated", "unreplicated"]
 
 _T = TypeVar("_T")
 
@@ -53,6 +53,11 @@ def replicated(model: nn.Module) -> DistributedDataParallel | None:
             return around
         around = _inside(around)
     return None
+
+
+def unreplicated(model: nn.Module) -> nn.Module:
+    """The module inside a ``DistributedDataParallel``; any other as it is."""
+    return model if replicated(model) is None else bare(model)
 
 
 def _inside(model: nn.Module) -> nn.Module | None:

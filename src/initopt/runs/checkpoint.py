@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from initopt.model.losses import LossFunction
 from initopt.model.randomness import RandomState
 from initopt.runs.task import Task
 
-__all__ = ["Checkpoint", "differences", "fingerprint", "going_on_from", "identify", "loader_generators"]
+__all__ = ["Checkpoint", "OfRank", "differences", "fingerprint", "going_on_from", "identify", "loader_generators"]
 
 _FREE = {"steps", "scale_params", "grad_params", "microbatch", "memory_budget", "trial_steps"}
 """Options that may change: a run can be made longer, take another amount of memory, and be tried longer when it is done; of
@@ -62,6 +62,8 @@ def identify(task: Task, generators: Iterable[str]) -> dict[str, Any]:
         "grad_params": [p.name for p in parameters.grad],
         "fixed": {name: fingerprint(value) for name, value in _fixed(task.model).items()},
     }
+    if task.ranks.size > 1:
+        identity |= {"processes": task.ranks.size, "share": task.ranks.share}
     found: dict[str, Any] = plain(identity)
     return found
 
@@ -70,6 +72,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differences between two runs, a line each; none if they are the same."""
     lines = _changes("{}", {"method": was["method"]}, {"method": now["method"]})
     lines += _changes("{}", was["options"], now["options"])
+    lines += _changes("{}", {"share": was.get("share")}, {"share": now.get("share")})
     lines += _changes("{}", {"loss_fn": was["loss_fn"]}, {"loss_fn": now["loss_fn"]})
     lines += _changes("generators of the {}", {"loader": was["generators"]}, {"loader": now["generators"]})
     lines += _changes("parameter {!r}", was["parameters"], now["parameters"], absent="absent", show=str)
@@ -145,6 +148,8 @@ class _Identity(TypedDict):
     scale_params: list[str]
     grad_params: list[str]
     fixed: dict[str, str]
+    processes: NotRequired[int]
+    share: NotRequired[str]
 
 
 class _Engine(TypedDict, total=False):
@@ -159,16 +164,47 @@ class _Engine(TypedDict, total=False):
     batches: int
 
 
-class _Stored(TypedDict):
-    """A checkpoint, but for its tensors."""
+class _StoredOfRank(TypedDict):
+    """What is stored of a process, but for its tensors."""
+
+    first_batch: str
+    engine: _Engine
+    random: dict[str, Any]
+
+
+class _StoredOfOther(_StoredOfRank):
+    """Likewise, of one that is not rank 0."""
+
+    fixed: dict[str, str]
+
+
+class _Stored(_StoredOfRank):
+    """A checkpoint, but for its tensors; what is of a process is of rank 0."""
 
     identity: _Identity
-    first_batch: str
     seed: int
     seconds: float
     history: list[Any]
-    engine: _Engine
-    random: dict[str, Any]
+    others: NotRequired[list[_StoredOfOther]]
+
+
+@dataclass(frozen=True)
+class OfRank:
+    """What a run needs of one of its processes to go on.
+
+    Attributes:
+        fixed: fingerprints of buffers and frozen parameters; running statistics may differ between processes.
+        first_batch: fingerprint of the first batch.
+        engine: the engine's state.
+        randomness: the random state when the run began, from which the loader is played again.
+        generators: the states of the loader's own generators at that time.
+    """
+
+    fixed: dict[str, str]
+    first_batch: str
+    engine: dict[str, Any]
+    randomness: RandomState
+    generators: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -176,28 +212,22 @@ class Checkpoint:
     """The state that a run needs to go on.
 
     Attributes:
-        identity: what makes it this run and no other, see :func:`initopt.runs.checkpoint.identify`.
-        first_batch: fingerprint of the first batch.
+        identity: what makes it this run and no other, see :func:`initopt.runs.checkpoint.identify`; that of rank 0.
         seed: base of the seeds for what the model draws.
         seconds: wall-clock time so far.
         history: the records of the steps that are done.
         start: the original weights by parameter name.
         state: the method's state.
-        engine: the engine's state.
-        randomness: the random state when the run began, from which the loader is played again.
-        generators: the states of the loader's own generators at that time.
+        of_ranks: what is of a process alone, for each of those that do the run together, by rank.
     """
 
     identity: dict[str, Any]
-    first_batch: str
     seed: int
     seconds: float
     history: list[Record]
     start: dict[str, Tensor]
     state: dict[str, Tensor]
-    engine: dict[str, Any]
-    randomness: RandomState
-    generators: dict[str, Tensor]
+    of_ranks: tuple[OfRank, ...]
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -205,19 +235,24 @@ class Checkpoint:
         Raises:
             OSError: if it cannot be written; one that was there before is still there.
         """
-        random_tensors, random_values = self.randomness.to_plain()
-        groups = {"start": self.start, "state": self.state, "random": random_tensors, "generator": self.generators}
+        groups = {"start": self.start, "state": self.state}
+        of_ranks: list[dict[str, Any]] = []
+        for number, mine in enumerate(self.of_ranks):
+            random_tensors, random_values = mine.randomness.to_plain()
+            groups |= {_group("random", number): random_tensors, _group("generator", number): mine.generators}
+            of_ranks.append({"first_batch": mine.first_batch, "engine": mine.engine, "random": random_values})
         tensors = {f"{group}/{name}": value for group, members in groups.items() for name, value in members.items()}
         record = {
             "format": _FORMAT,
             "identity": self.identity,
-            "first_batch": self.first_batch,
             "seed": self.seed,
             "seconds": self.seconds,
             "history": self.history,
-            "engine": self.engine,
-            "random": random_values,
+            **of_ranks[0],
         }
+        if len(of_ranks) > 1:
+            others = zip(of_ranks[1:], self.of_ranks[1:], strict=True)
+            record["others"] = [stored | {"fixed": mine.fixed} for stored, mine in others]
         # Python's JSON writes a float with all its digits, so nothing of the history is lost.
         metadata = {"initopt": json.dumps(plain(record), allow_nan=False)}
         write_file(path, lambda temporary: save_tensors(tensors, temporary, metadata))
@@ -242,11 +277,13 @@ class Checkpoint:
         if not isinstance(record, dict) or record.get("format") not in (_FORMAT, _FORMAT_2):
             raise ValueError(f"{path} is no {_FORMAT!r} file; choose another path for checkpoint=, or remove it")
         with going_on_from(path):
-            groups: dict[str, dict[str, Tensor]] = {"start": {}, "state": {}, "random": {}, "generator": {}}
+            stored = of_form(_Stored, record)
+            of_ranks = [record, *record.get("others", [])]
+            kinds = ["start", "state", *(_group(what, n) for what in ("random", "generator") for n in range(len(of_ranks)))]
+            groups: dict[str, dict[str, Tensor]] = {group: {} for group in kinds}
             for name, value in tensors.items():
                 group, _, rest = name.partition("/")
                 groups[group][rest] = value
-            stored = of_form(_Stored, record)
             identity = record["identity"]
             if record["format"] == _FORMAT_2:
                 options = {"overlap": 0.0, "split": "cyclic", "batch_norm": "subbatch"} | identity["options"]
@@ -256,15 +293,21 @@ class Checkpoint:
             records = method.record if method is not None and same else record_class(identity["method"])
             found = cls(
                 identity=identity,
-                first_batch=stored["first_batch"],
                 seed=stored["seed"],
                 seconds=stored["seconds"],
                 history=history_from(stored["history"], records),
                 start=groups["start"],
                 state=groups["state"],
-                engine=unplain(record["engine"]),
-                randomness=RandomState.from_plain(groups["random"], stored["random"]),
-                generators=groups["generator"],
+                of_ranks=tuple(
+                    OfRank(
+                        fixed=identity["fixed"] if number == 0 else mine["fixed"],
+                        first_batch=mine["first_batch"],
+                        engine=unplain(mine["engine"]),
+                        randomness=RandomState.from_plain(groups[_group("random", number)], mine["random"]),
+                        generators=groups[_group("generator", number)],
+                    )
+                    for number, mine in enumerate(of_ranks)
+                ),
             )
             found._check()
         return found
@@ -273,29 +316,55 @@ class Checkpoint:
         """Raise an exception of a kind unless the parts fit each other and generators take their states."""
         if {name: kind(value) for name, value in self.start.items()} != self.identity["parameters"]:
             raise ValueError("the weights at the start are not those of the parameters")
-        if self.generators.keys() != set(self.identity["generators"]):
+        if self.of_ranks[0].generators.keys() != set(self.identity["generators"]):
             raise ValueError("it has not one state for each of the loader's generators")
         if self.seed < 0:
             raise ValueError(f"the seed is {self.seed}")
-        for state in (*self.randomness.torch_cuda.values(), *self.generators.values()):
-            if state.dtype != torch.uint8 or state.ndim != 1:
-                raise ValueError(f"the state of a generator is {kind(state)}")
-        torch.Generator().set_state(self.randomness.torch_cpu)
-        random.Random().setstate(self.randomness.python)
-        np.random.RandomState().set_state(self.randomness.numpy)
-        if not 0 <= self.randomness.numpy["state"]["pos"] <= _WORDS:  # which NumPy does not look at, and reads beyond
-            raise ValueError("the state of NumPy's generator is at no word of its own")
+        if len(self.of_ranks) != self.identity.get("processes", 1):
+            raise ValueError("it has not one state for each of its processes")
+        for mine in self.of_ranks:
+            _check_generators(mine.randomness, mine.generators)
 
-    def refuse_unless_same(self, identity: dict[str, Any]) -> None:
-        """Raise a MismatchError that says what differs, unless a run of this identity can go on from here."""
-        lines = differences(self.identity, identity)
+    def refuse_unless_same(self, identity: dict[str, Any], number: int) -> None:
+        """Raise a MismatchError that says what differs, unless a run of this identity can go on from here.
+
+        Args:
+            identity: of the run, on this rank.
+            number: of the rank.
+        """
+        was, now = len(self.of_ranks), identity.get("processes", 1)
+        if was != now:
+            raise MismatchError(
+                f"the checkpoint is that of a run on {was} process{'es' if was > 1 else ''}, and this one is on {now}; "
+                f"each goes on with batches and random numbers of its own. Start {was}; or remove the checkpoint to start "
+                "anew, or choose another path"
+            )
+        mine = self.of_ranks[number]
+        lines = differences(self.identity | {"fixed": mine.fixed, "generators": sorted(mine.generators)}, identity)
         if lines:
             raise _another_run(lines)
 
-    def refuse_unless_first(self, first_batch: str) -> None:
-        """Raise a MismatchError unless this is the fingerprint of the first batch."""
-        if first_batch != self.first_batch:
+    def refuse_unless_first(self, first_batch: str, number: int) -> None:
+        """Raise a MismatchError unless this is the fingerprint of the first batch of a rank."""
+        if first_batch != self.of_ranks[number].first_batch:
             raise _another_run(["the first batch is another one"])
+
+
+def _group(what: str, number: int) -> str:
+    """The name of the tensors of a rank in a file."""
+    return f"{what}.{number}" if number else what
+
+
+def _check_generators(randomness: RandomState, generators: Mapping[str, Tensor]) -> None:
+    """Raise an exception of a kind unless these are states that generators take."""
+    for state in (*randomness.torch_cuda.values(), *generators.values()):
+        if state.dtype != torch.uint8 or state.ndim != 1:
+            raise ValueError(f"the state of a generator is {kind(state)}")
+    torch.Generator().set_state(randomness.torch_cpu)
+    random.Random().setstate(randomness.python)
+    np.random.RandomState().set_state(randomness.numpy)
+    if not 0 <= randomness.numpy["state"]["pos"] <= _WORDS:  # which NumPy does not look at, and reads beyond
+        raise ValueError("the state of NumPy's generator is at no word of its own")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from initopt.gram import functional
 from initopt.gram.measurement import NOT_ASKED_FOR, Measurement
 from initopt.methods import Measuring
 from initopt.model.centring import Centre, check_centre
+from initopt.model.group import ranks_of
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.modes import measuring
 from initopt.model.outputs import Outputs, look
@@ -29,7 +30,7 @@ from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import derive_seed
-from initopt.model.ranks import ProcessGroup, Share, ranks_of
+from initopt.model.ranks import ProcessGroup, Share
 from initopt.model.sharded import unsharded
 from initopt.model.wrappers import bare
 from initopt.runs.shared import compare_ranks, examine_all, in_step, windows_of_all

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,12 @@ from torch import Tensor
 from initopt._support.errors import HarmError, NonFiniteError, TrainedModelError, ZeroGradientError, located, warn
 from initopt._support.files import plain, unplain
 from initopt._support.progress import Progress, reporter
-from initopt._support.workshop import clear_leftovers
 from initopt._version import __version__
 from initopt.batches.stream import BatchStream
 from initopt.engines import create_engine
 from initopt.engines.gradients import mean_gradient, whole
 from initopt.gram.measurement import Measurement
-from initopt.methods import Method, MethodRun
+from initopt.methods import MethodRun
 from initopt.methods.records import Record, steps_taken
 from initopt.model.modes import measuring
 from initopt.model.outputs import mismatched_loss
@@ -32,10 +30,11 @@ from initopt.model.preserve import Kept, Originals, inner_work, put_values, weig
 from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState, derive_seed
 from initopt.model.state import StateGuard
-from initopt.runs.checkpoint import Checkpoint, fingerprint, going_on_from, identify, loader_generators
+from initopt.runs.checkpoint import Checkpoint, OfRank, fingerprint, going_on_from, identify, loader_generators
 from initopt.runs.factors import tell_of_scheme, tell_of_zeros
 from initopt.runs.measuring import measure_batches
 from initopt.runs.result import Result
+from initopt.runs.resuming import previous_run, stored_weights
 from initopt.runs.shared import compare_ranks, examine_all, same_weights
 from initopt.runs.task import Task
 from initopt.runs.trial import Trial, try_out
@@ -55,9 +54,8 @@ def run(task: Task, kept: Kept) -> Result:
         MismatchError: if the checkpoint is that of another run.
         ValueError: if it is no checkpoint, or is beyond the end of this run.
     """
-    path = task.settings.checkpoint
-    previous = None if path is None else _read(path, task.method)
     compare_ranks(task.ranks, task.model, task.parameters, _options(task), task.batches)
+    path, previous = task.settings.checkpoint, previous_run(task)
     begun = Run.begin(task, kept) if path is None or previous is None else Run.resume(task, kept, previous, path)
     result = begun.result()
     task.ranks.end()
@@ -129,21 +127,22 @@ class Run:
         """A run that goes on from a checkpoint, with the loader played again from its start."""
         generators = loader_generators(task.batches)
         identity = identify(task, generators)
-        previous.refuse_unless_same(identity)
-        start = _stored_weights(task, kept.originals, previous, path)
-        previous.randomness.put_back()
+        number = task.ranks.number
+        previous.refuse_unless_same(identity, number)
+        start, mine = stored_weights(task, kept.originals, previous, path), previous.of_ranks[number]
+        mine.randomness.put_back()
         with going_on_from(path):
             for name, generator in generators.items():
-                generator.set_state(previous.generators[name])
-        new = cls(task, kept.state, identity, previous.seed, start, previous.randomness, previous.generators)
+                generator.set_state(mine.generators[name])
+        new = cls(task, kept.state, identity, previous.seed, start, mine.randomness, mine.generators)
         new._history = list(previous.history)
         new._begun -= previous.seconds
-        new._first_batch = previous.first_batch
+        new._first_batch = mine.first_batch
         with going_on_from(path):
-            new._engine.load_state(previous.engine)
+            new._engine.load_state(mine.engine)
 
         def go_on(batch: Any) -> None:
-            previous.refuse_unless_first(fingerprint(batch))
+            previous.refuse_unless_first(fingerprint(batch), number)
             task.loss.look_at(batch)
             new._at_work = task.method.start(new._problem, new._engine, new._drawn(batch))
             with going_on_from(path):
@@ -322,18 +321,14 @@ class Run:
     def _save(self) -> None:
         if self._settings.checkpoint is None:
             return
-        Checkpoint(
-            identity=self._identity,
-            first_batch=self._first_batch,
-            seed=self._seed,
-            seconds=self._seconds(),
-            history=self._history,
-            start={self._names[parameter]: value for parameter, value in self._originals.items()},
-            state=self._at_work.state(),
-            engine=self._engine.state(),
-            randomness=self._randomness,
-            generators=self._generators,
-        ).write(self._settings.checkpoint)
+        fixed = self._identity["fixed"]
+        mine = OfRank(fixed, self._first_batch, self._engine.state(), self._randomness, self._generators)
+        of_ranks = tuple(self._ranks.gather(mine, "a checkpoint"))
+        if self._ranks.leads:
+            start = {self._names[parameter]: value for parameter, value in self._originals.items()}
+            seconds, state = self._seconds(), self._at_work.state()
+            stored = Checkpoint(self._identity, self._seed, seconds, self._history, start, state, of_ranks)
+            stored.write(self._settings.checkpoint)
 
     def _take_steps(self) -> None:
         done, steps = steps_taken(self._history), self._method.steps
@@ -421,30 +416,3 @@ _INSTEAD = 'Try initopt.lsuv, or a scheme that fits the nonlinearity (scheme="ka
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _read(path: Path, method: Method) -> Checkpoint | None:
-    """The checkpoint, if there is one of a run that has made a step."""
-    clear_leftovers(Path(os.path.realpath(path)))
-    if not path.exists():
-        return None
-    previous = Checkpoint.read(path, method)
-    return previous if previous.history else None
-
-
-def _stored_weights(task: Task, originals: Originals, previous: Checkpoint, path: Path) -> Originals:
-    """The original weights of the run that is resumed, in the place of the model's own."""
-    done, steps = steps_taken(previous.history), task.method.steps
-    names = {p.value: p.name for p in task.parameters.trainable}
-    stored = {p: previous.start[names[p]].to(value.device) for p, value in originals.items()}
-    same = all(torch.equal(stored[parameter], value) for parameter, value in originals.items())
-    if done > steps:
-        raise ValueError(f"the checkpoint {path} is at step {done}, beyond steps={steps}; remove it")
-    if not same and done == steps:
-        raise ValueError(
-            f"the checkpoint {path} holds a finished run that began from other weights than the model has; remove it, "
-            "or choose another path for each run"
-        )
-    if not same:
-        warn(f"going on from the checkpoint {path}, which began from other weights than the model has and replaces them")
-    return stored

@@ -14,11 +14,21 @@ from initopt.batches.stream import length_of
 from initopt.batches.subbatches import Windows
 from initopt.engines.first_batch import Unreached, examine
 from initopt.methods import Method
+from initopt.model.checksums import checksums
 from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
-from initopt.model.ranks import Ranks, checksums
+from initopt.model.ranks import Ranks
 
-__all__ = ["compare_ranks", "examine_all", "in_step", "refuse_ranks", "same_weights", "windows_of_all"]
+__all__ = [
+    "compare_calls",
+    "compare_ranks",
+    "compare_weights",
+    "examine_all",
+    "in_step",
+    "refuse_ranks",
+    "same_weights",
+    "windows_of_all",
+]
 
 _OF_ONE_RANK = ("progress", "callbacks", "memory_budget", "scale_params", "grad_params")
 """Options in which ranks may differ, and filters, of which not the name counts, but what they select."""
@@ -40,19 +50,48 @@ def compare_ranks(ranks: Ranks, model: nn.Module, parameters: Parameters, option
     """
     if ranks.size == 1:
         return
+    compare_calls(ranks, options, batches)
+    _compare_shapes(ranks, model)
+    selected = {"grad_params": parameters.grad, "scale_params": parameters.scaled}
+    names = {f"{kind} {p.name}": True for kind, few in selected.items() for p in few}
+    ranks.same(names, "selected parameters", "select the same on all ranks")
+    _compare_values(ranks, model)
+
+
+def compare_calls(ranks: Ranks, options: Mapping[str, Any], batches: Any) -> None:
+    """Refuse to begin where ranks differ in options or the number of batches.
+
+    Raises:
+        RankError: naming a rank and what differs.
+    """
+    if ranks.size == 1:
+        return
     chosen = {name: plain(value) for name, value in options.items() if name not in _OF_ONE_RANK}
     ranks.same(chosen, "options", "give the same on all ranks")
     more = "have the loader give all ranks as many (a DistributedSampler does)"
     ranks.same({"len(batches)": length_of(batches)}, "the number of batches", more)
-    tensors = dict(model.named_parameters())
-    ranks.same({name: str(tuple(p.shape)) for name, p in tensors.items()}, "parameters", _AS_ONE)
-    selected = {"grad_params": parameters.grad, "scale_params": parameters.scaled}
-    names = {f"{kind} {p.name}": True for kind, few in selected.items() for p in few}
-    ranks.same(names, "selected parameters", "select the same on all ranks")
-    ranks.same(checksums(tensors | _buffers(model)), "weights", _AS_ONE)
 
 
-def refuse_ranks(ranks: Ranks, method: Method, checkpoint: object) -> None:
+def compare_weights(ranks: Ranks, model: nn.Module) -> None:
+    """Refuse to begin where ranks differ in parameters, or the values of these and of buffers but running statistics.
+
+    Raises:
+        RankError: naming a rank and what differs.
+    """
+    if ranks.size > 1:
+        _compare_shapes(ranks, model)
+        _compare_values(ranks, model)
+
+
+def _compare_shapes(ranks: Ranks, model: nn.Module) -> None:
+    ranks.same({name: str(tuple(p.shape)) for name, p in model.named_parameters()}, "parameters", _AS_ONE)
+
+
+def _compare_values(ranks: Ranks, model: nn.Module) -> None:
+    ranks.same(checksums(dict(model.named_parameters()) | _buffers(model)), "weights", _AS_ONE)
+
+
+def refuse_ranks(ranks: Ranks, method: Method) -> None:
     """Refuse what several processes cannot do together.
 
     Raises:
@@ -67,11 +106,6 @@ def refuse_ranks(ranks: Ranks, method: Method, checkpoint: object) -> None:
         raise ValueError(
             f"max_decrease is for a process alone, and there are {ranks.size}; leave it out, for the bound on the gradient "
             "norm (max_grad_norm), or run it on one (process_group=None)"
-        )
-    if ranks.size > 1 and checkpoint is not None:
-        raise ValueError(
-            f"checkpoint={str(checkpoint)!r} of a run on {ranks.size} processes is not supported; run it on one "
-            "(process_group=None), or without a checkpoint: it is short"
         )
 
 

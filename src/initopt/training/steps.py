@@ -71,11 +71,15 @@ class Trainer:
             return _as_scalar(self.own(self.model, self.optimizer, batch))
         self.optimizer.zero_grad()
         loss = self.loss(self.model, batch, batch_size(batch))
-        self.backward(loss)
+        self.differentiate(loss)
         if self.clip is not None:
             self.clip()
         self.optimizer.step()
         return loss.detach()
+
+    def differentiate(self, loss: Tensor) -> None:
+        """Give the parameters the gradients of a loss."""
+        self.backward(loss)
 
 
 def _as_scalar(value: Any) -> Tensor:

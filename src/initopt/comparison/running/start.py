@@ -21,6 +21,7 @@ from initopt.diagnosis.rules.base import notable
 from initopt.gram.measurement import STATISTICS
 from initopt.model.losses import LossFunction
 from initopt.model.randomness import Stream, mixed_seed, seeded
+from initopt.model.ranks import ProcessGroup
 from initopt.schemes import apply_
 
 __all__ = ["Start", "own_start", "prepare_start", "take"]
@@ -101,7 +102,13 @@ def prepare_start(
 
 
 def take(
-    step: Step, model: nn.Module, batches: Iterable[Any], loss_fn: LossFunction | None, seed: int, number: int
+    step: Step,
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: LossFunction | None,
+    seed: int,
+    number: int,
+    process_group: ProcessGroup = None,
 ) -> dict[str, float]:
     """Do one step of an initialization, in place.
 
@@ -112,6 +119,8 @@ def take(
         loss_fn: the user's.
         seed: of what the step draws.
         number: of the step in its initialization.
+        process_group: the processes that do it together, each with its own batches; a method then ends with the same
+            weights on all. By default, this one has all the batches.
 
     Returns:
         The scales that it has learned; none, if it learns none.
@@ -139,7 +148,8 @@ def take(
         seed=seed,
         progress=False,
         allow_trained=True,  # what is compared is somebody's start
-        process_group=None,  # each process has all the batches
+        process_group=process_group,
+        share="union" if step.unites else "average",
     )
     return result.scales
 
