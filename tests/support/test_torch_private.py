@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
+from initopt._support import _torch_fsdp
 from initopt._support import _torch_private as private
 from tests.processes import in_processes
 
@@ -318,12 +319,12 @@ def test_a_loader_forgets_the_iterator_that_it_keeps() -> None:
 
 def when_whole_weights_are_let_go() -> tuple[int, bool, bool]:
     model = fsdp.fully_shard(nn.Linear(4, 4))
-    before = private.resharding(model)
+    before = _torch_fsdp.resharding(model)
     model.set_reshard_after_forward(True)
     model.set_reshard_after_backward(False)
-    changed = private.resharding(model)
-    private.set_resharding(model, before)
-    return len(before), changed != before, private.resharding(model) == before
+    changed = _torch_fsdp.resharding(model)
+    _torch_fsdp.set_resharding(model, before)
+    return len(before), changed != before, _torch_fsdp.resharding(model) == before
 
 
 @pytest.mark.processes
