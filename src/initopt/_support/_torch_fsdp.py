@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "forget_passes",
     "hooked_reduction",
     "precisions",
     "reducing",
@@ -116,6 +117,18 @@ def without_fetching(modules: Sequence[Any]) -> Iterator[None]:
 def _before_backward(group: Any) -> Any:
     """The state of a group that has been gathered for the backward pass."""
     return type(group._training_state).PRE_BACKWARD
+
+
+def forget_passes(modules: Sequence[Any]) -> bool:
+    """Have ``fully_shard`` forget a pass that was broken off; whether this PyTorch can.
+
+    Before the first pass there is nothing to forget, and PyTorch's own function fails.
+    """
+    roots = [module for module in modules if module._get_fsdp_state()._is_root]
+    able = all(hasattr(root, "reset_iter_state") for root in roots)  # since 2.13
+    for root in roots if able else ():
+        root.reset_iter_state()
+    return able
 
 
 def precisions(module: Any) -> list[torch.dtype]:

@@ -113,9 +113,8 @@ class ShardsEngine(Engine):
         if _is_in_low_precision(model):
             raise ValueError(
                 "the model is in parts and computes in half precision (by a MixedPrecisionPolicy, autocast or its "
-                "weights), which rounds away the steps that finite differences need. Run nio on a model that fully_shard was "
-                'applied to without it, or with engine="exact", which has the whole weights on each device; measure works as '
-                "it is"
+                "weights), which rounds away the steps that finite differences need. Apply fully_shard without it for nio, "
+                'or give engine="exact", which has the whole weights on each device; measure works as it is'
             )
 
     def step_for(self, evaluation: _OnShards, longest: int) -> float:

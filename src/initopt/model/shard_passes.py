@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from initopt._support._torch_fsdp import hooked_reduction, precisions, reducing, without_fetching, without_steps
+from initopt._support._torch_fsdp import (
+    forget_passes,
+    hooked_reduction,
+    precisions,
+    reducing,
+    without_fetching,
+    without_steps,
+)
 from initopt._support.interrupts import signals_held
 from initopt.model.centring import Means, Output
 from initopt.model.randomness import seeded
@@ -48,7 +55,6 @@ class ShardPasses:
         self.reason = reason
         self._model, self._ranks = model, ranks
         self._wrapped = fully_sharded(model)
-        self._roots = [module for module in self._wrapped if not any(module in _below(other) for other in self._wrapped)]
         self._order: list[Any] = list(self._wrapped)  # until a pass has shown it
         self._entered: list[Any] = []
         self._backward_follows = False
@@ -155,11 +161,7 @@ class ShardPasses:
 
     def reset(self) -> None:
         """Have ``fully_shard`` forget a pass that was broken off."""
-        for root in self._roots:
-            if hasattr(root, "reset_iter_state"):
-                root.reset_iter_state()
-            else:
-                self._broken = True
+        self._broken = not forget_passes(self._wrapped) or self._broken
         self.let_go()
 
     def gradient(
@@ -287,10 +289,6 @@ def staying_sharded(model: nn.Module, ranks: Ranks, reason: str, loss_fn: Any) -
 def precisions_of(model: nn.Module) -> list[torch.dtype]:
     """In what a model computes, reduces and returns by its ``MixedPrecisionPolicy``, as far as that says."""
     return [dtype for module in fully_sharded(model) for dtype in precisions(module)]
-
-
-def _below(module: nn.Module) -> set[nn.Module]:
-    return set(module.modules()) - {module}
 
 
 def _sharded(model: nn.Module) -> list[Any]:

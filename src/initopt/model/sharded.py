@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from initopt._support._torch_fsdp import resharding, set_resharding
+from initopt._support._torch_fsdp import forget_passes, resharding, set_resharding
 
 __all__ = [
     "Shards",
@@ -148,8 +148,7 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
                 "(initopt holds the whole weights of a sharded model, and D gradients of them; where these do not fit, "
                 "take them from a smaller model of the same shape, or use initopt.schemes.apply_, one tensor at a time)"
             )
-        if hasattr(wrapped[0], "reset_iter_state"):
-            wrapped[0].reset_iter_state()  # the pass that was broken off is not to be gone on with
+        forget_passes(wrapped)  # the pass that was broken off is not to be gone on with
         raise
     finally:
         for module, state in zip(wrapped, before, strict=True):
