@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -327,11 +328,51 @@ def when_whole_weights_are_let_go() -> tuple[int, bool, bool]:
     return len(before), changed != before, _torch_fsdp.resharding(model) == before
 
 
+def settings_of_reductions() -> dict[str, Any]:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    model = fsdp.fully_shard(nn.Linear(4, 4, bias=False), mp_policy=MixedPrecisionPolicy(output_dtype=torch.float64))
+    model.set_requires_gradient_sync(False)
+    model.set_is_last_backward(False)
+    ran: list[Any] = []
+    model.weight.register_post_accumulate_grad_hook(lambda p: ran.append(p))
+    found: dict[str, Any] = {"fresh": _torch_fsdp.forget_passes([model])}
+    with _torch_fsdp.reducing([model]), _torch_fsdp.without_steps([model.weight]):
+        out = model(torch.ones(2, 4))
+        model.reshard()
+        with _torch_fsdp.without_fetching([model]):
+            torch.autograd.grad(out.sum(), out, retain_graph=True)
+        found["gathered"] = type(model.weight).__name__
+        out.sum().backward()
+        found["reduced"] = type(model.weight.grad).__name__
+        found["ran"] = len(ran)
+    model(torch.ones(2, 4)).sum().backward()  # as its user has it: nothing is reduced
+    group = model._get_fsdp_state()._fsdp_param_groups[0]
+    whole = group.fsdp_params[0]._unsharded_param
+    found["own"] = group.reduce_grads, model._get_fsdp_state()._state_ctx.is_last_backward, whole.grad is not None
+    kept = whole.grad
+    with _torch_fsdp.reducing([model]):
+        found["put aside"] = whole.grad is None
+    found["back"] = whole.grad is kept
+    found["precisions"] = _torch_fsdp.precisions(model), _torch_fsdp.hooked_reduction(model)
+    return found
+
+
+def of_fully_shard() -> tuple[Any, Any]:
+    return when_whole_weights_are_let_go(), settings_of_reductions() if TORCH >= (2, 13) else None
+
+
 @pytest.mark.processes
 @pytest.mark.skipif(TORCH < (2, 6), reason="fully_shard is public since PyTorch 2.6")
 def test_settings_of_fully_shard() -> None:
-    """The module's own, and those of one group of parameters."""
-    assert in_processes(when_whole_weights_are_let_go, 1) == [(2, True, True)]
+    """When whole weights are let go, of the module itself and of one group of parameters; and what a reduction is."""
+    ((let_go, reductions),) = in_processes(of_fully_shard, 1)
+    assert let_go == (2, True, True)
+    if TORCH >= (2, 13):
+        assert reductions == {
+            "fresh": True, "gathered": "DTensor", "reduced": "DTensor", "ran": 0, "own": (False, False, True),
+            "put aside": True, "back": True, "precisions": ([torch.float64], False),
+        }  # fmt: skip
 
 
 def test_the_package_is_imported_without_any_of_them() -> None:

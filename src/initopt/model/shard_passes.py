@@ -69,8 +69,8 @@ class ShardPasses:
         meshes = {p.device_mesh for p in _sharded(model)}
         if len(meshes) > 1 or any(mesh.size() != ranks.size for mesh in meshes):
             return "its parameters have to be in parts on the very processes that share the batches, all in one mesh"
-        if any(place.is_partial() for p in _sharded(model) for place in p.placements):
-            return "some parameters are sums of what the processes have"
+        if not all(place.is_replicate() for p in _sharded(model) for place in p.placements[:-1]):
+            return "its parameters are in parts along more than one dimension of the mesh, as with tensor parallelism"
         if any(map(hooked_reduction, wrapped)):
             return "its gradients are reduced by a hook of your own (set_all_reduce_hook)"
         return None
