@@ -23,11 +23,12 @@ from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import ParameterFilter, Parameters
 from initopt.model.preserve import preserving
 from initopt.model.ranks import ProcessGroup, Share, check_share
-from initopt.model.sharded import has_shards, unsharded
+from initopt.model.shard_passes import ShardPasses
+from initopt.model.sharded import has_shards
 from initopt.model.wrappers import bare
 from initopt.runs.result import Result
 from initopt.runs.run import run
-from initopt.runs.shared import refuse_ranks
+from initopt.runs.shared import refuse_ranks, weights_at_hand
 from initopt.runs.task import Callback, Settings, Task
 from initopt.runs.trial import check_training
 from initopt.runs.verdict import OnHarm
@@ -151,20 +152,21 @@ def optimize(
     refuse_ranks(ranks, chosen)
     model = bare(model)
 
-    def improved() -> Result:
+    def improved(passes: ShardPasses | None) -> Result:
         check_batches(batches)
         loss = as_loss(loss_fn)
-        parameters = Parameters.of(model, grad_params=how.grad_params, scale_params=chosen.scale_params)
+        filters = {"grad_params": how.grad_params, "scale_params": chosen.scale_params}
+        parameters = Parameters.of(model, **filters, in_parts=passes is not None)
         if chosen.training is not None:
             check_training(chosen.training, parameters)
-        task = Task(model, batches, loss, chosen, how, parameters, settings, ranks)
+        task = Task(model, batches, loss, chosen, how, parameters, settings, ranks, passes)
         return preserving(model, lambda kept: run(task, kept), loss_fn, batches)
 
     if ranks.size == 1 and not has_shards(model):
-        return improved()  # nothing comes after it, so that an interrupt finds all of it done, or none
+        return improved(None)  # nothing comes after it, so that an interrupt finds all of it done, or none
     with ranks.together():
-        with unsharded(model) as shards:
-            result = improved()
+        with weights_at_hand(model, ranks, how, loss_fn, chosen, settings.checkpoint) as (shards, passes):
+            result = improved(passes)
         if shards is not None and result.tried_scales is None:
             if chosen.scheme is None:
                 shards.scale(result.scales)

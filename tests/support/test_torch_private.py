@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed.fsdp as fsdp
@@ -11,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
+from initopt._support import _torch_fsdp
 from initopt._support import _torch_private as private
 from tests.forks import python
 from tests.processes import in_processes
@@ -318,19 +321,59 @@ def test_a_loader_forgets_the_iterator_that_it_keeps() -> None:
 
 def when_whole_weights_are_let_go() -> tuple[int, bool, bool]:
     model = fsdp.fully_shard(nn.Linear(4, 4))
-    before = private.resharding(model)
+    before = _torch_fsdp.resharding(model)
     model.set_reshard_after_forward(True)
     model.set_reshard_after_backward(False)
-    changed = private.resharding(model)
-    private.set_resharding(model, before)
-    return len(before), changed != before, private.resharding(model) == before
+    changed = _torch_fsdp.resharding(model)
+    _torch_fsdp.set_resharding(model, before)
+    return len(before), changed != before, _torch_fsdp.resharding(model) == before
+
+
+def settings_of_reductions() -> dict[str, Any]:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    model = fsdp.fully_shard(nn.Linear(4, 4, bias=False), mp_policy=MixedPrecisionPolicy(output_dtype=torch.float64))
+    model.set_requires_gradient_sync(False)
+    model.set_is_last_backward(False)
+    ran: list[Any] = []
+    model.weight.register_post_accumulate_grad_hook(lambda p: ran.append(p))
+    found: dict[str, Any] = {"fresh": _torch_fsdp.forget_passes([model])}
+    with _torch_fsdp.reducing([model]), _torch_fsdp.without_steps([model.weight]):
+        out = model(torch.ones(2, 4))
+        model.reshard()
+        with _torch_fsdp.without_fetching([model]):
+            torch.autograd.grad(out.sum(), out, retain_graph=True)
+        found["gathered"] = type(model.weight).__name__
+        out.sum().backward()
+        found["reduced"] = type(model.weight.grad).__name__
+        found["ran"] = len(ran)
+    model(torch.ones(2, 4)).sum().backward()  # as its user has it: nothing is reduced
+    group = model._get_fsdp_state()._fsdp_param_groups[0]
+    whole = group.fsdp_params[0]._unsharded_param
+    found["own"] = group.reduce_grads, model._get_fsdp_state()._state_ctx.is_last_backward, whole.grad is not None
+    kept = whole.grad
+    with _torch_fsdp.reducing([model]):
+        found["put aside"] = whole.grad is None
+    found["back"] = whole.grad is kept
+    found["precisions"] = _torch_fsdp.precisions(model), _torch_fsdp.hooked_reduction(model)
+    return found
+
+
+def of_fully_shard() -> tuple[Any, Any]:
+    return when_whole_weights_are_let_go(), settings_of_reductions() if TORCH >= (2, 13) else None
 
 
 @pytest.mark.processes
 @pytest.mark.skipif(TORCH < (2, 6), reason="fully_shard is public since PyTorch 2.6")
 def test_settings_of_fully_shard() -> None:
-    """The module's own, and those of one group of parameters."""
-    assert in_processes(when_whole_weights_are_let_go, 1) == [(2, True, True)]
+    """When whole weights are let go, of the module itself and of one group of parameters; and what a reduction is."""
+    ((let_go, reductions),) = in_processes(of_fully_shard, 1)
+    assert let_go == (2, True, True)
+    if TORCH >= (2, 13):
+        assert reductions == {
+            "fresh": True, "gathered": "DTensor", "reduced": "DTensor", "ran": 0, "own": (False, False, True),
+            "put aside": True, "back": True, "precisions": ([torch.float64], False),
+        }  # fmt: skip
 
 
 @pytest.mark.processes

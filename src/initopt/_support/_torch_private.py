@@ -1,4 +1,4 @@
-"""PyTorch's private names: all that initopt uses, in one place.
+"""PyTorch's private names: all that initopt uses, but for those of ``fully_shard`` (:mod:`initopt._support._torch_fsdp`).
 
 No other file of the package may name one (``tests/repo/test_torch_private.py``). Each is looked up when it is used, so that
 ``import initopt`` works without it, and ``tests/support/test_torch_private.py`` says of each what broke. It runs on the
@@ -304,36 +304,6 @@ def reset_of(module: nn.Module) -> Callable[[], None] | None:
     """The function that draws the parameters of a module anew; attention and transformers have it under a private name."""
     reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
     return reset if callable(reset) else None
-
-
-# torch.distributed
-
-
-def resharding(module: Any) -> list[tuple[Any, ...]]:
-    """When a module of ``fully_shard`` lets go of its whole parameters; there are public functions to set that, not to ask.
-
-    Should the names be gone, training goes on right after initopt, and with more memory than before.
-    """
-    state = module._get_fsdp_state()
-    own = [("_auto_reshard_after_forward", getattr(state, "_auto_reshard_after_forward", None))]
-    names = ("post_forward_mesh_info", "reshard_after_backward")
-    groups = [[(name, getattr(group, name)) for name in names] for group in _shard_groups(state)]
-    return [tuple(own), *map(tuple, groups)]
-
-
-def set_resharding(module: Any, settings: list[tuple[Any, ...]]) -> None:
-    """The inverse of :func:`resharding`."""
-    state = module._get_fsdp_state()
-    for owner, values in zip([state, *_shard_groups(state)], settings, strict=True):
-        for name, value in values:
-            setattr(owner, name, value)
-
-
-def _shard_groups(state: Any) -> list[Any]:
-    several = getattr(state, "_fsdp_param_groups", None)  # since 2.13
-    if several is not None:
-        return list(several)
-    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
 
 
 # torch.compile

@@ -20,8 +20,9 @@ from initopt._support.devices import free_memory
 from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines.base import Engine, Evaluation, Gradients
 from initopt.engines.finite_differences import DifferencesEngine
-from initopt.engines.memory import Need, estimate
+from initopt.engines.memory import Need, bytes_in_words, estimate
 from initopt.engines.per_subbatch import GraphEngine, PlainEngine, RecomputeEngine
+from initopt.engines.shards import ShardsEngine
 from initopt.engines.stacked.engine import GroupsEngine
 from initopt.engines.united import UnitedEngine
 from initopt.engines.whole_batch import CoupledEngine
@@ -74,6 +75,8 @@ def create_engine(engine: str, problem: Problem, memory_budget: float | None = N
         ValueError: if the name is unknown or the named engine cannot work on the problem; the message says why.
     """
     check_engine(engine)
+    if problem.shards is not None:
+        return ShardsEngine.made_for(problem)
     if problem.ranks.union:
         return UnitedEngine.named(problem, engine, memory_budget)
     if engine in ENGINES:
@@ -188,7 +191,9 @@ class FallingBackEngine(Engine):
         need = estimate(self.problem, batch)
         if need.keeping_graphs <= budget:
             return
-        self.reason = f"the graphs of all sub-batches, some {_size(need.keeping_graphs)}, exceed {_size(budget)}"
+        self.reason = (
+            f"the graphs of all sub-batches, some {bytes_in_words(need.keeping_graphs)}, exceed {bytes_in_words(budget)}"
+        )
         problem = self.problem
         if need.recomputing > budget and not problem.normalizes:
             problem = replace(problem, subbatches=replace(problem.subbatches, microbatch=need.microbatch(budget)))
@@ -248,15 +253,6 @@ class FallingBackEngine(Engine):
             raise error
         warn(f"initopt: {message} (engine {self.name!r})")
         self._cached = out_of_memory
-
-
-def _size(number: float) -> str:
-    """Bytes in words.
-
-    >>> _size(3.21e8)
-    '321 MB'
-    """
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 class _FallingBack(Evaluation):

@@ -21,14 +21,14 @@ from initopt.model.centring import Means, Output, bent, slopes
 from initopt.model.problem import ONE_SAMPLE, Batch, Part, Problem, as_real, inner_product
 from initopt.model.randomness import seeded
 
-__all__ = ["DifferencesEngine"]
+__all__ = ["LADDER", "RECALIBRATE", "DifferencesEngine", "best_step"]
 
 _T = TypeVar("_T")
 
-_LADDER = 4.0
+LADDER = 4.0
 """Ratio of neighbouring step sizes in the search for the best one."""
 
-_RECALIBRATE = 50
+RECALIBRATE = 50
 """Batches after which the step size is searched for again: the weights have moved."""
 
 
@@ -97,7 +97,7 @@ class DifferencesEngine(Engine):
 
     def step_for(self, evaluation: _Differences, vectors: Sequence[Gradients]) -> float:
         """The relative step, searched for if it is time to."""
-        if self.relative_step is None or self._batches % _RECALIBRATE == 0:
+        if self.relative_step is None or self._batches % RECALIBRATE == 0:
             self.relative_step, self.error_estimate = _search(evaluation, vectors)
         self._batches += 1
         return self.relative_step
@@ -273,14 +273,19 @@ def _length(tensors: Sequence[Tensor]) -> float:
 def _search(evaluation: _Differences, vectors: Sequence[Gradients]) -> tuple[float, float]:
     """The relative step at which differences at neighbouring steps agree best, and their relative disagreement."""
     precision = max(torch.finfo(p.value.dtype).eps for p in evaluation.problem.grad_params)
-    ladder = [math.sqrt(precision) * _LADDER**k for k in range(-2, 4)]
+    ladder = [math.sqrt(precision) * LADDER**k for k in range(-2, 4)]
     d = max(range(len(vectors)), key=lambda d: _length([g for g in vectors[d] if g is not None]))
-    found = []
-    for relative in ladder:
-        step = evaluation.absolute_step(vectors[d], relative)
-        if step == 0:
-            return math.sqrt(precision), 0.0
-        found.append(evaluation.difference(d, vectors[d], step))
+    if evaluation.absolute_step(vectors[d], ladder[0]) == 0:
+        return math.sqrt(precision), 0.0
+    return best_step(
+        ladder,
+        lambda relative: evaluation.difference(d, vectors[d], evaluation.absolute_step(vectors[d], relative)),
+    )
+
+
+def best_step(ladder: Sequence[float], difference: Callable[[float], Tensor]) -> tuple[float, float]:
+    """The step of a ladder at which differences at neighbouring steps agree best, and their relative disagreement."""
+    found = [difference(step) for step in ladder]
     errors = []
     for smaller, larger in itertools.pairwise(found):
         size = float(torch.maximum(smaller.abs().max(), larger.abs().max()))

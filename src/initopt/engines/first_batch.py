@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from initopt._support.errors import LossError, warn
 from initopt._support.words import counted, first_few
 from initopt.engines.base import fold_gradients
+from initopt.engines.gradients import inner_products, subbatch_gradients
 from initopt.engines.invariance import fits_memory, in_low_precision, in_precision
 from initopt.model.double_backward import plain_attention
 from initopt.model.parameters import NamedParameter
 from initopt.model.problem import Batch, Part, Problem, as_real, inner_product
 from initopt.model.randomness import seeded
+from initopt.model.sharded import has_entries
 
 __all__ = ["Unreached", "examine"]
 
@@ -81,8 +83,8 @@ def examine(
       differentiable may not say so.
     - Layers that take the first dimension for time are not given the samples there.
 
-    All of it happens on copies of the parameters. What cannot be looked at, since the model fails, is left to those who run
-    it next.
+    All of it happens on copies of the parameters; but of a model in parts, by its own backward pass, on all ranks. What
+    cannot be looked at, since the model fails, is left to those who run it next.
 
     Args:
         problem: with the model in measuring mode.
@@ -104,7 +106,11 @@ def examine(
     try:
         batch = problem.prepare(data, 0)
         part = _first_part(problem, batch)
-        accumulated, difference, misread, unreached = _two_passes(problem, batch, part, second)
+        if problem.shards is None:
+            accumulated, difference, misread, unreached = _two_passes(problem, batch, part, second)
+        else:
+            accumulated = []
+            difference, misread, unreached = _two_passes_in_parts(problem, batch, second)
     except LossError:  # which says already what is wrong
         raise
     except Exception:  # whatever it is: those who run the model next will meet it where it can be said
@@ -124,7 +130,8 @@ def examine(
             "or keeps a state, where initopt does not see it. Figures are noisy by as much"
         )
         return None, unreached
-    return _disagreement(problem, batch, part, memory_budget) if second else None, unreached
+    looks = second and problem.shards is None  # in parts, there is no second derivative
+    return _disagreement(problem, batch, part, memory_budget) if looks else None, unreached
 
 
 def _first_part(problem: Problem, batch: Batch) -> Part:
@@ -157,11 +164,36 @@ def _two_passes(
     return accumulated, _difference(first, second, _precision(problem)), found[0] if found else None, unreached
 
 
+def _two_passes_in_parts(problem: Problem, batch: Batch, scaled: bool) -> tuple[str | None, str | None, Unreached | None]:
+    """How two passes differ; what is taken for time; what gets no gradient: the same on all ranks."""
+    assert problem.shards is not None
+    parameters = _all(problem) if scaled else problem.grad_params
+    with problem.state.recording():
+        with _time_first(problem.model, len(batch.windows.indices[0])) as found:
+            first = _pass_in_parts(problem, batch, parameters)
+        second = _pass_in_parts(problem, batch, parameters)
+    unreached = _unreached(parameters, first[1][:, 1].tolist())
+    return _difference(first, second, _precision(problem)), found[0] if found else None, unreached
+
+
+def _pass_in_parts(problem: Problem, batch: Batch, parameters: Sequence[NamedParameter]) -> tuple[float, Tensor]:
+    """As :func:`_pass`, for the first sub-batch of all ranks."""
+    values = [p.value for p in parameters]
+    loss, gradients = next(subbatch_gradients(problem, batch, values, problem.microbatch))
+    assert problem.shards is not None
+    counted = problem.shards.counted(values, gradients)
+    ones = [None if g is None else torch.ones_like(g) for g in counted]
+    figures = torch.stack([inner_products(counted, ones), inner_products(counted, counted)], 1)
+    total = problem.ranks.sum(torch.cat([loss.reshape(1), figures.flatten()]), "the first gradient")
+    figures = total[1:].view(-1, 2)
+    return float(total[0]), torch.stack([figures[:, 0], figures[:, 1].sqrt()], 1)
+
+
 def _unreached(parameters: Sequence[NamedParameter], lengths: Sequence[float]) -> Unreached | None:
     silent = [p for p, length in zip(parameters, lengths, strict=True) if length == 0 and p.value.numel()]
     if not silent:
         return None
-    zeros = [p.name for p in parameters if not p.is_bias and p not in silent and not p.value.detach().any()]
+    zeros = [p.name for p in parameters if not p.is_bias and p not in silent and not has_entries(p.value)]
     return Unreached(
         tuple(p.name for p in silent),
         sum(p.value.numel() for p in silent),

@@ -12,16 +12,27 @@ from torch import Tensor
 from initopt.batches.subbatches import Windows
 from initopt.engines.base import Gradients, added
 from initopt.model.double_backward import plain_attention
-from initopt.model.problem import Batch, Part, Problem, as_real
+from initopt.model.problem import Batch, Part, Problem, as_real, inner_product
 from initopt.model.randomness import seeded
 
-__all__ = ["gradient_norm", "mean_gradient", "moved", "norm_of", "subbatch_gradients", "whole"]
+__all__ = [
+    "gradient_norm",
+    "inner_products",
+    "mean_gradient",
+    "moved",
+    "norm_of",
+    "parts_of_all",
+    "subbatch_gradients",
+    "whole",
+]
 
 
 def subbatch_gradients(
     problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None, first: int = 0
 ) -> Iterator[tuple[Tensor, Gradients]]:
     """The loss, detached, and the gradient of each sub-batch, uncentred, with respect to some tensors.
+
+    Of a model that stays in parts on several ranks, each has its part of the gradient of all, and its share of the loss.
 
     Args:
         problem: the model, in measuring mode, and how its batches are split.
@@ -31,6 +42,12 @@ def subbatch_gradients(
         first: number of the sub-batch to begin with.
     """
     numbers = range(first, len(batch.windows))
+    if problem.shards is not None:
+        shares = problem.shares(batch)
+        for d, parts in enumerate(parts_of_all(problem, batch, microbatch)):
+            if d >= first:
+                yield problem.shards.gradient(problem, batch, parts, shares[d], values)
+        return
     if problem.batch_norm == "batch":
         with plain_attention(), seeded(*batch.seed):
             losses = problem.seen_windows(batch)[0]
@@ -48,6 +65,28 @@ def subbatch_gradients(
         yield added(map(of_part, problem.parts(batch, d, microbatch)))
 
 
+def parts_of_all(problem: Problem, batch: Batch, microbatch: int | None) -> list[list[Part]]:
+    """The parts of every sub-batch, each in as many on all ranks, since these run the model together.
+
+    Raises:
+        ValueError: if a rank has fewer samples of a sub-batch than others have parts of it.
+    """
+    numbers = range(len(batch.windows))
+    if microbatch is None:
+        return [problem.parts(batch, d, None) for d in numbers]
+    own = [len(batch.windows.indices[d]) for d in numbers]
+    found: list[list[Part]] = []
+    for d, sizes in enumerate(zip(*problem.ranks.gather(own, "the samples of sub-batches"), strict=True)):
+        count = max(-(-size // microbatch) for size in sizes)
+        if count > min(sizes):
+            raise ValueError(
+                f"microbatch={microbatch} needs {count} passes over the samples of one rank, and another one has "
+                f"{min(sizes)}; give all ranks batches of the same size"
+            )
+        found.append(problem.pieces(batch, d, count))
+    return found
+
+
 def mean_gradient(
     problem: Problem, batch: Batch, values: Sequence[Tensor], microbatch: int | None
 ) -> tuple[float, Gradients]:
@@ -61,7 +100,20 @@ def gradient_norm(problem: Problem, batch: Batch, microbatch: int | None, d: int
     """Norm of the uncentred gradient of one sub-batch."""
     parameters = [parameter.value for parameter in problem.grad_params]
     _, own = next(subbatch_gradients(problem, batch, parameters, microbatch, first=d))
+    if problem.shards is not None:
+        counted = problem.shards.counted(parameters, own)
+        squares = inner_products(counted, counted).sum()
+        return float(problem.ranks.sum(squares, "the norm of a gradient").sqrt())
     return norm_of(problem.summed(own, problem.shares(batch)[d], parameters))
+
+
+def inner_products(lefts: Sequence[Tensor | None], rights: Sequence[Tensor | None]) -> Tensor:
+    """Inner products of real parts, tensor by tensor, zero where there is none; float64 on the CPU."""
+    found = torch.zeros(len(lefts), dtype=torch.float64, device="cpu")
+    for number, (left, right) in enumerate(zip(lefts, rights, strict=True)):
+        if left is not None and right is not None:
+            found[number] = inner_product(as_real(left).double(), as_real(right).double()).cpu()
+    return found
 
 
 def norm_of(gradients: Gradients) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import seeded
+from initopt.model.sharded import own_part
 
-__all__ = ["Need", "estimate"]
+__all__ = ["Need", "bytes_in_words", "estimate", "need_of_whole_weights"]
 
 _GRAPHS = 3.5
 """Peak of an engine that keeps all graphs, in what a forward pass over the same samples saves: 2.1 to 3.5 in
@@ -66,3 +67,24 @@ def estimate(problem: Problem, batch: Batch) -> Need:
     del loss  # alive so far, so that no two tensors had one place
     parameters = sum(p.value.numel() * p.value.element_size() for p in problem.grad_params)
     return Need(sum(seen.values()), parameters, len(batch.windows), len(batch.windows.indices[0]))
+
+
+def need_of_whole_weights(model: nn.Module, count: int) -> int:
+    """Bytes that a model in parts needs on each device to have its whole weights there, and the gradients of sub-batches.
+
+    Args:
+        model: in parts on several devices.
+        count: D, the number of sub-batches.
+    """
+    weights = sum((p.numel() - own_part(p).numel()) * p.element_size() for p in model.parameters())
+    gradient = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return weights + 2 * count * gradient  # g_d and v_d
+
+
+def bytes_in_words(number: float) -> str:
+    """Bytes in words.
+
+    >>> bytes_in_words(3.21e8)
+    '321 MB'
+    """
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

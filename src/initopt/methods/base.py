@@ -124,6 +124,9 @@ class Method(ABC):
     """Whether the method takes second derivatives."""
     unites: ClassVar[bool] = True
     """Whether its steps are right where each rank has a share of every batch, and derivatives are those of all ranks."""
+    works_in_parts: ClassVar[bool] = False
+    """Whether it knows of the model only what the engine and :mod:`initopt.engines.gradients` say, so that this may stay in
+    parts on several devices."""
     record: ClassVar[type[Record]] = StepRecord
     """What its steps leave in the history; a plug-in may have a class of its own."""
 

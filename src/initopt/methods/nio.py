@@ -17,6 +17,7 @@ from initopt._support.errors import NonFiniteError, ZeroGradientError, warn
 from initopt.engines import Engine, Evaluation
 from initopt.engines.gradients import gradient_norm, mean_gradient, norm_of
 from initopt.engines.invariance import scale_invariant
+from initopt.engines.invariance_in_parts import scale_invariant_in_parts
 from initopt.gram import functional, objectives
 from initopt.gram.measurement import Measurement
 from initopt.methods._first_step import Decrease, FirstStep
@@ -77,6 +78,7 @@ class NIO(Measuring, ScalesMethod):
     """
 
     name: ClassVar[str] = "nio"
+    works_in_parts: ClassVar[bool] = True
 
     overlap: float = 0.2
     lr: float = 0.03
@@ -320,11 +322,9 @@ class _NIORun(ScalesRun):
         """Decide which tensors keep their scale."""
         parameters = self._problem.scale_params
         biases = [parameter.is_bias and not self._method.scale_biases for parameter in parameters]
-        invariant = (
-            [False] * len(parameters)
-            if self._method.scale_invariant
-            else scale_invariant(self._problem, batch, self._engine.microbatch, self._method.memory_budget)
-        )
+        invariant = [False] * len(parameters)
+        if not self._method.scale_invariant:
+            invariant = self._find_invariant(batch)
         votes = self._problem.ranks.gather(invariant, "tensors whose scale does not matter")
         invariant = [all(vote) for vote in zip(*votes, strict=True)]
         self._scales.held = torch.tensor(biases, device="cpu") | torch.tensor(invariant, device="cpu")
@@ -334,6 +334,12 @@ class _NIORun(ScalesRun):
                 f"scales them) and {sum(invariant)} do not change the loss by their scale (scale_invariant=True); the "
                 "others are zero"
             )
+
+    def _find_invariant(self, batch: Batch) -> list[bool]:
+        microbatch = self._engine.microbatch
+        if self._problem.shards is not None:
+            return scale_invariant_in_parts(self._problem, batch, microbatch)
+        return scale_invariant(self._problem, batch, microbatch, self._method.memory_budget)
 
     def left_alone(self) -> dict[str, list[str]]:
         zero, held = self._scales.zero.tolist(), self._scales.held.tolist()

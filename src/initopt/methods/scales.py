@@ -14,6 +14,7 @@ from initopt.methods.scale_optimizer import Kind, ScaleAdam
 from initopt.model.parameters import NamedParameter
 from initopt.model.preserve import Originals
 from initopt.model.problem import Problem
+from initopt.model.sharded import has_entries
 
 __all__ = ["Scales", "ScalesMethod", "ScalesRun"]
 
@@ -44,7 +45,7 @@ class Scales:
         """Which tensors are to keep their scale, whatever they are told."""
         minima = [min_bias_scale if p.is_bias else min_scale for p in parameters]
         self._minimum = torch.tensor(minima, dtype=torch.float64, device="cpu")
-        self._has_direction = torch.tensor([bool(originals[p.value].any()) for p in parameters], device="cpu")
+        self._has_direction = torch.tensor([has_entries(originals[p.value]) for p in parameters], device="cpu")
 
     @property
     def active(self) -> Tensor:

@@ -277,6 +277,10 @@ class Centring:
         """Whether slopes are centred."""
         return self.settled and self.off is None
 
+    def candidates(self, seen: Sequence[Any], channel: Callable[[Tensor], int | None]) -> list[Output]:
+        """The outputs that could be centred, among what the model returned."""
+        return _outputs(seen, channel)
+
     def chosen(self, seen: Sequence[Any], channel: Callable[[Tensor], int | None]) -> list[Output]:
         """The outputs to be centred, among what the model returned."""
         return [output for output in _outputs(seen, channel) if output.name in self.names]
@@ -300,10 +304,12 @@ class Centring:
             return
         last = _last(used)
         self.names = frozenset(output.name for output in last)
-        if all(_asks_the_same(output, loss) for output in last):
+        # Both for all of them: of a model in parts, other ranks wait for a derivative that is left out here.
+        same = [_asks_the_same(output, loss) for output in last]
+        comparing = [_compares(output, loss, samples) for output in last]
+        if all(same):
             self.switch_off("the loss asks the same of every sample, whatever its outputs and targets are")
-            return
-        if any(_compares(output, loss, samples) for output in last):
+        elif any(comparing):
             self.switch_off(
                 "the loss compares samples with each other, so that no output bias would lower it for all of them"
             )

@@ -195,7 +195,12 @@ class Parameters:
 
     @classmethod
     def of(
-        cls, model: nn.Module, *, grad_params: ParameterFilter | None = None, scale_params: ParameterFilter | None = None
+        cls,
+        model: nn.Module,
+        *,
+        grad_params: ParameterFilter | None = None,
+        scale_params: ParameterFilter | None = None,
+        in_parts: bool = False,
     ) -> Parameters:
         """Find them, and refuse what initopt cannot work on.
 
@@ -204,13 +209,14 @@ class Parameters:
             grad_params: says which parameters make up the gradient; all that train, by default.
             scale_params: the same, for the tensors that get a scale; by default, all but the magnitudes that PEFT's DoRA
                 keeps of pretrained weights, whose scale would change the pretrained function.
+            in_parts: whether parameters may be in parts on several devices.
 
         Raises:
             TypeError, ValueError: as :func:`trainable_parameters` and :func:`select`; for parameters that are sharded, or
                 share memory without being one.
         """
         trainable = trainable_parameters(model)
-        _refuse_unsupported(trainable)
+        _refuse_unsupported([p for p in trainable if not in_parts or not hasattr(p.value, "device_mesh")])
         grad, scaled = select(trainable, grad_params, "grad_params"), select(trainable, scale_params, "scale_params")
         if scale_params is not None:
             return cls(trainable, grad, scaled)

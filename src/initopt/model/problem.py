@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from initopt.model.modes import has_batch_statistics, ran_in_evaluation_mode
 from initopt.model.parameters import NamedParameter, Parameters
 from initopt.model.randomness import seeded
 from initopt.model.ranks import Alone, Ranks
+from initopt.model.shard_passes import ShardPasses
 from initopt.model.state import StateGuard
 
 __all__ = ["Batch", "Part", "Problem"]
@@ -77,6 +78,7 @@ class Problem:
         state: what the model and the loss keep from one pass for the next, put back before every forward pass.
         centring: which outputs have their slopes centred, on batches that ask for it.
         ranks: the processes that work on it together, each with its own share of every batch.
+        shards: the passes of a model that stays in parts on these; ``None`` for one that is whole.
     """
 
     model: nn.Module
@@ -87,6 +89,7 @@ class Problem:
     state: StateGuard = field(default=None, repr=False, kw_only=True)  # type: ignore[assignment]
     centring: Centring = field(default_factory=Centring, repr=False, kw_only=True)
     ranks: Ranks = field(default_factory=Alone, repr=False, kw_only=True)
+    shards: ShardPasses | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         given: Any = self.state
@@ -156,8 +159,12 @@ class Problem:
 
     def parts(self, batch: Batch, d: int, microbatch: int | None) -> list[Part]:
         """Sub-batch d in parts of ``microbatch`` samples or fewer, as equal as can be."""
+        size = len(batch.windows.indices[d])
+        return self.pieces(batch, d, 1 if microbatch is None else -(-size // microbatch))
+
+    def pieces(self, batch: Batch, d: int, count: int) -> list[Part]:
+        """Sub-batch d in so many parts, as equal as can be."""
         window = batch.windows.indices[d]
-        count = 1 if microbatch is None else -(-len(window) // microbatch)
         seeds = [(*batch.seed, d)] if count == 1 else [(*batch.seed, d, i) for i in range(count)]
         pieces = window.tensor_split(count)
         return [Part(piece, len(piece) / len(window), seed) for piece, seed in zip(pieces, seeds, strict=True)]
@@ -186,7 +193,13 @@ class Problem:
                 loss, samples = self._windows_of(batch)[0], len(first)
             else:
                 loss, samples = self._loss_of(batch, indices), len(indices)
-        self.centring.settle(seen, self._channel_in(batch), loss, samples)
+        channel = self._channel_in(batch)
+        with self._by_outputs(self.centring.candidates(seen, channel)):
+            self.centring.settle(seen, channel, loss, samples)
+
+    def _by_outputs(self, outputs: Sequence[Output]) -> AbstractContextManager[None]:
+        """A block of derivatives by outputs: of one output, they need no weight, whatever comes between two."""
+        return nullcontext() if self.shards is None or len(outputs) > 1 else self.shards.by_outputs()
 
     def centres(self, batch: Batch) -> bool:
         """Whether gradients on a batch are centred."""
@@ -249,7 +262,7 @@ class Problem:
     def _running(self, data: Any, samples: int) -> Iterator[None]:
         """A block in which the model runs once, with what its user may not know of it in the notes of an error."""
         try:
-            with self.state.running(), plain_kernels():
+            with nullcontext() if self.shards is None else self.shards.running(), self.state.running(), plain_kernels():
                 yield
         except Exception as error:
             if is_of_one_value(error):

@@ -10,9 +10,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from initopt._support._torch_private import resharding, set_resharding
+from initopt._support._torch_fsdp import forget_passes, resharding, set_resharding
 
-__all__ = ["Shards", "has_shards", "is_fully_sharded", "is_sharded", "part_of", "shard_group", "unsharded"]
+__all__ = [
+    "Shards",
+    "fully_sharded",
+    "has_entries",
+    "has_shards",
+    "is_sharded",
+    "own_part",
+    "part_of",
+    "shard_group",
+    "unsharded",
+]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -39,14 +49,22 @@ def part_of(parameter: Tensor, full: Tensor) -> Tensor:
     return distribute_tensor(whole, mine.device_mesh, mine.placements, src_data_rank=None).to_local()
 
 
-def _fully_sharded(model: nn.Module) -> list[Any]:
-    """The modules that ``fully_shard`` was applied to, the outermost first; by their class's name, without an import."""
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is on this rank, in its memory and without a graph; all of one that is whole."""
+    plain: Any = tensor.detach()
+    local: Tensor = plain.to_local() if is_sharded(plain) else plain
+    return local
+
+
+def has_entries(tensor: Tensor) -> bool:
+    """Whether a tensor has an entry that is not zero, in any of its parts: the same answer on all ranks."""
+    found: Any = (tensor.detach() != 0).sum()  # DTensor's any() answers for the part of this rank
+    return bool(found.full_tensor() if is_sharded(found) else found)
+
+
+def fully_sharded(model: nn.Module) -> list[Any]:
+    """The modules that ``fully_shard`` was applied to, the outermost first; by the name of a class, without an import."""
     return [m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
-
-
-def is_fully_sharded(model: nn.Module) -> bool:
-    """Whether ``fully_shard`` was applied to a part of a model, also where its parameters are whole for a while."""
-    return bool(_fully_sharded(model))
 
 
 def shard_group(model: nn.Module) -> Any:
@@ -55,7 +73,7 @@ def shard_group(model: nn.Module) -> Any:
     Raises:
         TypeError: if it is a part of a mesh of more dimensions, of which nothing public says which are of the data.
     """
-    if not _fully_sharded(model):
+    if not fully_sharded(model):
         return None
     mesh = next(_sharded(model)).device_mesh
     if mesh.ndim == 1:
@@ -112,7 +130,7 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
     if not has_shards(model):
         yield None
         return
-    wrapped = _fully_sharded(model)
+    wrapped = fully_sharded(model)
     if not wrapped:
         _refuse_parts(model)
     shards = Shards(model)
@@ -130,8 +148,7 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
                 "(initopt holds the whole weights of a sharded model, and D gradients of them; where these do not fit, "
                 "take them from a smaller model of the same shape, or use initopt.schemes.apply_, one tensor at a time)"
             )
-        if hasattr(wrapped[0], "reset_iter_state"):
-            wrapped[0].reset_iter_state()  # the pass that was broken off is not to be gone on with
+        forget_passes(wrapped)  # the pass that was broken off is not to be gone on with
         raise
     finally:
         for module, state in zip(wrapped, before, strict=True):

@@ -7,6 +7,7 @@ from initopt._support.words import counted, first_few
 from initopt.engines.first_batch import Unreached
 from initopt.methods import Method
 from initopt.model.problem import Problem
+from initopt.model.sharded import has_entries
 from initopt.schemes import Scheme
 
 __all__ = ["tell_of_scheme", "tell_of_zeros"]
@@ -25,7 +26,7 @@ def tell_of_zeros(problem: Problem, method: Method, unreached: Unreached | None)
     """
     if unreached is None or not unreached.zeros:
         return False
-    moving = [p.name for p in problem.scale_params if not p.is_bias and bool(p.value.detach().any())]
+    moving = [p.name for p in problem.scale_params if not p.is_bias and has_entries(p.value)]
     if not moving or not set(moving) <= set(unreached.names):
         return False
     warn(
@@ -42,7 +43,7 @@ def tell_of_scheme(problem: Problem, scheme: str | Scheme) -> None:
     zeros = [
         p.name
         for p in problem.parameters.trainable
-        if {"lora_B", "lora_embedding_A"} & set(p.name.split(".")) and not bool(p.value.detach().any())
+        if {"lora_B", "lora_embedding_A"} & set(p.name.split(".")) and not has_entries(p.value)
     ]
     if zeros:
         name = scheme if isinstance(scheme, str) else scheme.name

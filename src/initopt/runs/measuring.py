@@ -31,9 +31,8 @@ from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Problem
 from initopt.model.randomness import derive_seed
 from initopt.model.ranks import ProcessGroup, Share
-from initopt.model.sharded import unsharded
 from initopt.model.wrappers import bare
-from initopt.runs.shared import compare_ranks, examine_all, in_step, windows_of_all
+from initopt.runs.shared import compare_ranks, examine_all, in_step, weights_at_hand, windows_of_all
 
 __all__ = ["measure", "measure_batches"]
 
@@ -132,15 +131,16 @@ def measure(
     own_seed = None if seed is None else check_integer("seed", seed, 0)
     ranks, model = ranks_of(model, process_group, share), bare(model)
     options = {"num_batches": num_batches, "train_mode": train_mode, "centre": centre, "seed": own_seed}
-    with ranks.together(), unsharded(model):
-        parameters, loss = Parameters.of(model, grad_params=grad_params), as_loss(loss_fn)
+    with ranks.together(), weights_at_hand(model, ranks, how, loss_fn) as (_, passes):
+        parameters = Parameters.of(model, grad_params=grad_params, in_parts=passes is not None)
+        loss = as_loss(loss_fn)
         total = length_of(batches) if num_batches is None else num_batches
         stream = BatchStream(batches, num_batches) if num_batches is not None else None
 
         def work(kept: Kept) -> Measurement:
             compare_ranks(ranks, model, parameters, options | vars(how), batches)
             seed = ranks.broadcast(derive_seed(own_seed), "the seed")
-            problem = Problem(model, loss, parameters, how.subbatches(), seed, state=kept.state, ranks=ranks)
+            problem = Problem(model, loss, parameters, how.subbatches(), seed, state=kept.state, ranks=ranks, shards=passes)
             chosen = create_engine(engine, problem, how.memory_budget)
             shown = progress if ranks.leads else False
             with measuring(model, train_mode), reporter(shown, "measuring", total) as report:

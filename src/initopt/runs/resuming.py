@@ -12,7 +12,7 @@ from initopt._support.workshop import clear_leftovers
 from initopt.methods import Method
 from initopt.methods.records import steps_taken
 from initopt.model.preserve import Originals
-from initopt.model.sharded import is_fully_sharded
+from initopt.model.sharded import fully_sharded
 from initopt.runs.checkpoint import Checkpoint
 from initopt.runs.task import Task
 
@@ -59,7 +59,7 @@ def stored_weights(task: Task, originals: Originals, previous: Checkpoint, path:
             f"the checkpoint {path} holds a finished run that began from other weights than the model has; remove it, "
             "or choose another path for each run"
         )
-    if not same and is_fully_sharded(task.model):
+    if not same and fully_sharded(task.model):
         raise ValueError(
             f"the checkpoint {path} began from other weights than the model has, whose shards it does not replace; give "
             "the model the weights that it had then (the same seed, or the same file), or remove the checkpoint"

@@ -27,7 +27,6 @@ from initopt.methods.records import Record, steps_taken
 from initopt.model.modes import measuring
 from initopt.model.outputs import mismatched_loss
 from initopt.model.preserve import Kept, Originals, inner_work, put_values, weights_as
-from initopt.model.problem import Problem
 from initopt.model.randomness import RandomState, derive_seed
 from initopt.model.state import StateGuard
 from initopt.runs.checkpoint import Checkpoint, OfRank, fingerprint, going_on_from, identify, loader_generators
@@ -35,7 +34,7 @@ from initopt.runs.factors import tell_of_scheme, tell_of_zeros
 from initopt.runs.measuring import measure_batches
 from initopt.runs.result import Result
 from initopt.runs.resuming import previous_run, stored_weights
-from initopt.runs.shared import compare_ranks, examine_all, same_weights
+from initopt.runs.shared import compare_ranks, examine_all, same_scales, same_weights
 from initopt.runs.task import Task
 from initopt.runs.trial import Trial, try_out
 from initopt.runs.verdict import TRAINED, Verdict, judge, with_trial
@@ -101,9 +100,7 @@ class Run:
         self._originals, self._randomness, self._generators = start, randomness, generators
         self._names = {p.value: p.name for p in task.parameters.trainable}
         self._ranks = task.ranks
-        self._problem = Problem(
-            task.model, task.loss, task.parameters, task.how.subbatches(), seed, state=state, ranks=task.ranks
-        )
+        self._problem = task.problem(seed, state)
         self._engine = create_engine(task.how.engine, self._problem, task.how.memory_budget)
         self._history: list[Record] = []
         self._first_batch = ""
@@ -198,6 +195,9 @@ class Run:
             verdict, scales, tried = self._settle_on(before, after)
             step_seconds = None if before is None else self._training_step_seconds()
         same_weights(self._ranks, self._model, self._method.name)
+        in_parts = self._task.shards is not None
+        if in_parts:
+            same_scales(self._ranks, scales, self._method.name)
         # Times differ between ranks, as the batches do at which layers are looked; a result is the same on all.
         own = (self._history, self._seconds(), step_seconds, self._engine.reason, diagnosis)
         self._history, seconds, step_seconds, reason, diagnosis = self._ranks.broadcast(own, "the records")
@@ -215,7 +215,7 @@ class Run:
             seconds=seconds,
             engine=self._engine.name,
             engine_reason=reason,
-            weights={name: parameter.detach().to("cpu", copy=True) for parameter, name in self._names.items()},
+            weights={} if in_parts else {name: p.detach().to("cpu", copy=True) for p, name in self._names.items()},
             versions={"initopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
             verdict=verdict,
             tried_scales=tried,
@@ -389,7 +389,7 @@ class Run:
     def _diagnose(self) -> Change | None:
         """Look at the layers with the original and with the new weights; a failure costs nothing but that."""
         held, how = self._stream.held, self._task.how
-        if not held or not self._settings.diagnose or self._engine.microbatch is not None:
+        if not held or not self._settings.diagnose or self._engine.microbatch is not None or self._task.shards:
             return None
         from initopt.diagnosis.change import Change, look_at  # not at every import of initopt
 

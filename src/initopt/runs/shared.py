@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from initopt._support.files import plain
 from initopt.batches.stream import length_of
 from initopt.batches.subbatches import Windows
 from initopt.engines.first_batch import Unreached, examine
-from initopt.methods import Method
+from initopt.engines.shards import why_in_parts
+from initopt.methods import Measuring, Method
 from initopt.model.checksums import checksums
 from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
 from initopt.model.ranks import Ranks
+from initopt.model.shard_passes import ShardPasses, staying_sharded
+from initopt.model.sharded import Shards, is_sharded, unsharded
 
 __all__ = [
     "compare_calls",
@@ -26,7 +30,9 @@ __all__ = [
     "examine_all",
     "in_step",
     "refuse_ranks",
+    "same_scales",
     "same_weights",
+    "weights_at_hand",
     "windows_of_all",
 ]
 
@@ -72,6 +78,67 @@ def compare_calls(ranks: Ranks, options: Mapping[str, Any], batches: Any) -> Non
     ranks.same({"len(batches)": length_of(batches)}, "the number of batches", more)
 
 
+@contextmanager
+def weights_at_hand(
+    model: nn.Module,
+    ranks: Ranks,
+    how: Measuring,
+    loss_fn: Any,
+    method: Method | None = None,
+    checkpoint: object = None,
+) -> Iterator[tuple[Shards | None, ShardPasses | None]]:
+    """A block in which a model can be worked on: one of ``fully_shard`` has whole weights, or is run in parts.
+
+    Args:
+        model: the model.
+        ranks: the processes that work on it together.
+        how: gradients are computed.
+        loss_fn: the user's loss.
+        method: what is done with them; ``None`` for a measurement.
+        checkpoint: where the run is kept, if it is.
+
+    Yields:
+        The parts into which what was learned on whole weights is to be written, and the passes of a model in parts.
+
+    Raises:
+        ValueError, TypeError: for what cannot be done; the message says what can.
+    """
+    reason = None
+    if method is None or method.works_in_parts:
+        reason = why_in_parts(model, ranks, how.engine, how.num_subbatches, how.memory_budget, method is not None)
+    if reason is None:
+        with unsharded(model) as shards:
+            yield shards, None
+        return
+    if method is not None:
+        _refuse_in_parts(method, reason, checkpoint)
+    with staying_sharded(model, ranks, reason, loss_fn) as passes:
+        yield None, passes
+
+
+def _refuse_in_parts(method: Method, reason: str, checkpoint: object) -> None:
+    """Refuse what a model in parts is not put through.
+
+    Raises:
+        ValueError: saying what can be done.
+    """
+    whole = 'or engine="exact" has the whole weights on each device'
+    if checkpoint is not None:
+        raise ValueError(
+            f"checkpoint= keeps whole weights, which a model in parts has nowhere ({reason}); leave it out, {whole}"
+        )
+    if method.training is not None:
+        raise ValueError(
+            "optimizer= has the new weights tried in training steps, which are not taken with a model in parts "
+            f"({reason}); leave it out, {whole}"
+        )
+    if method.scheme is not None:
+        raise ValueError(
+            "scheme= draws weights that fit what follows each layer, which a model in parts does not show "
+            f"({reason}); draw them before, by initopt.schemes.apply_, {whole}"
+        )
+
+
 def compare_weights(ranks: Ranks, model: nn.Module) -> None:
     """Refuse to begin where ranks differ in parameters, or the values of these and of buffers but running statistics.
 
@@ -88,7 +155,12 @@ def _compare_shapes(ranks: Ranks, model: nn.Module) -> None:
 
 
 def _compare_values(ranks: Ranks, model: nn.Module) -> None:
-    ranks.same(checksums(dict(model.named_parameters()) | _buffers(model)), "weights", _AS_ONE)
+    ranks.same(checksums(_wholes(model) | _buffers(model)), "weights", _AS_ONE)
+
+
+def _wholes(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters that are not in parts, which differ by rank."""
+    return {name: tensor for name, tensor in model.named_parameters() if not is_sharded(tensor)}
 
 
 def refuse_ranks(ranks: Ranks, method: Method) -> None:
@@ -125,7 +197,19 @@ def same_weights(ranks: Ranks, model: nn.Module, what: str) -> None:
         RankError: naming a rank and tensors.
     """
     if ranks.size > 1:
-        ranks.same(checksums(dict(model.named_parameters())), f"the weights that {what} has left", "they are as before")
+        ranks.same(
+            checksums(_wholes(model)), f"the weights that {what} has left", "they are as before"
+        )
+
+
+def same_scales(ranks: Ranks, scales: Mapping[str, float], what: str) -> None:
+    """Refuse to end where ranks have come to different scales, of a model in parts, whose weights cannot be compared.
+
+    Raises:
+        RankError: naming a rank and tensors.
+    """
+    if ranks.size > 1:
+        ranks.same(scales, f"the scales that {what} has found", "the weights are as before")
 
 
 def in_step(ranks: Ranks, batches: Iterable[Any]) -> Iterator[Any]:

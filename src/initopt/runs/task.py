@@ -16,7 +16,10 @@ from initopt._support.progress import Progress
 from initopt.methods import Measuring, Method, Record
 from initopt.model.losses import Loss
 from initopt.model.parameters import Parameters
+from initopt.model.problem import Problem
 from initopt.model.ranks import Alone, Ranks
+from initopt.model.shard_passes import ShardPasses
+from initopt.model.state import StateGuard
 from initopt.runs.verdict import ON_HARM, OnHarm
 
 __all__ = ["Callback", "Settings", "Task"]
@@ -77,6 +80,7 @@ class Task:
         parameters: of the model.
         settings: and all that is the same for all methods.
         ranks: the processes that do it together.
+        shards: the passes of a model that stays in parts on these; ``None`` for one that is whole.
     """
 
     model: nn.Module
@@ -87,6 +91,17 @@ class Task:
     parameters: Parameters
     settings: Settings
     ranks: Ranks = field(default_factory=Alone)
+    shards: ShardPasses | None = None
+
+    def problem(self, seed: int, state: StateGuard) -> Problem:
+        """What engines work on.
+
+        Args:
+            seed: base of the seeds for what the model draws.
+            state: the guard of what the model and the loss keep.
+        """
+        how, ranks, shards = self.how.subbatches(), self.ranks, self.shards
+        return Problem(self.model, self.loss, self.parameters, how, seed, state=state, ranks=ranks, shards=shards)
 
 
 def _functions(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
