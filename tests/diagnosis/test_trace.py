@@ -116,7 +116,8 @@ def test_four_batches_cost_less_than_three_training_steps(zeros, gains):
         assert counts == {"forward": 4 * 64, "backward": 2 * 64}
 
 
-def test_parameters_are_told_apart_by_why_they_have_no_gradient():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_parameters_are_told_apart_by_why_they_have_no_gradient(dtype):
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -129,16 +130,20 @@ def test_parameters_are_told_apart_by_why_they_have_no_gradient():
             x = self.frozen(x).tanh()
             return self.head(x + self.zero(self.behind(x)) + self.cut(x).detach())
 
-    found = {tensor.name: tensor.fate for tensor in trace(Odd(), labelled()).tensors}
+    batches = [(x.to(dtype), y) for x, y in labelled()]
+    found = {tensor.name: tensor.fate for tensor in trace(Odd().to(dtype), batches).tensors}
     assert {name: found[f"{name}.weight"] for name in ("frozen", "unused", "cut", "behind", "zero", "head")} == {
         "frozen": "frozen", "unused": "unused", "cut": "detached", "behind": "zero", "zero": "trains", "head": "trains",
     }  # fmt: skip
 
 
-def test_branches_that_start_next_to_closed_are_seen_open_too():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_branches_that_start_next_to_closed_are_seen_open_too(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), Gain(nn.Sequential(nn.Linear(32, 32), nn.Tanh()), 32), nn.Linear(32, 4))
+    model.to(dtype)
     x, y = labelled(size=8)[0]
+    x = x.to(dtype)
     before = values(model)
     seen = trace(model, [(x, y)], num_subbatches=2, seed=0)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

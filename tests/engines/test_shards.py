@@ -18,12 +18,13 @@ from initopt.batches.nested import concatenate, map_tensors
 from initopt.engines.auto import create_engine
 from initopt.methods import Measuring
 from initopt.methods.nio import NIO
+from initopt.model.group import Group
 from initopt.model.losses import as_loss
 from initopt.model.modes import measuring
 from initopt.model.parameters import Parameters
 from initopt.model.preserve import preserved
 from initopt.model.problem import Problem
-from initopt.model.ranks import Alone, Group, Ranks
+from initopt.model.ranks import Alone, Ranks
 from initopt.runs.shared import weights_at_hand
 from initopt.testing import ENTRIES
 from tests.processes import OneByOne, in_processes, share_of

@@ -23,7 +23,7 @@ from initopt.diagnosis.recording import Node, Recorder, is_tiny, root_mean_squar
 from initopt.diagnosis.seen import Block, Call, Opened, TensorTrace, Trace, block_of
 from initopt.diagnosis.updates import few_samples, first_updates, woken
 from initopt.engines.base import BLOCK, Gradients, GramSum
-from initopt.engines.invariance import ALIGNED
+from initopt.engines.invariance import ALIGNED, in_precision
 from initopt.gram import functional
 from initopt.model.double_backward import plain_attention, uses_autocast
 from initopt.model.losses import LossFunction, as_loss
@@ -189,7 +189,7 @@ class _Tracer:
 
     def _open(self, batch: Batch, gains: Sequence[NamedParameter]) -> Opened | None:
         """See what a few samples show where some gains are 1; ``None`` if there are no copies to write to."""
-        problem, part = self._problem, few_samples(batch)
+        problem, part, batch = self._problem, few_samples(batch), in_precision(batch, torch.float32)
         size = max(float(p.value.detach().abs().max()) for p in gains)
         with problem.state.stand_ins(torch.float32) as leaves, self.recorder.aside() as nodes:
             values = [leaves.get(p.value, p.value) for p in problem.grad_params]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from initopt.diagnosis.recording import root_mean_square
+from initopt.engines.invariance import in_precision
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
@@ -41,7 +42,7 @@ def woken(problem: Problem, batch: Batch, gradients: Sequence[Tensor | None]) ->
     A branch that ends in a zero passes no gradient on, but trains: its end moves in the first step, and the rest in the
     next. What gets none after three steps has nothing that would move, as behind two zeros in a row.
     """
-    part = few_samples(batch)
+    part, batch = few_samples(batch), in_precision(batch, torch.float32)
     found: set[str] = set()
     slopes: Sequence[Tensor | None] = gradients
     with problem.state.stand_ins(torch.float32) as leaves:
