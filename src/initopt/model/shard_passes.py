@@ -199,10 +199,11 @@ class ShardPasses:
 
     def _pass(self, problem: Problem, batch: Batch, part: Part, share: float, slopes: Slopes | None) -> Tensor:
         with signals_held(), seeded(*part.seed), problem.first_derivatives():
+            outputs: list[Output] = []
             try:
                 self._backward_follows = True
                 if slopes is None:
-                    loss, outputs = problem.part_loss(replace(batch, centred=False), part), []
+                    loss = problem.part_loss(replace(batch, centred=False), part)
                 else:
                     loss, outputs = problem.seen(batch, part)
             finally:

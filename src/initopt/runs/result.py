@@ -97,7 +97,8 @@ class Result:
         seconds: wall-clock time of the whole run, measurements and loading included.
         engine: name of the engine that measured, and, where the method works on Gram matrices, computed the derivatives.
         engine_reason: why this engine and no other.
-        weights: the new values of the trainable parameters, on the CPU.
+        weights: the new values of the trainable parameters, on the CPU; empty for a model that stayed in parts on several
+            devices, which has them.
         versions: of initopt, torch and Python.
         verdict: what became of the network, as a word and a reason: "improved: ...", "applied: ..." (by a method that
             minimizes nothing), "left alone: ...", "restored: ..." or "harmed: ..." (:func:`initopt.optimize`, ``on_harm``).
