@@ -62,7 +62,7 @@ class Python:
     def poll(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 300) -> int:
         """The status in the end."""
         self._process.join(timeout)
         if self._process.exitcode is None:
@@ -73,7 +73,7 @@ class Python:
         self._process.kill()
 
 
-def python(code: str, *arguments: str, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
+def python(code: str, *arguments: str, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
     """What ``python -c CODE ARGUMENTS`` does; with the options of :class:`Python`, and a timeout in seconds."""
     with tempfile.TemporaryDirectory() as place:
         process = Python(code, *arguments, said=Path(place), **options)

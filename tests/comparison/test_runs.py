@@ -454,7 +454,7 @@ def test_two_processes_share_each_run(tmp_path, strategy):
         "            models={'linear': small_linear}, devices=2, strategy=sys.argv[2])\n"
     )
     command = [sys.executable, str(script), str(tmp_path / "two"), strategy]
-    subprocess.run(command, check=True, env=with_the_tests(), capture_output=True, timeout=180)
+    subprocess.run(command, check=True, env=with_the_tests(), capture_output=True, timeout=600)
     arguments = {"recipe": RECIPE | {"lr": [0.01, 0.1]}, "models": {"linear": small_linear}}
     compare(tmp_path / "one", **arguments, seeds=1, selection_seeds=1)
     one, two = load_comparison(tmp_path / "one"), load_comparison(tmp_path / "two")

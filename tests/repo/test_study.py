@@ -52,7 +52,7 @@ def said(program: str, *arguments: str) -> str:
     """What a program in the folder of the study, or a file there, prints."""
     if program.endswith(".py"):
         program = f"import runpy; runpy.run_path({str(STUDY / program)!r}, run_name='__main__')"
-    done = python(program, *arguments, cwd=STUDY, timeout=300)
+    done = python(program, *arguments, cwd=STUDY)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
