@@ -36,13 +36,14 @@ test-zoo: $(ZOO)/.installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/schemes/test_libraries.py
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m sweeps.zoo
 
-# In an environment of its own: Ray on this machine alone, which opens ports to do so. Ten kills take minutes.
+# In an environment of its own: Ray on this machine alone, with one node and with two, which opens ports to do so. Ten kills
+# take minutes.
 test-ray: $(RAY)/.installed
-	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/integrations/test_ray.py
+	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/integrations/test_ray.py tests/integrations/test_ray_nodes.py
 	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m slow tests/system/test_survival.py -k ray
 
-# In an environment of its own: the real Lightning, transformers, Accelerate and PEFT, in one process and in two; and the
-# examples.
+# In an environment of its own: the real Lightning, transformers, Accelerate, PEFT, skorch and Keras, in one process and, where
+# they know several, in two; and the examples.
 test-integrations: $(INTEGRATIONS)/.installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations
 
@@ -101,7 +102,7 @@ $(RAY)/.installed: pyproject.toml constraints.txt
 $(INTEGRATIONS)/.installed: pyproject.toml constraints-integrations.txt
 	test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
 	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-integrations.txt \
-	  --editable '.[compare,lightning,transformers,accelerate,peft]' tensorboard pytest hypothesis
+	  --editable '.[compare,lightning,transformers,accelerate,peft,skorch]' keras tensorboard pytest hypothesis
 	@touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
@@ -25,7 +25,7 @@ from initopt.model.preserve import preserving
 from initopt.model.ranks import ProcessGroup, Share, check_share
 from initopt.model.shard_passes import ShardPasses
 from initopt.model.sharded import has_shards
-from initopt.model.wrappers import bare
+from initopt.model.wrappers import bare, hides_layers
 from initopt.runs.result import Result
 from initopt.runs.run import run
 from initopt.runs.shared import refuse_ranks, weights_at_hand
@@ -151,6 +151,8 @@ def optimize(
     ranks = ranks_of(model, process_group, share)
     refuse_ranks(ranks, chosen)
     model = bare(model)
+    if hides_layers(model):
+        settings = replace(settings, diagnose=False)
 
     def improved(passes: ShardPasses | None) -> Result:
         check_batches(batches)

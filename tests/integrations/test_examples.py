@@ -17,6 +17,7 @@ SCRIPTS = {
     "train_transformers.py": ("transformers", "improved: "),
     "train_accelerate.py": ("accelerate", "epoch 1: loss of the last batch 0."),
     "train_fabric.py": ("lightning.fabric", "epoch 1: loss of the last batch 0."),
+    "train_skorch.py": ("skorch", "accuracy on the training set 0."),
     "compare_peft.py": ("peft", "peft-lora_ga   seed 1: test accuracy 0."),
 }
 

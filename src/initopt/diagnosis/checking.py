@@ -22,7 +22,7 @@ from initopt.diagnosis.trace import trace
 from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.randomness import derive_seed
-from initopt.model.wrappers import bare, replicated
+from initopt.model.wrappers import bare, hides_layers, replicated
 from initopt.schemes import NAMES
 from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
@@ -75,6 +75,7 @@ def check(
             raise TypeError(f"{name} must be a torch.nn.Module; got {type(given).__name__}")
     ignore = _ignored(model, select, ignore)
     model, against = bare(model), None if against is None else bare(against)
+    _refuse_hidden_layers(model)
     alone = Evidence(model, against=against)
     if batch is None or any(True for code in _HOPELESS for _ in RULES[code].find(alone)):
         return found_in(alone, select, ignore)
@@ -143,6 +144,7 @@ def diagnose(
     check_optimizer(optimizer)
     ignore = _ignored(model, select, ignore)
     model = bare(model)
+    _refuse_hidden_layers(model)
     wanted = None if tries is None else _checked(tries)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
     batches = list(itertools.islice(loader, num_batches))
@@ -175,6 +177,14 @@ def _ignored(model: nn.Module, select: Sequence[str] | None, ignore: Sequence[st
     shared = replicated(model) is not None or any(hasattr(parameter, "to_local") for parameter in model.parameters())
     wanted = not set(OF_ALL_RANKS).isdisjoint([select] if isinstance(select, str) else select or ())
     return given if shared or wanted else [*given, *OF_ALL_RANKS]
+
+
+def _refuse_hidden_layers(model: nn.Module) -> None:
+    if hides_layers(model):
+        raise TypeError(
+            f"the model is a {type(model).__name__} that calls operations and no layers, as torch.export makes it, so no "
+            "rule could say anything of them; look at the model that it was made of. measure, nio and find_lr take both"
+        )
 
 
 def _checked(tries: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_MODULES = ("accelerate", "fabric", "lightning", "peft", "ray", "transformers")
+_MODULES = ("accelerate", "fabric", "lightning", "peft", "ray", "skorch", "transformers")
 
 
 def __getattr__(name: str) -> Any:

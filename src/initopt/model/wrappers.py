@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from initopt._support._torch_private import ORIGINAL
 
-__all__ = ["bare", "bare_names", "replicated", "unreplicated"]
+__all__ = ["bare", "bare_names", "hides_layers", "replicated", "unreplicated"]
 
 _T = TypeVar("_T")
 
@@ -27,8 +27,9 @@ def bare(model: nn.Module) -> nn.Module:
         model: any module; one that nothing is put around is returned as it is.
 
     Raises:
-        TypeError: for a program of ``torch.export``, and for ``FullyShardedDataParallel`` and engines of DeepSpeed, which
-            hold parts of parameters, or copies that win over what is written to these; the message says what to do.
+        TypeError: for a program of ``torch.export``; for ``FullyShardedDataParallel`` and engines of DeepSpeed, which
+            hold parts of parameters, or copies that win over what is written to these; and for layers of Keras, whose
+            variables are not attributes of modules. The message says what to do.
 
     >>> layer = nn.Linear(2, 3)
     >>> bare(nn.DataParallel(layer)) is layer
@@ -60,6 +61,23 @@ def unreplicated(model: nn.Module) -> nn.Module:
     return model if replicated(model) is None else bare(model)
 
 
+def hides_layers(model: nn.Module) -> bool:
+    """Whether a model is a graph that calls operations only, as the module of an exported program is.
+
+    Its parameters and its loss are there as ever, but nothing says where a layer begins and ends.
+
+    >>> import torch
+    >>> hides_layers(torch.export.export(nn.Linear(2, 3), (torch.ones(4, 2),)).module())
+    True
+    >>> hides_layers(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 3))))
+    False
+    """
+    if not isinstance(model, fx.GraphModule):
+        return False
+    called = [model.get_submodule(str(node.target)) for node in model.graph.nodes if node.op == "call_module"]
+    return not any(True for module in called for _ in module.parameters())
+
+
 def _inside(model: nn.Module) -> nn.Module | None:
     children = dict(model.named_children())
     if isinstance(model, (DistributedDataParallel, DataParallel)):
@@ -86,6 +104,13 @@ def _refuse(model: nn.Module) -> None:
             raise TypeError(
                 f"{name or 'the model'!r} is a FullyShardedDataParallel, which holds parts of flattened parameters; "
                 f"{_INSTEAD}, or use its successor, torch.distributed.fsdp.fully_shard"
+            )
+        if any(kind.__name__ == "Layer" and kind.__module__.split(".")[0] == "keras" for kind in type(module).__mro__):
+            raise TypeError(
+                f"{name or 'the model'!r} is of Keras, whose layers are no modules of their parent and hold their "
+                "variables themselves: initopt would see no layer, and could not run them with other weights, as its "
+                "checks do. Make the network of torch modules, run initopt on these, and give them to Keras in a "
+                "keras.layers.TorchModuleWrapper"
             )
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id"):

@@ -110,7 +110,7 @@ class Result:
             nothing was measured.
         diagnosis: the layers ``before`` and ``after``, with what the rules of :func:`initopt.diagnose` find, on up to 4 of
             the batches held back; ``None`` if it was not asked for, nothing was held back, sub-batches had to be run in
-            parts, or it failed (with a warning).
+            parts, the model is a graph without layers (``torch.export``), or it failed (with a warning).
     """
 
     method: str

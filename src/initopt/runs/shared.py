@@ -197,9 +197,7 @@ def same_weights(ranks: Ranks, model: nn.Module, what: str) -> None:
         RankError: naming a rank and tensors.
     """
     if ranks.size > 1:
-        ranks.same(
-            checksums(_wholes(model)), f"the weights that {what} has left", "they are as before"
-        )
+        ranks.same(checksums(_wholes(model)), f"the weights that {what} has left", "they are as before")
 
 
 def same_scales(ranks: Ranks, scales: Mapping[str, float], what: str) -> None:
