@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -131,7 +131,8 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
                 "take them from a smaller model of the same shape, or use initopt.schemes.apply_, one tensor at a time)"
             )
         if hasattr(wrapped[0], "reset_iter_state"):
-            wrapped[0].reset_iter_state()  # the pass that was broken off is not to be gone on with
+            with suppress(AttributeError):  # of a model without a pass so far, which has nothing to reset
+                wrapped[0].reset_iter_state()  # the pass that was broken off is not to be gone on with
         raise
     finally:
         for module, state in zip(wrapped, before, strict=True):
