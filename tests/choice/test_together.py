@@ -72,6 +72,13 @@ def broken_on_one(model: nn.Module, batches: Any, loss_fn: Any) -> None:
         raise ValueError("not here")
 
 
+def torn(kind: type[BaseException], model: nn.Module, batches: Any, loss_fn: Any) -> None:
+    """Fails on rank 1 while rank 0 waits for it in other work."""
+    if dist.get_rank() == 1:
+        raise kind("not here, either")
+    initopt.nio(model, batches, process_group=dist.group.WORLD, steps=1, measure_batches=0)
+
+
 def in_two_passes(model: nn.Module, optimizer: Any, batch: Any) -> Tensor:
     """A step of a user's own that accumulates gradients."""
     inputs, targets = batch
@@ -112,7 +119,7 @@ def error_of(function: Any, *arguments: Any, **options: Any) -> tuple[str, float
     begun = time.monotonic()
     try:
         function(*arguments, **options)
-    except Exception as error:
+    except BaseException as error:
         return f"{type(error).__name__}: {error}", time.monotonic() - begun
     return "", 0.0
 
@@ -148,13 +155,13 @@ def together() -> dict[str, Any]:
     found["left"] = [parameter.detach() for parameter in model.parameters()]
     steps = {"step": in_two_passes, "steps": 3, "clip_grad_norm": None}
     found["own step"] = rows_of(initopt.choose(start(), own, SGD, process_group=group, **RACE | steps))
-    odd = {"mine": by_the_data, "broken": broken_on_one, "metainit": MetaInit(steps=1)}
+    odd = {"mine": by_the_data, "broken": broken_on_one, "torn": partial(torn, ValueError), "metainit": MetaInit(steps=1)}
     few = RACE | {"starts": odd, "steps": 2}
     torch.manual_seed(rank)
     unequal = iter(floats if rank else floats[:8])
     choice = initopt.choose(with_a_norm, unequal, SGD, process_group=group, **few | {"seed": None})
     found["odd"], found["seed"] = rows_of(choice), choice.seed
-    found["why"] = next(row.why for row in choice.rows if row.start == "broken")
+    found["why"] = {row.start: row.why for row in choice.rows}
     found["mine"] = applied(choice, "mine", start().float(), batches=floats)
 
     torch.manual_seed(0)
@@ -165,6 +172,7 @@ def together() -> dict[str, Any]:
         yield from own[:5]
         raise OSError("the disk")
 
+    interrupted = {"starts": {"torn": partial(torn, KeyboardInterrupt)}}
     errors = {
         "loader": partial(initopt.choose, make, failing() if rank else iter(own), SGD, process_group=group, **RACE),
         "options": partial(initopt.choose, make, own, SGD, process_group=group, **RACE | {"steps": 8 + rank}),
@@ -172,6 +180,7 @@ def together() -> dict[str, Any]:
         "weights": partial(initopt.choose, apart, floats, SGD, process_group=group, **RACE),
         "model": partial(initopt.find_lr, fragile, floats, SGD, process_group=group, **RATES),
         "step": partial(initopt.choose, make, own, SGD, process_group=group, **RACE | steps | {"step": without_a_pass}),
+        "interrupt": partial(initopt.choose, make, own, SGD, process_group=group, **RACE | interrupted),
         "workers": partial(initopt.choose, make, own, SGD, workers=2, process_group=group, **RACE),
     }
     found["errors"] = {name: error_of(function) for name, function in errors.items()}
@@ -224,8 +233,10 @@ class TestTogether:
 
     def test_a_start_that_fails_on_one_rank_is_left_out_on_all(self, found: list[dict[str, Any]]) -> None:
         outcomes = {row[0]: row[1] for row in found[0]["odd"]}
-        assert {name for name, outcome in outcomes.items() if outcome == "failed"} == {"broken"}
-        assert all(rank["why"] == "ValueError: not here" for rank in found)
+        assert {name for name, outcome in outcomes.items() if outcome == "failed"} == {"broken", "torn"}
+        for rank in found:
+            assert rank["why"]["broken"] == "ValueError: not here"
+            assert rank["why"]["torn"] == "ValueError: not here, either"
 
     @pytest.mark.parametrize(
         ("wrong", "own", "others"),
@@ -240,6 +251,7 @@ class TestTogether:
             ("weights", "RankError: rank 1 and rank 0 differ in weights", "RankError: rank 0 and rank 1 differ in weights"),
             ("model", "ZeroDivisionError: the thirtieth", "RankError: on rank 1: ZeroDivisionError: the thirtieth"),
             ("step", "differ in the weights that training has left", "backward() of the loss, which a step of your own"),
+            ("interrupt", "KeyboardInterrupt: not here", "KeyboardInterrupt: on rank 1: KeyboardInterrupt: not here"),
             ("workers", "ValueError: workers=2 has other", "and here 2 do each run together; leave workers out"),
         ],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,7 +66,31 @@ def fill(name: str, tensor: torch.Tensor) -> None:
     tensor.normal_()
 
 
-def on_shards() -> dict[str, Any]:
+def stop(record: initopt.StepRecord) -> None:
+    if record.step == 2:
+        raise RuntimeError("stop")
+
+
+def resumed(own: list[Any], path: Path) -> dict[str, Any]:
+    """A run that goes on from its checkpoint, and one that has other weights than it began with."""
+    options = {**OPTIONS, **RUNS["nio"], "checkpoint": path, "checkpoint_every": 1}
+    found: dict[str, Any] = {}
+    for name, more in {"broken": {"callbacks": stop}, "resumed": {}}.items():
+        model = sharded(build())
+        try:
+            found[name] = (initopt.optimize(model, own, **options | more).scales, whole(model))
+        except RuntimeError as error:
+            found[name] = str(error)
+    model = build()
+    model[0].weight.data *= 2
+    try:
+        initopt.optimize(sharded(model), own, **options | {"steps": 5})
+    except ValueError as error:
+        found["other"] = str(error)
+    return found
+
+
+def on_shards(folder: Path) -> dict[str, Any]:
     rank, size = dist.get_rank(), dist.get_world_size()
     own = [share_of(batch, 4, rank, size) for batch in batches()]
     found: dict[str, Any] = {}
@@ -102,6 +128,12 @@ def on_shards() -> dict[str, Any]:
             apply_(sharded(build()), wrong, **options)
         except TypeError as error:
             found[f"refused {wrong}"] = str(error)
+    found["checkpoint"] = resumed(own, folder / "run.ckpt")
+    for function, given in {"choose": sharded(build()), "find_lr": sharded(build())}.items():
+        try:
+            getattr(initopt, function)(given, own, partial(torch.optim.SGD, lr=0.1))
+        except TypeError as error:
+            found[f"refused {function}"] = str(error)
     found["parallel"] = in_parallel(own)
     return found
 
@@ -123,8 +155,8 @@ def in_parallel(own: list[Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[dict[str, Any]]:
-    return in_processes(on_shards, 2)
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_processes(on_shards, 2, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.mark.processes
@@ -168,7 +200,17 @@ class TestTwoRanks:
             assert all(torch.equal(value, rank["meta"][1][name]) for name, value in model.named_parameters())
             assert rank["meta"][2] == [1.0] * 12
 
+    def test_a_run_goes_on_from_its_checkpoint(self, found: list[dict[str, Any]]) -> None:
+        for rank in found:
+            scales, weights = rank["checkpoint"]["resumed"]
+            assert rank["checkpoint"]["broken"] == "stop"
+            assert scales == rank["nio"][0]
+            assert all(torch.equal(value, rank["nio"][1][name]) for name, value in weights.items())
+            assert "whose shards it does not replace; give the model the weights" in rank["checkpoint"]["other"]
+
     def test_refusals(self, found: list[dict[str, Any]]) -> None:
+        for function in ("choose", "find_lr"):
+            assert "call this before it is sharded, with process_group=" in found[0][f"refused {function}"]
         assert "'mimetic' looks at whole weights" in found[0]["refused mimetic"]
         assert "leave the batch out" in found[0]["refused kaiming_normal"]
 

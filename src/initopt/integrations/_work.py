@@ -202,8 +202,9 @@ class FindingRate(Calling):
     ) -> LearningRates:
         if where:
             raise ValueError(
-                "the runs of find_lr train on the batches of one process, whose best rate is not that of all of them "
-                "together; look for it in one process, with batches as large as those of all processes"
+                "the runs here train on the batches of one process, whose best rate is not that of all of them together; "
+                "look for it in one process, with batches as large as those of all, or call initopt.find_lr itself on each "
+                "(process_group=)"
             )
         if optimizer is None:
             raise ValueError("find_lr is for a training with one optimizer, and this one has several, or none")
