@@ -571,12 +571,13 @@ class Killed:
 
     def __init__(self, folder, workers, kind):
         self.folder, self.workers, self.kind = folder, workers, kind
-        self.script = folder / "script.py"
+        self.script, self.said = folder / "script.py", folder / "stderr.txt"
         self.script.write_text(KILLED)
 
     def start(self, name, workers=None):
         command = [sys.executable, str(self.script), str(self.folder / name), str(workers or self.workers), self.kind]
-        return subprocess.Popen(command, env=with_the_tests(), stderr=subprocess.DEVNULL, start_new_session=True)
+        with self.said.open("wb") as said:
+            return subprocess.Popen(command, env=with_the_tests(), stderr=said, start_new_session=True)
 
     def stored(self):
         return len(list((self.folder / "killed" / "runs").glob("*/*/*/*/run.json")))
@@ -603,7 +604,7 @@ class Killed:
 
     def wait(self, process, goal):
         while self.stored() < goal:
-            assert process.poll() is None, "it has ended by itself"
+            assert process.poll() is None, f"it has ended by itself: {self.said.read_text()[-3000:]}"
             time.sleep(0.001)
 
     def kill_a_worker(self, process):
