@@ -94,6 +94,19 @@ class TestTheSameTable:
         assert table(tmp_path / "out") == expected
 
 
+def test_gpus_that_are_not_there(tmp_path):
+    """Nobody waits for runs on a processor who has asked for a GPU, unless by name."""
+    executor = AtOnce()
+    executor.num_gpus = 0.5
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"has num_gpus=0.5 for each run, but torch sees no GPU .* accelerator='cpu'"):
+        compare(tmp_path / "out", executor=executor, accelerator="auto")
+    assert not (tmp_path / "out" / "runs").exists()
+    assert executor.groups == [None]
+    compare(tmp_path / "out", seeds=1, initializations=["default"], executor=executor)
+
+
 class TestCallsThatComeToNothing:
     def test_are_tried_once_more_run_by_run(self, tmp_path, expected):
         executor = AtOnce(lambda number, group: OSError("gone") if number in (1, 9) else None)

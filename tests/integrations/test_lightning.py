@@ -273,6 +273,21 @@ class TestLogging:
 SEARCH = {"budget": 520, "seeds": 1, "steps": 10, "warmup_steps": 0, "progress": False}
 
 
+def test_remedies_are_tried_on_a_copy_of_the_module():
+    class Deep(Lit):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            width = self.net[0].in_features
+            layers = [layer for _ in range(24) for layer in (nn.Linear(width, width), nn.Tanh())]
+            self.net = nn.Sequential(*layers, nn.Linear(width, 3))
+
+    look = Diagnose(tries=("orthogonal",), progress=False)
+    fit([look], Deep(), max_epochs=1)
+    assert "A204" in {finding.rule for finding in look.result.findings}
+    assert look.result.tried[0].better
+
+
 class TestFindLearningRate:
     def test_says_only(self):
         search = FindLearningRate(**SEARCH)

@@ -22,3 +22,15 @@ def assert_none_left(leader):
     while session(leader) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert session(leader) == {}
+
+
+def descendants(ancestor):
+    """The numbers of a process, of those that it has started, and of those that these have."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = {ancestor}
+    while more := {number for number, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found

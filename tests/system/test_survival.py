@@ -602,7 +602,7 @@ class Killed:
 
     def __init__(self, folder, workers, kind):
         self.folder, self.workers, self.kind = folder, workers, kind
-        self.script = folder / "script.py"
+        self.script, self.said = folder / "script.py", folder / "stderr"
         self.script.write_text(KILLED)
 
     def start(self, name, workers=None):
@@ -610,7 +610,8 @@ class Killed:
         if self.kind == "quick":
             return Python(KILLED, *arguments, said=self.folder, environment=with_the_tests(), new_session=True)
         command = [sys.executable, str(self.script), *arguments]
-        return subprocess.Popen(command, env=with_the_tests(), stderr=subprocess.DEVNULL, start_new_session=True)
+        with self.said.open("wb") as said:
+            return subprocess.Popen(command, env=with_the_tests(), stderr=said, start_new_session=True)
 
     def stored(self):
         return len(list((self.folder / "killed" / "runs").glob("*/*/*/*/run.json")))
@@ -637,7 +638,7 @@ class Killed:
 
     def wait(self, process, goal):
         while self.stored() < goal:
-            assert process.poll() is None, "it has ended by itself"
+            assert process.poll() is None, f"it has ended by itself: {self.said.read_text()[-3000:]}"
             time.sleep(0.001)
 
     def kill_a_worker(self, process):

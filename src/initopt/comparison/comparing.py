@@ -204,6 +204,13 @@ def _with_executor(executor: Executor, plan: Plan, folder: Path, retry_failed: b
 
     splits, key = plan.load_data(), uuid4().hex
     kind = first_call(executor, key, plan)
+    gpus = getattr(executor, "num_gpus", 0)
+    if gpus and kind == "cpu" and plan.hardware.accelerator == "auto":
+        raise ValueError(
+            f"{executor!r} has num_gpus={gpus:g} for each run, but torch sees no GPU where it does them: a machine may be "
+            "said to have what it has not, or torch there be a build for processors. Pass accelerator='cpu' to train on "
+            "processors all the same"
+        )
     theirs = (
         replace(plan, hardware=replace(plan.hardware, accelerator=kind)) if plan.hardware.accelerator == "auto" else plan
     )

@@ -227,7 +227,8 @@ def _training_step(module: LightningModule) -> Callable[[nn.Module, Any], Tensor
     index = (0,) if "batch_idx" in names or len(names) > 1 else ()
 
     def training_step(model: nn.Module, batch: Any) -> Any:
-        found = module.training_step(batch, *index)
+        step: Any = model.training_step  # remedies are tried on a copy of the module
+        found = step(batch, *index)
         if isinstance(found, Mapping):
             found = found.get("loss")
         if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import threading
@@ -29,7 +30,8 @@ class RayExecutor:
             for a new one of this machine alone. By default the one that the environment variable ``RAY_ADDRESS`` names, or
             that runs on this machine, or else a new one.
         num_cpus: processors of each run; fit ``threads`` of :func:`initopt.compare` to it.
-        num_gpus: GPUs of each run; a fraction lets several runs share one. With 0, a run sees no GPU.
+        num_gpus: GPUs of each run; a fraction lets several runs share one. Ray believes what a machine was declared to
+            have, and does not look. With 0, a run sees no CUDA device.
         max_retries: how many times Ray tries a run again whose process has died.
 
     Raises:
@@ -51,7 +53,7 @@ class RayExecutor:
     ) -> None:
         check_number("num_cpus", num_cpus, minimum=0, finite=True)
         check_number("num_gpus", num_gpus, minimum=0, finite=True)
-        self.max_retries = check_integer("max_retries", max_retries, 0)
+        self.num_gpus, self.max_retries = num_gpus, check_integer("max_retries", max_retries, 0)
         try:
             import ray
         except ImportError as error:
@@ -83,7 +85,8 @@ class RayExecutor:
             RuntimeError: after :meth:`shutdown`.
         """
         _refuse_ended(self._ray)
-        return _Future(self._ray, self._task.remote(function, *map(self._reference, range(len(arguments)), arguments)))
+        sent = map(self._reference, range(len(arguments)), arguments)
+        return _Future(self._ray, self._task.remote(self.num_gpus > 0, function, *sent))
 
     def _reference(self, place: int, argument: Any) -> Any:
         """Where the cluster has an argument: one that was there in the last call, too, is sent only once."""
@@ -142,5 +145,8 @@ def _refuse_ended(ray: Any) -> None:
         raise RuntimeError("Ray has been shut down in this process; make another RayExecutor")
 
 
-def _call(function: Callable[..., Any], *arguments: bytes) -> Any:
+def _call(has_gpus: bool, function: Callable[..., Any], *arguments: bytes) -> Any:
+    if not has_gpus:
+        # Ray itself no longer hides those that a task did not ask for (ray-project/ray issue 54868).
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return function(*map(pickle.loads, arguments))

@@ -48,7 +48,7 @@ class _BeforeTheFirstStep(Callback):  # type: ignore[misc]
         Raises:
             ValueError, TypeError: for an option that there is not.
         """
-        type(self).__init__(self, **(self._arguments | params))  # type: ignore[misc]
+        type(self).__init__(self, **(self._arguments | params))
         return self
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **present: Any) -> None:  # noqa: N803

@@ -28,7 +28,8 @@ _T = TypeVar("_T")
 class Executor(Protocol):
     """What calls functions elsewhere: the executors of :mod:`concurrent.futures`, a client of Dask, submitit, Ray.
 
-    One that by itself tries a call again whose process has died says so by an attribute ``max_retries`` above 0.
+    One that by itself tries a call again whose process has died says so by an attribute ``max_retries`` above 0, and one
+    that has GPUs for each call by an attribute ``num_gpus`` above 0.
     """
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
