@@ -90,7 +90,7 @@ def planned(values):
 def test_every_row_of_the_papers_tables_has_a_recipe():
     networks = ("vgg19", "resnet110", "densenet100", "wrn28-10")
     rows = {f"{data}-{net}-{norm}" for data in ("cifar10", "cifar100") for net in networks for norm in ("bn", "nobn")}
-    assert rows | {"digits", "imagenet-resnet50", "imagenet-swin-t", "imagenet-vit-s"} <= set(RECIPES)
+    assert rows | {"digits", "digits-vit", "imagenet-resnet50", "imagenet-swin-t", "imagenet-vit-s"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("scale", [None, "small"])
