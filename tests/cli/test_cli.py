@@ -843,7 +843,7 @@ class TestCompare:
             ),
             (
                 "--out o --experiment digit",
-                "--experiment digit: there is no such file; by name there are digits and others",
+                "--experiment digit: there is no such file; by name there are digits, digits-vit and others",
             ),
             ("--out o --config wrong.yaml", "--models.m: Option 'models.depth' is not accepted"),
             (
