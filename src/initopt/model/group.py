@@ -119,7 +119,7 @@ class Group(Ranks):
         self.number, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.sent = {"gradients": 0, "others": 0}
         self.exchanges = 0
-        self._said = next((other._said for other in reversed(_AT_WORK) if other.group is group), _Said())
+        self._said: _Said = next((other._said for other in reversed(_AT_WORK) if other.group is group), _Said())
         self._ended = False
 
     def agree(self, place: str, error: BaseException | None = None) -> None:

@@ -57,7 +57,8 @@ class Replica(Trainer):
         with ExitStack() as stack:
             for number, parameter in enumerate(parameters_of(self.optimizer)):
                 average = partial(self._average_one, f"gradient {number}")
-                stack.callback(parameter.register_post_accumulate_grad_hook(average).remove)
+                hook = parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
+                stack.callback(hook.remove)
             yield
 
     def _average_one(self, place: str, parameter: Tensor) -> None:
