@@ -258,4 +258,4 @@ class TestTogether:
     def test_an_error_on_one_rank_ends_all(self, found: list[dict[str, Any]], wrong: str, own: str, others: str) -> None:
         for message, (said, seconds) in zip((others, own), (rank["errors"][wrong] for rank in found), strict=True):
             assert message in said
-            assert seconds < 30  # a group waits for half an hour
+            assert seconds < 300  # on a busy machine; a group waits for half an hour
