@@ -29,7 +29,7 @@ _HEAD = """# Is what `choose` says right?
 <!-- Made by benchmarks/study/choosing_page.py from benchmarks/results/choosing.jsonl. -->
 
 [`initopt.choose`](choose.md) on networks of [our study](defaults.md), at the learning rate that is best for the network's
-own start. It saw training data alone, with three seeds and {steps} steps a run. Then each start of the race was trained for
+own start. It saw training data alone, with three seeds. Then each start of the race was trained for
 {horizon} steps with a cosine schedule, from three other seeds, and judged on the validation split. Nothing was chosen on
 these figures, nor on test data. Images are CIFAR-10 (JPEG copy) of 16 x 16 pixels.
 
@@ -81,12 +81,10 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         by_name.setdefault(row["network"], []).append(row)
     networks = [Network(name, mine) for name, mine in by_name.items() if _complete(mine)]
     horizon = max(row["steps"] for row in found if row["kind"] == "training")
-    steps = max(row["steps"] for row in found if row["kind"] == "choice")
-    lines = [_HEAD.format(steps=steps, horizon=horizon)]
+    lines = [_HEAD.format(horizon=horizon)]
     harmed = [n for n in networks if worse(n.against("own"))]
     level = [n for n in networks if not worse(n.against(n.best))]
     changed = [n for n in networks if n.choice["choice"]["changes"]]
-    names = f" ({', '.join(n.name for n in harmed)})" if harmed else ""
     names = f" ({', '.join(n.name for n in harmed)})" if harmed else ""
     lines.append(
         f"On {counted(len(networks), 'network')}, another start is chosen {counted(len(changed), 'time')}. "
@@ -94,11 +92,13 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         f"and within noise of the best start of the race on {len(level)}. Three seeds tell only large differences apart; "
         "the differences themselves are in the table, in points of accuracy on the validation split.\n"
     )
-    lines.append("| network | rate | chosen | own | chosen start | best start | chosen - own | chosen - best | cost |")
-    lines.append("| --- | ---: | --- | ---: | ---: | --- | ---: | ---: | ---: |")
+    head = "network | rate | steps | chosen | own | chosen start | best start | chosen - own | chosen - best | cost"
+    lines.append(f"| {head} |")
+    lines.append("| --- | ---: | ---: | --- | ---: | ---: | --- | ---: | ---: | ---: |")
     lines += [_line(network) for network in networks]
     lines.append(
-        f"\nCost: of the race, in percent of a training of {_EPOCHS} epochs of what there is: 6,400 images or texts, or "
+        f"\nSteps: of a run of the race. Cost: of the race, in percent of a training of {_EPOCHS} epochs of what there is: "
+        "6,400 images or texts, or "
         "1,071 digits. It does not grow with the data. Intervals of 3 seeds are their range.\n\n## What it said\n"
     )
     lines += [f"- **{NETWORKS[n.name].title}**: {n.choice['choice']['verdict']}." for n in networks]
@@ -118,6 +118,7 @@ def _line(network: Network) -> str:
     cells = [
         NETWORKS[network.name].title,
         f"{network.choice['choice']['lr']:.3g}",
+        str(network.choice["steps"]),
         network.chosen,
         f"{mean['own']:.1f}",
         f"{mean[network.chosen]:.1f}",
