@@ -21,7 +21,7 @@ from initopt.model.centring import Means, Output, bent, slopes
 from initopt.model.problem import ONE_SAMPLE, Batch, Part, Problem, as_real, inner_product
 from initopt.model.randomness import seeded
 
-__all__ = ["LADDER", "RECALIBRATE", "DifferencesEngine", "best_step"]
+__all__ = ["LADDER", "DifferencesEngine", "Differencing", "best_step"]
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,46 @@ RECALIBRATE = 50
 """Batches after which the step size is searched for again: the weights have moved."""
 
 
-class DifferencesEngine(Engine):
+class Differencing(Engine):
+    """An engine that takes differences of gradients, at a step that it searches for.
+
+    Attributes:
+        relative_step: length of the step over the length of the weights; ``None`` before the first batch.
+        error_estimate: estimated relative error of a derivative; ``None`` before the first batch.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.relative_step: float | None = None
+        self.error_estimate: float | None = None
+        self._batches = 0
+
+    @classmethod
+    def refusal(cls, problem: Problem) -> str | None:
+        hooked = [p.name for p in problem.grad_params if hooks_of(p.value)]
+        if hooked:
+            return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
+        return Microbatches.refusal(problem)
+
+    def distrust(self, why: str) -> None:
+        """It takes no second derivative."""
+
+    def state(self) -> dict[str, Any]:
+        return {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.relative_step, self.error_estimate = state["relative_step"], state["error_estimate"]
+        self._batches = state["batches"]
+
+    def searched_step(self, search: Callable[[], tuple[float, float]]) -> float:
+        """The relative step of a batch; the search gives one and its error, and is made if it is time to."""
+        if self.relative_step is None or self._batches % RECALIBRATE == 0:
+            self.relative_step, self.error_estimate = search()
+        self._batches += 1
+        return self.relative_step
+
+
+class DifferencesEngine(Differencing):
     r"""One-sided differences of gradients along the vectors of :math:`d\varphi = \sum_d \langle v_d, dg_d \rangle`.
 
     With the loss :math:`\ell_d` of a sub-batch and :math:`s_k(W) = \langle \nabla_k \ell_d(W), W_k \rangle`, its
@@ -53,43 +92,24 @@ class DifferencesEngine(Engine):
     Where the network has kinks (ReLU), a step crosses some. Differences then include their contribution to the curvature,
     which double backward leaves out: the two disagree by some 10% on a ResNet at batch 64, at any step but the tiniest. And
     a scale on which nothing depends (a bias before a batch norm) has a derivative of pure error, which Adam makes steps of.
-
-    Attributes:
-        relative_step: length of the step over the length of the weights; ``None`` before the first batch.
-        error_estimate: estimated relative error of a derivative; ``None`` before the first batch.
     """
 
     name = "differences"
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.relative_step: float | None = None
-        self.error_estimate: float | None = None
         self.microbatches = Microbatches(problem)
-        self._batches = 0
         self._replaces = not any(map(is_compiled, problem.model.modules()))
-
-    @classmethod
-    def refusal(cls, problem: Problem) -> str | None:
-        hooked = [p.name for p in problem.grad_params if hooks_of(p.value)]
-        if hooked:
-            return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
-        return Microbatches.refusal(problem)
 
     @property
     def microbatch(self) -> int | None:
         return self.microbatches.size
 
-    def distrust(self, why: str) -> None:
-        """It takes none."""
-
     def state(self) -> dict[str, Any]:
-        search = {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
-        return search | self.microbatches.state()
+        return super().state() | self.microbatches.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.relative_step, self.error_estimate = state["relative_step"], state["error_estimate"]
-        self._batches = state["batches"]
+        super().load_state(state)
         self.microbatches.load_state(state)
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
@@ -97,10 +117,7 @@ class DifferencesEngine(Engine):
 
     def step_for(self, evaluation: _Differences, vectors: Sequence[Gradients]) -> float:
         """The relative step, searched for if it is time to."""
-        if self.relative_step is None or self._batches % RECALIBRATE == 0:
-            self.relative_step, self.error_estimate = _search(evaluation, vectors)
-        self._batches += 1
-        return self.relative_step
+        return self.searched_step(lambda: _search(evaluation, vectors))
 
     def ops(self) -> ScaledOps | None:
         """Operations without weight gradients; ``None`` for a compiled model, whose code is not to be traced anew."""

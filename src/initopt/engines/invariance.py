@@ -17,7 +17,7 @@ from initopt.model.double_backward import plain_attention, uses_autocast
 from initopt.model.problem import Batch, Problem, as_real, inner_product
 from initopt.model.randomness import seeded
 
-__all__ = ["ALIGNED", "fits_memory", "in_low_precision", "in_precision", "scale_invariant"]
+__all__ = ["ALIGNED", "SILENT", "fits_memory", "in_low_precision", "in_precision", "scale_invariant"]
 
 ALIGNED = 5e-4
 """Least cosine of gradient and weight, in some sub-batch, of a tensor whose scale matters.
@@ -84,7 +84,7 @@ def in_precision(batch: Batch, dtype: torch.dtype) -> Batch:
     return replace(batch, data=map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, batch.data))
 
 
-_SILENT = -1.0
+SILENT = -1.0
 """Value in the place of a cosine, where the gradient is exactly zero."""
 
 
@@ -92,9 +92,9 @@ def _invariant(
     problem: Problem, batch: Batch, microbatch: int | None, leaves: Mapping[Tensor, Tensor], threshold: float
 ) -> list[bool]:
     cosines = _cosines(problem, batch, microbatch, leaves).tolist()
-    own = {number for number, cosine in enumerate(cosines) if cosine == _SILENT}
+    own = {number for number, cosine in enumerate(cosines) if cosine == SILENT}
     silent = sorted(set.intersection(*problem.ranks.gather(own, "tensors without a gradient")))
-    cosines = [1.0 if cosine == _SILENT else cosine for cosine in cosines]
+    cosines = [1.0 if cosine == SILENT else cosine for cosine in cosines]
     if silent:
         for number, cosine in zip(silent, _second_cosines(problem, batch, microbatch, leaves, silent), strict=True):
             cosines[number] = cosine
@@ -131,13 +131,13 @@ def _second_cosines(
         problem.ranks.tell(error)  # so that all ranks do without
         return [1.0] * len(silent)
     cosines = [_cosine(derivative, weight) for derivative, weight in zip(found, weights, strict=True)]
-    return [1.0 if cosine == _SILENT else cosine for cosine in cosines]
+    return [1.0 if cosine == SILENT else cosine for cosine in cosines]
 
 
 def _cosines(problem: Problem, batch: Batch, microbatch: int | None, leaves: Mapping[Tensor, Tensor]) -> Tensor:
-    """The largest cosine of gradient and weight over the sub-batches, for each tensor; ``_SILENT`` without a gradient."""
+    """The largest cosine of gradient and weight over the sub-batches, for each tensor; ``SILENT`` without a gradient."""
     values = [leaves.get(parameter.value, parameter.value) for parameter in problem.scale_params]
-    found = torch.full((len(values),), _SILENT, dtype=torch.float64, device="cpu")
+    found = torch.full((len(values),), SILENT, dtype=torch.float64, device="cpu")
     shares = problem.shares(batch)
     for share, (_, own) in zip(shares, subbatch_gradients(problem, batch, values, microbatch), strict=True):
         gradients = problem.summed(own, share, values)
@@ -152,6 +152,6 @@ def _cosine(gradient: Tensor | None, value: Tensor) -> float:
     # In float64: the squares of what is beyond 1.8e19 overflow in single precision, of what is beyond 256 in half.
     wide, weight = as_real(gradient.detach()).double(), as_real(value.detach()).double()
     if not wide.any():
-        return _SILENT
+        return SILENT
     cosine = float(inner_product(wide, weight).abs() / (wide.norm() * weight.norm()))
     return cosine if math.isfinite(cosine) else 1.0  # a weight of zero, or beyond all bounds

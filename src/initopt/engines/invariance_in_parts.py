@@ -10,14 +10,11 @@ from torch import Tensor
 
 from initopt.engines.base import Gradients
 from initopt.engines.gradients import inner_products, moved, subbatch_gradients
-from initopt.engines.invariance import ALIGNED
+from initopt.engines.invariance import ALIGNED, SILENT
 from initopt.model.problem import Batch, Problem, as_real
 from initopt.model.sharded import own_part
 
 __all__ = ["scale_invariant_in_parts"]
-
-_SILENT = -1.0
-"""In the place of a cosine, of a gradient that is exactly zero."""
 
 
 def scale_invariant_in_parts(problem: Problem, batch: Batch, microbatch: int | None = None) -> list[bool]:
@@ -26,19 +23,19 @@ def scale_invariant_in_parts(problem: Problem, batch: Batch, microbatch: int | N
     Where the gradient is exactly zero, that after a small random step of the other tensors takes its place.
     """
     values = [parameter.value for parameter in problem.scale_params]
-    cosines = torch.full((len(values),), _SILENT, dtype=torch.float64, device="cpu")
+    cosines = torch.full((len(values),), SILENT, dtype=torch.float64, device="cpu")
     for _, gradients in subbatch_gradients(problem, batch, values, microbatch):
         cosines = torch.maximum(cosines, _cosines(problem, values, gradients))
-    silent = [number for number, cosine in enumerate(cosines.tolist()) if cosine == _SILENT]
+    silent = [number for number, cosine in enumerate(cosines.tolist()) if cosine == SILENT]
     if silent:
         found = _after_a_step(problem, batch, microbatch, [values[number] for number in silent])
-        cosines[silent] = torch.where(found == _SILENT, 1.0, found)
+        cosines[silent] = torch.where(found == SILENT, 1.0, found)
     pairs = zip(cosines.tolist(), values, strict=True)
     return [cosine < ALIGNED and value.numel() > 1 for cosine, value in pairs]
 
 
 def _cosines(problem: Problem, values: Sequence[Tensor], gradients: Gradients) -> Tensor:
-    """The cosine of gradient and weight for each tensor; ``_SILENT`` without a gradient, 1 for what does not take part."""
+    """The cosine of gradient and weight for each tensor; ``SILENT`` without a gradient, 1 for what does not take part."""
     assert problem.shards is not None
     own = problem.shards.counted(values, gradients)
     weights = problem.shards.counted(values, [own_part(value) for value in values])
@@ -47,7 +44,7 @@ def _cosines(problem: Problem, values: Sequence[Tensor], gradients: Gradients) -
     along, square, weight, reached = problem.ranks.sum(torch.stack(products), "cosines of gradients and weights")
     found = along.abs() / (square.sqrt() * weight.sqrt())
     found = torch.where(torch.isfinite(found), found, 1.0)  # a weight of zero, or beyond all bounds
-    found = torch.where(square == 0, _SILENT, found)
+    found = torch.where(square == 0, SILENT, found)
     return torch.where(reached == 0, 1.0, found)
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from initopt._support._torch_private import hooks_of
 from initopt._support.devices import free_memory
 from initopt._support.errors import warn
-from initopt.engines.base import Engine, Evaluation, Gradients, check_entries, gram_matrix
-from initopt.engines.finite_differences import LADDER, RECALIBRATE, best_step
+from initopt.engines.base import Evaluation, Gradients, check_entries, gram_matrix
+from initopt.engines.finite_differences import LADDER, Differencing, best_step
 from initopt.engines.gradients import inner_products, moved, parts_of_all
 from initopt.engines.memory import bytes_in_words, need_of_whole_weights
-from initopt.engines.microbatches import Microbatches
 from initopt.model.centring import Means, Output, bent, slopes
 from initopt.model.double_backward import uses_autocast
 from initopt.model.problem import ONE_SAMPLE, Batch, Part, Problem
@@ -29,12 +26,12 @@ from initopt.model.sharded import has_shards, own_part
 __all__ = ["ShardsEngine", "why_in_parts"]
 
 
-class ShardsEngine(Engine):
+class ShardsEngine(Differencing):
     r"""Central differences of gradients, of which each rank has its part.
 
     The gradient :math:`g_d` of a sub-batch is that of the samples of all ranks, by the backward pass of ``fully_shard``.
-    K is a sum over ranks of products of parts. So is the derivative of :math:`d\varphi = \sum_d \langle v_d, dg_d \rangle`
-    with respect to the scale of a tensor, with :math:`s_k(W) = \langle \nabla_k \ell_d(W), W_k \rangle` and
+    K is a sum over ranks of products of parts. So is, for :math:`d\varphi = \sum_d \langle v_d, dg_d \rangle`,
+    with :math:`s_k(W) = \langle \nabla_k \ell_d(W), W_k \rangle` and
     :math:`W_k` held fixed, the derivative with respect to the scale of a tensor,
 
     .. math:: \langle (H_d v_d)_k, W_k \rangle \approx \frac{s_k(W + h v_d) - s_k(W - h v_d)}{2 h}.
@@ -48,10 +45,6 @@ class ShardsEngine(Engine):
 
     Args:
         problem: with the ranks, and the model in parts on them.
-
-    Attributes:
-        relative_step: length of the step over the length of the weights; ``None`` before the first batch.
-        error_estimate: estimated relative error of a derivative; ``None`` before the first batch.
     """
 
     name = "differences"
@@ -61,9 +54,6 @@ class ShardsEngine(Engine):
         assert problem.shards is not None
         self.passes: ShardPasses = problem.shards
         self.reason = self.passes.reason
-        self.relative_step: float | None = None
-        self.error_estimate: float | None = None
-        self._batches = 0
 
     @classmethod
     def refusal(cls, problem: Problem) -> str | None:
@@ -71,10 +61,7 @@ class ShardsEngine(Engine):
             return "the model is not in parts on several devices"
         if problem.batch_norm == "batch":
             return 'batch_norm="batch" couples sub-batches, over all ranks; use batch_norm="subbatch"'
-        hooked = [p.name for p in problem.grad_params if hooks_of(p.value)]
-        if hooked:
-            return f"parameter {hooked[0]!r} has a gradient hook, whose derivative a difference of gradients does not give"
-        return Microbatches.refusal(problem)
+        return super().refusal(problem)
 
     @classmethod
     def made_for(cls, problem: Problem) -> ShardsEngine:
@@ -87,16 +74,6 @@ class ShardsEngine(Engine):
         if reason is not None:
             raise ValueError(f"engine 'differences' cannot be used here: {reason}")
         return cls(problem)
-
-    def distrust(self, why: str) -> None:
-        """It takes no second derivative."""
-
-    def state(self) -> dict[str, Any]:
-        return {"relative_step": self.relative_step, "error_estimate": self.error_estimate, "batches": self._batches}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.relative_step, self.error_estimate = state["relative_step"], state["error_estimate"]
-        self._batches = state["batches"]
 
     def evaluate(self, batch: Batch, differentiate: bool) -> Evaluation:
         if differentiate:
@@ -119,13 +96,14 @@ class ShardsEngine(Engine):
 
     def step_for(self, evaluation: _OnShards, longest: int) -> float:
         """The relative step, searched for if it is time to, on the sub-batch whose vector is the longest."""
-        if self.relative_step is None or self._batches % RECALIBRATE == 0:
+
+        def search() -> tuple[float, float]:
             precision = max(torch.finfo(p.value.dtype).eps for p in self.problem.grad_params)
             count = math.ceil(math.log(precision ** (1 / 3 - 1 / 2), LADDER))
             ladder = [math.sqrt(precision) * LADDER**k for k in range(-2, count + 1)]
-            self.relative_step, self.error_estimate = best_step(ladder, lambda step: evaluation.difference(longest, step))
-        self._batches += 1
-        return self.relative_step
+            return best_step(ladder, lambda step: evaluation.difference(longest, step))
+
+        return self.searched_step(search)
 
 
 def _is_in_low_precision(model: nn.Module) -> bool:
