@@ -15,10 +15,10 @@ from initopt._support._torch_private import hooks_of, is_compiled
 from initopt.engines.autograd.scale_derivatives import to_cpu
 from initopt.engines.autograd.scaled import ScaledOps
 from initopt.engines.base import Engine, Evaluation, Gradients, added, check_gram, gram_matrix
-from initopt.engines.gradients import moved
+from initopt.engines.gradients import moved, wide_product
 from initopt.engines.microbatches import Microbatches
 from initopt.model.centring import Means, Output, bent, slopes
-from initopt.model.problem import ONE_SAMPLE, Batch, Part, Problem, as_real, inner_product
+from initopt.model.problem import ONE_SAMPLE, Batch, Part, Problem, as_real
 from initopt.model.randomness import seeded
 
 __all__ = ["LADDER", "DifferencesEngine", "Differencing", "best_step"]
@@ -177,9 +177,9 @@ class _Differences(Evaluation):
         products = []
         for p, there, slope, here in zip(scaled, far, slopes_there, near, strict=True):
             if slope is None:
-                products.append((_inner(there, p.value) - _inner(here, p.value)) / step)
+                products.append((wide_product(there, p.value) - wide_product(here, p.value)) / step)
             else:
-                products.append((slope - _inner(here, p.value)) / step - _inner(here, directions.get(p.value)))
+                products.append((slope - wide_product(here, p.value)) / step - wide_product(here, directions.get(p.value)))
         return to_cpu(products)
 
     def _far(self, d: int, vector: Gradients, step: float) -> tuple[Gradients, list[Tensor | None]]:
@@ -205,7 +205,7 @@ class _Differences(Evaluation):
                 _, both = added(map(of_part, parts, incoming))
                 gradients, along = both[: len(scaled)], both[len(scaled) :]
                 each = zip(along, gradients, scaled, strict=True)
-                return gradients, [None if slope is None else slope + _inner(g, p.value) for slope, g, p in each]
+                return gradients, [None if slope is None else slope + wide_product(g, p.value) for slope, g, p in each]
 
         return self._of_parts(d, of_parts)
 
@@ -272,14 +272,6 @@ class _Differences(Evaluation):
         """The factor of a vector that makes a step of this length, relative to that of the weights; 0 for a zero vector."""
         length = _length([g for g in vector if g is not None])
         return relative * max(_length(self._parameters), 1e-3) / length if length > 0 else 0.0
-
-
-def _inner(left: Tensor | None, right: Tensor | None) -> Tensor:
-    """Inner product in float64, zero where there is nothing."""
-    if left is None or right is None:
-        some = left if right is None else right
-        return torch.zeros((), dtype=torch.float64, device=None if some is None else some.device)
-    return inner_product(as_real(left.detach()).double(), as_real(right.detach()).double())
 
 
 def _length(tensors: Sequence[Tensor]) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from initopt.batches.subbatches import Windows
+from initopt.engines.autograd.scale_derivatives import to_cpu
 from initopt.engines.base import Gradients, added
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem, as_real, inner_product
@@ -24,6 +25,7 @@ __all__ = [
     "parts_of_all",
     "subbatch_gradients",
     "whole",
+    "wide_product",
 ]
 
 
@@ -107,13 +109,18 @@ def gradient_norm(problem: Problem, batch: Batch, microbatch: int | None, d: int
     return norm_of(problem.summed(own, problem.shares(batch)[d], parameters))
 
 
+def wide_product(left: Tensor | None, right: Tensor | None) -> Tensor:
+    """The inner product of real parts in float64, zero where there is nothing; on their device."""
+    if left is None or right is None:
+        some = left if right is None else right
+        return torch.zeros((), dtype=torch.float64, device="cpu" if some is None else some.device)
+    return inner_product(as_real(left.detach()).double(), as_real(right.detach()).double())
+
+
 def inner_products(lefts: Sequence[Tensor | None], rights: Sequence[Tensor | None]) -> Tensor:
     """Inner products of real parts, tensor by tensor, zero where there is none; float64 on the CPU."""
-    found = torch.zeros(len(lefts), dtype=torch.float64, device="cpu")
-    for number, (left, right) in enumerate(zip(lefts, rights, strict=True)):
-        if left is not None and right is not None:
-            found[number] = inner_product(as_real(left).double(), as_real(right).double()).cpu()
-    return found
+    products = [wide_product(left, right) for left, right in zip(lefts, rights, strict=True)]
+    return to_cpu(products) if products else torch.zeros(0, dtype=torch.float64, device="cpu")
 
 
 def norm_of(gradients: Gradients) -> float:
