@@ -83,7 +83,7 @@ def test_rows_and_curves(choice):
 def rows_of(*figures):
     """A choice of rows of (start, rate, outcome, loss), the first of which is the network's own."""
     rows = tuple(
-        Row(start, lr, outcome, 100, loss, loss / figures[0][3] - 1, -0.5, -0.1, loss, 3, 0, 1.0)
+        Row(start, lr, outcome, 100, loss, loss / figures[0][3] - 1, -0.5, -0.1, loss, 3, 3, 0, 1.0)
         for start, lr, outcome, loss in figures
     )
     better = [row for row in rows if row.outcome == "better"]

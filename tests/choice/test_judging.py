@@ -28,6 +28,24 @@ def test_of_equal_starts_one_is_preferred_in_one_race_of_twenty_at_most(spread, 
     assert wrong <= stats.binom.ppf(0.999, races, 0.05)
 
 
+def test_nor_in_more_where_seeds_are_added_to_those_that_are_close():
+    rng = np.random.default_rng(3)
+    races, wrong, added = 600, 0, 0
+    for _ in range(races):
+        found = losses(rng, 7, seeds=6, spread=0.5)
+        own, few = found[0], found[:, :3]
+        best = np.argsort(few[1:].mean((1, 2)))[:3] + 1
+        first = compared([few[i] for i in best], few[0], 6, level=0.975)
+        if any(difference.high < 0 for difference in first):
+            wrong += 1
+            continue
+        close = [i for i in best if (few[i].mean(1) < few[0].mean(1)).all()][:2]
+        added += bool(close)
+        wrong += any(difference.high < 0 for difference in compared([found[i] for i in close], own, 6, level=0.975))
+    assert added > races / 5
+    assert wrong <= stats.binom.ppf(0.999, races, 0.05)
+
+
 def test_a_start_that_is_much_better_is_preferred_as_a_rule():
     rng = np.random.default_rng(1)
     right = 0

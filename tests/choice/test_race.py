@@ -13,7 +13,9 @@ def test_half_are_dropped_after_a_quarter_and_half_of_the_others_after_half():
     assert plan.runners == (21, 11, 6)
     assert plan.training_steps == 3 * (21 * 25 + 11 * 25 + 6 * 50)
     assert plan.initialization_steps == 3 * 6
-    assert plan.look_steps == 3 * (21 + 11 + 3 * 6) * 10 / 3
+    assert plan.look_steps == 3 * (21 + 11 + 6) * 10 / 3
+    own_step = plan_race(starts, 3, 100, 3, 10, None, own_step=True)
+    assert own_step.look_steps == 3 * (21 + 11 + 3 * 6) * 10 / 3
 
 
 def test_a_few_all_run_to_the_end():
@@ -33,7 +35,7 @@ def test_runs_are_as_long_as_a_budget_allows(budget):
 def test_a_budget_that_is_too_small_is_refused_with_one_that_is_enough():
     starts = as_starts(["nio"])
     with pytest.raises(
-        ValueError, match=r"2 starts at 1 rate\(s\) with 3 seeds cost 2520 for runs of 10 steps, 2400 of them"
+        ValueError, match=r"2 starts at 1 rate\(s\) with 3 seeds cost 2480 for runs of 10 steps, 2400 of them"
     ):
         plan_race(starts, 1, 100, 3, 10, 1000)
-    assert plan_race(starts, 1, 100, 3, 10, 2520).rungs == (10,)
+    assert plan_race(starts, 1, 100, 3, 10, 2480).rungs == (10,)

@@ -47,7 +47,7 @@ class Choice:
         rows: all starts at all rates, the network's own at the user's own rate first, then the best first.
         best: the row to take: the network's own, unless another one is clearly better.
         cost: of the whole race.
-        seeds: number of runs of each row.
+        seeds: number of runs of each row; more where :attr:`Row.seeds` says so, which was close.
         held_out: number of batches that they were judged by.
         seed: of the first run.
         relative: whether differences are shares of the loss of the network's own start: they are unless a loss is not above
@@ -89,14 +89,14 @@ class Choice:
             against = "which diverges" if own.diverged else f"against {figure(own.loss)}"
             what = "your own start" if best.start == OWN else best.start
             found = (
-                f"loss {figure(best.loss)} {against} after {best.steps} steps, lower in {_of_all(best.lower, self.seeds)}"
+                f"loss {figure(best.loss)} {against} after {best.steps} steps, lower in {_of_all(best.lower, best.seeds)}"
             )
             return f"{what} {self._at(best)}: {found}{self._elsewhere()}"
         ended = [row for row in self.rows[1:] if row.outcome in ("not told apart", "better")]
         if not ended:
             worse = "no other start ends below it" if math.isfinite(own.loss) else "no start trains"
             return f"keep yours at {own.lr:.3g}: {worse} (loss {figure(own.loss)} after {own.steps} steps)"
-        near = min(ended, key=lambda row: row.loss)
+        near = min(ended, key=lambda row: row.difference)
         mean, low, high = (change(value, self.relative) for value in (near.difference, near.low, near.high))
         found = f"{near.start} {self._at(near)} has {figure(near.loss)}, {mean} with an interval from {low} to {high}"
         ours = f"loss {figure(own.loss)} after {own.steps} steps"
@@ -179,6 +179,8 @@ class Choice:
         cost = self.cost
         starts, rates = (len({getattr(row, name) for row in self.rows}) for name in ("start", "lr"))
         head = ", ".join(counted(n, what) for n, what in ((starts, "start"), (rates, "rate"), (self.seeds, "seed")))
+        if self.own.seeds > self.seeds:
+            head += f" ({self.own.seeds} where it was close)"
         lines = [
             f"{head}, judged by {self.held_out} batch{'es' if self.held_out > 1 else ''} that no start was trained on",
             "",

@@ -8,10 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,10 +18,10 @@ from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import check_batches
 from initopt.choice.batches import read_batches
 from initopt.choice.choice import Choice
-from initopt.choice.judging import Difference, compared
-from initopt.choice.race import Entrant, plan_race, run_race
-from initopt.choice.rows import Cost, Curve, Outcome, Row
-from initopt.choice.runs import Hands, Run, Shared, check_sendable
+from initopt.choice.outcomes import Judging, best_of
+from initopt.choice.race import add_seeds, plan_race, run_race
+from initopt.choice.rows import Cost
+from initopt.choice.runs import Hands, Shared, check_sendable
 from initopt.choice.starts import as_starts, copied, default_starts, refuse_shards
 from initopt.model.group import ranks_of
 from initopt.model.losses import LossFunction, as_loss
@@ -54,6 +52,7 @@ def choose(
     lrs: Sequence[float] | str | bool | None = None,
     steps: int = 100,
     seeds: int = 3,
+    more_seeds: int = 3,
     step: OwnStep | None = None,
     clip_grad_norm: float | None = None,
     held_out: int | Iterable[Any] = 10,
@@ -69,7 +68,8 @@ def choose(
     judged on batches that none has seen. After a quarter and after half of the steps, the worse half is dropped; the others
     go on. The network's own start at its own rate always runs to the end. Another one is preferred only if the interval of
     its paired difference to that, over seeds and batches and corrected for the number of starts and rates, is below zero,
-    and its training loss is lower, too (:mod:`initopt.choice.judging`).
+    and its training loss is lower, too (:mod:`initopt.choice.judging`). Where none is, and a start has ended lower in every
+    seed, more seeds decide. The rate is constant, and falls to zero over the last 40 % of a run.
 
     Args:
         make_model: a function that makes the network, a new one with other weights in each call: the choice is then for
@@ -93,14 +93,16 @@ def choose(
             as the user's own.
         steps: training steps of each run.
         seeds: runs of each start at each rate, 2 or more.
+        more_seeds: further runs, where no start is clearly better, of the network's own and of the best two of those that
+            end lower in every seed; 0 for none.
         step: a training step of the user's own, ``(model, optimizer, batch) -> loss``, in the place of zeroing gradients,
-            loss, backward pass and update. Any state of it must be in the model and the optimizer.
+            loss, backward pass and update. Any state of it must be in the model and the optimizer. The rate is left to it.
         clip_grad_norm: bound on the gradient norm in training; none by default.
         held_out: number of batches to judge by, taken evenly from those that are read, a quarter of them at most; or other
             batches, of validation data say: a few, since all of them are looked at each time.
         budget: training steps that the race may cost, with the starts (8 for each step of a method, 1 for a scheme or
-            function) and the looks (a third for each batch held out). Runs are made shorter until it is kept. None by
-            default.
+            function) and the looks (a third for each batch held out). Runs are made shorter until it is kept, and seeds are
+            added only if it allows them. None by default.
         workers: processes that do the runs; with more than one, everything that is given has to be found by an import path,
             and a script that calls this needs the line ``if __name__ == "__main__":``.
         seed: of all that is drawn; follows from torch's random state if not given.
@@ -144,6 +146,7 @@ def choose(
         raise TypeError("optimizer is missing: pass functools.partial(torch.optim.AdamW, lr=3e-4), say")
     check_integer("steps", steps, 1)
     check_integer("seeds", seeds, 2)
+    check_integer("more_seeds", more_seeds, 0)
     check_integer("workers", workers, 1)
     if budget is not None:
         check_integer("budget", budget, 1)
@@ -172,7 +175,7 @@ def choose(
 
     def work(kept: Kept) -> Choice:
         first = ranks.broadcast(base, "the seed")
-        numbers = [first + number for number in range(seeds)]
+        numbers = [first + number for number in range(seeds + more_seeds)]
         own = make(numbers[0])
         refuse_shards(own)
         places = None
@@ -180,38 +183,47 @@ def choose(
             places = {id(p.value): number for number, p in enumerate(trainable_parameters(make_model))}
         rates = _rates(optimizer, own, places, multiples, step)
         if ranks.size > 1:
-            options = {"rates": rates, "steps": steps, "seeds": seeds, "budget": budget, "clip_grad_norm": clip_grad_norm}
+            options = {"rates": rates, "steps": steps, "seeds": seeds, "more_seeds": more_seeds, "budget": budget}
             options |= {"starts": [(each.name, each.describe()) for each in given or []], "step": step}
-            compare_calls(ranks, options | {"held_out": held_out if isinstance(held_out, int) else "batches"}, loader)
+            options |= {"clip_grad_norm": clip_grad_norm, "held_out": held_out if isinstance(held_out, int) else "batches"}
+            compare_calls(ranks, options, loader)
         batches = read_batches(loader, steps, held_out, ranks)
         loss.look_at(batches.training[0])
         chosen = given or default_starts(own, batches.training[0], loss_fn, first, ranks)
-        plan = plan_race(chosen, len(rates), steps, seeds, len(batches.held_out), budget)
+        plan = plan_race(chosen, len(rates), steps, seeds, len(batches.held_out), budget, step is not None)
         _refuse_beyond_memory(own, len(chosen) * len(rates) * seeds)
         shared = Shared(make, batches, optimizer, places, loss_fn, step, clip_grad_norm, plan.rungs[-1], ranks)
         if workers > 1:
             check_sendable(shared, chosen)
         total = seeds * (len(chosen) + sum(plan.runners[1:]))
         shown = progress if ranks.leads else False
-        with Hands(shared, workers) as hands, reporter(shown, "choosing", total) as report:
-            entrants = run_race(hands, chosen, rates, numbers, plan, report)
-        relative = all(bool((_losses(e) > 0).all()) for e in entrants if not e.failure)
+        with Hands(shared, workers) as hands:
+            with reporter(shown, "choosing", total) as report:
+                entrants = run_race(hands, chosen, rates, numbers[:seeds], plan, report)
+            judging = Judging(entrants, looks=2 if more_seeds else 1)
+            places_of_close = [entrants.index(entrant) for entrant in judging.close()] if more_seeds else []
+            close = [entrants[place] for place in ranks.broadcast(places_of_close, "who is close")]
+            if close and (budget is None or plan.cost + plan.cost_of_more(close, more_seeds) <= budget):
+                with reporter(shown, "adding seeds", more_seeds * len({e.start.name for e in close})) as report:
+                    add_seeds(hands, close, numbers[seeds:], plan, report)
+                judging.look_again(close)
         runs = [run for entrant in entrants for run in entrant.runs]
         done = sum(run.course.steps for run in runs)
-        rows = _rows(entrants, sum(run.seconds for run in runs) / done, relative)
-        initialization = sum(row.cost * seeds for row in rows if row.lr == rates[0])
+        step_seconds = sum(run.seconds for run in runs) / done
+        rows = judging.rows(step_seconds)
+        making = {(e.start.name, run.seed): run.seconds_of_start for e in entrants for run in e.runs}
         looks = sum(map(math.isfinite, (loss for run in runs for losses in run.looks.values() for loss in losses))) / 3
-        cost = Cost(done, initialization, looks, time.perf_counter() - begun)
+        cost = Cost(done, sum(making.values()) / step_seconds, looks, time.perf_counter() - begun)
         rows, cost = ranks.broadcast((rows, cost), "the rows")  # in which times differ between ranks
         ranks.end()
         return Choice(
             rows,
-            _best(rows),
+            best_of(rows),
             cost,
             seeds,
             len(batches.held_out),
             first,
-            relative,
+            judging.relative,
             {s.name: s for s in chosen},
             loss_fn,
             loader,
@@ -314,89 +326,3 @@ def _as_before(*reached: Any) -> Iterator[None]:
             parameter.grad = gradient
         for generator in generators:
             generator.put_back()
-
-
-def _rows(entrants: Sequence[Entrant], step_seconds: float, relative: bool) -> tuple[Row, ...]:
-    """What became of each, the network's own start first."""
-    own = next(entrant for entrant in entrants if entrant.is_own)
-    ended = [e for e in entrants if not (e.is_own or e.failure or e.diverged) and e.dropped is None]
-    differences: dict[int, Difference] = {}
-    if not own.diverged:
-        found = compared([_losses(e) for e in ended], _losses(own), len(entrants) - 1, relative=relative)
-        differences = {id(e): difference for e, difference in zip(ended, found, strict=True)}
-    rows = [_row(e, own, differences.get(id(e)), step_seconds, relative) for e in entrants if not e.is_own]
-    rows.sort(key=lambda row: (row.outcome == "failed", row.diverged, -row.steps, row.loss))
-    return (_row(own, own, None, step_seconds, relative), *rows)
-
-
-def _losses(entrant: Entrant) -> Any:
-    return np.array([run.final() for run in entrant.runs])
-
-
-def _row(entrant: Entrant, own: Entrant, difference: Difference | None, step_seconds: float, relative: bool) -> Row:
-    runs = entrant.runs
-    loss = entrant.loss()
-    against = [_then(run, entrant.dropped) for run in own.runs]
-    each = [fmean(run.final()) for run in runs]
-    row_steps = max((run.course.steps for run in runs), default=0)
-    training = fmean(run.training_loss() for run in runs) if runs else math.inf
-    return Row(
-        start=entrant.start.name,
-        lr=entrant.lr,
-        outcome=_outcome(entrant, own, difference, training),
-        steps=row_steps,
-        loss=loss,
-        difference=difference.mean if difference else _by(each, against, relative),
-        low=difference.low if difference else math.nan,
-        high=difference.high if difference else math.nan,
-        training_loss=training,
-        lower=sum(a < b for a, b in zip(each, against, strict=True)) if runs else 0,
-        diverged=entrant.diverged,
-        cost=entrant.initialization_seconds / step_seconds,
-        why=entrant.failure or next((run.course.diverged for run in runs if run.course.diverged), ""),
-        curves=tuple(_curve(run) for run in runs),
-    )
-
-
-def _by(losses: Sequence[float], own: Sequence[float], relative: bool) -> float:
-    """A difference that has no interval."""
-    if not losses or not all(map(math.isfinite, [*losses, *own])):
-        return math.nan
-    if relative:
-        return math.expm1(fmean(math.log(a / b) for a, b in zip(losses, own, strict=True)))
-    return fmean(losses) - fmean(own)
-
-
-def _then(run: Run, steps: int | None) -> float:
-    """The loss of a run on the batches held out when another one was dropped; at its end, if that was not."""
-    return fmean(run.final() if steps is None else run.looks.get(steps, [math.inf]))
-
-
-def _outcome(entrant: Entrant, own: Entrant, difference: Difference | None, training: float) -> Outcome:
-    if entrant.is_own:
-        return "yours"
-    if entrant.failure:
-        return "failed"
-    if entrant.diverged:
-        return "diverged"
-    if entrant.dropped is not None:
-        return "dropped"
-    if own.diverged:
-        trained = [i for i, run in enumerate(own.runs) if not run.course.diverged]
-        as_good = all(fmean(entrant.runs[i].final()) <= fmean(own.runs[i].final()) for i in trained)
-        return "better" if as_good else "not told apart"
-    assert difference is not None
-    if difference.high < 0 and training < fmean(run.training_loss() for run in own.runs):
-        return "better"
-    return "worse" if difference.low > 0 else "not told apart"
-
-
-def _curve(run: Run) -> Curve:
-    looks = tuple((number, fmean(losses)) for number, losses in sorted(run.looks.items()))
-    return Curve(tuple(run.course.losses), looks, run.course.diverged)
-
-
-def _best(rows: Sequence[Row]) -> Row:
-    """The network's own, unless others are clearly better; of these, the one with the lowest loss."""
-    better = [row for row in rows if row.outcome == "better"]
-    return min(better, key=lambda row: row.loss, default=rows[0])

@@ -55,12 +55,15 @@ def _fragment(choice: Choice, picture: bytes) -> str:
     body = "".join(
         f"<tr{' class=best' if row is choice.best else ''}>{_cells(row, choice.relative)}</tr>\n" for row in choice.rows
     )
+    seeds = f"{choice.seeds} seeds"
+    if choice.own.seeds > choice.seeds:
+        seeds += f", {choice.own.seeds} where it was close"
     return "\n".join(
         [
             f"<style>{_STYLE}</style><div class='initopt-choice'>",
             f"<p class='verdict'>{escape(choice.verdict)}.</p><p>{escape(choice.advice)}</p>",
             f"<img alt='Losses over the steps, and differences to your own start' src='{source_of(picture)}'>",
             f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>",
-            f"<p class='faint'>{choice.seeds} seeds; {choice.held_out} batches held out; this cost {choice.cost}</p></div>",
+            f"<p class='faint'>{seeds}; {choice.held_out} batches held out; this cost {choice.cost}</p></div>",
         ]
     )

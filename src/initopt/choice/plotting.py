@@ -47,7 +47,7 @@ def plot_choice(choice: Choice) -> Figure:
     values: list[float] = []
     label: str | None = "dropped or diverged on the way"
     for row in rows:
-        points = _means(row)
+        points = _means(row, choice)
         if not points:
             continue
         steps, lows, means, highs = zip(*points, strict=True)
@@ -68,13 +68,13 @@ def plot_choice(choice: Choice) -> Figure:
     return figure
 
 
-def _means(row: Row) -> list[tuple[int, float, float, float]]:
+def _means(row: Row, choice: Choice) -> list[tuple[int, float, float, float]]:
     """Steps, with the least, mean and largest loss over the seeds, as far as all are finite."""
     found = []
-    for place in range(min(len(curve.held_out) for curve in row.curves)):
-        losses = [curve.held_out[place][1] for curve in row.curves]
-        if all(map(math.isfinite, losses)):
-            found.append((row.curves[0].held_out[place][0], min(losses), fmean(losses), max(losses)))
+    for steps, _ in row.curves[0].held_out:  # runs of added seeds have a look at the end alone
+        losses = [loss for curve in row.curves for number, loss in curve.held_out if number == steps]
+        if len(losses) >= choice.seeds and all(map(math.isfinite, losses)):
+            found.append((steps, min(losses), fmean(losses), max(losses)))
     return found
 
 

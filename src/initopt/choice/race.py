@@ -1,4 +1,7 @@
-"""The race: runs from several starts side by side, of which the worse half is dropped at each of a few looks."""
+"""The race: runs from several starts side by side, of which the worse half is dropped at each of a few looks.
+
+Where it ends close, the network's own start and those that are close to it run from further seeds.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from initopt._support.progress import Report
-from initopt.choice.runs import Hands, Run
+from initopt.choice.judging import Difference
+from initopt.choice.runs import LAST_LOOKS, Hands, Run
 from initopt.choice.starts import nominal_steps
 from initopt.comparison.spec.initialization import Initialization
 
-__all__ = ["Entrant", "Plan", "plan_race", "run_race"]
+__all__ = ["Entrant", "Plan", "add_seeds", "plan_race", "run_race"]
 
 _FINISHERS = 3
 """Starts beside the network's own that are trained to the end, at least."""
@@ -28,6 +32,7 @@ class Plan:
         initialization_steps: cost of making the starts in training steps, by a rough rule, over all seeds.
         seeds: number of runs of each.
         held_out: batches of a look.
+        last_looks: number of looks at the end of a run.
     """
 
     rungs: tuple[int, ...]
@@ -35,6 +40,7 @@ class Plan:
     initialization_steps: int
     seeds: int
     held_out: int
+    last_looks: int
 
     @property
     def training_steps(self) -> int:
@@ -46,18 +52,33 @@ class Plan:
 
     @property
     def look_steps(self) -> int:
-        """The cost of the looks in training steps, a third of one for each batch; there are three looks at the end."""
-        looks = self.seeds * (sum(self.runners) + 2 * self.runners[-1])
-        return math.ceil(looks * self.held_out / 3)
+        """The cost of the looks in training steps, a third of one for each batch."""
+        return _cost_of_looks(self.seeds * (sum(self.runners[:-1]) + self.last_looks * self.runners[-1]), self.held_out)
 
     @property
     def cost(self) -> int:
         """The whole cost in training steps."""
         return self.training_steps + self.initialization_steps + self.look_steps
 
+    def cost_of_more(self, entrants: Sequence[Entrant], seeds: int) -> int:
+        """The cost of further seeds of some entrants in training steps."""
+        starts = {entrant.start.name: nominal_steps(entrant.start) for entrant in entrants}
+        looks = _cost_of_looks(seeds * len(entrants) * self.last_looks, self.held_out)
+        return seeds * (self.rungs[-1] * len(entrants) + sum(starts.values())) + looks
+
+
+def _cost_of_looks(number: int, held_out: int) -> int:
+    return math.ceil(number * held_out / 3)
+
 
 def plan_race(
-    starts: Sequence[Initialization], rates: int, steps: int, seeds: int, held_out: int, budget: int | None
+    starts: Sequence[Initialization],
+    rates: int,
+    steps: int,
+    seeds: int,
+    held_out: int,
+    budget: int | None,
+    own_step: bool = False,
 ) -> Plan:
     """Plan how far each start runs: half are dropped after a quarter of the steps, and half of the others after half.
 
@@ -68,16 +89,19 @@ def plan_race(
         seeds: runs of each start at each rate.
         held_out: batches of a look.
         budget: training steps that the race may cost; runs are made shorter until they fit.
+        own_step: whether the training step is the user's own, after which there are several looks at the end.
 
     Raises:
         ValueError: if the budget is too small for runs of ten steps; the message says what is enough.
     """
     challengers = len(starts) * rates - 1
     cost = seeds * sum(map(nominal_steps, starts))
-    plan = _planned(challengers, steps, seeds, held_out, cost)
+    last_looks = 1 + len(LAST_LOOKS) if own_step else 1
+    plan = _planned(challengers, steps, seeds, held_out, cost, last_looks)
     if budget is None or plan.cost <= budget:
         return plan
-    fitting = [_planned(challengers, fewer, seeds, held_out, cost) for fewer in range(min(steps, 10), steps)]
+    shorter = range(min(steps, 10), steps)
+    fitting = [_planned(challengers, fewer, seeds, held_out, cost, last_looks) for fewer in shorter]
     affordable = [plan for plan in fitting if plan.cost <= budget]
     if not affordable:
         least = (fitting or [plan])[0]
@@ -89,17 +113,17 @@ def plan_race(
     return affordable[-1]
 
 
-def _planned(challengers: int, steps: int, seeds: int, held_out: int, cost: int) -> Plan:
+def _planned(challengers: int, steps: int, seeds: int, held_out: int, cost: int, last_looks: int) -> Plan:
     rungs = sorted({max(1, steps // 4), max(1, steps // 2), steps})
     runners = [challengers]
     for _ in rungs[1:]:
         runners.append(min(runners[-1], max(_FINISHERS, math.ceil(runners[-1] / 2))))
     if runners[-1] == challengers:  # nobody would be dropped
         rungs, runners = [steps], [challengers]
-    return Plan(tuple(rungs), tuple(count + 1 for count in runners), cost, seeds, held_out)
+    return Plan(tuple(rungs), tuple(count + 1 for count in runners), cost, seeds, held_out, last_looks)
 
 
-@dataclass
+@dataclass(eq=False)
 class Entrant:
     """A start at a rate.
 
@@ -108,18 +132,23 @@ class Entrant:
         lr: the rate of its first group of parameters.
         is_own: whether it is the network's own start at the user's own rate.
         runs: one for each seed.
-        initialization_seconds: time that making the start takes, the mean over the seeds; 0 for the network's own.
         failure: why it could not be made; ``""`` if it could.
         dropped: after how many steps it was dropped; ``None`` if it came to the end.
+        difference: of its loss to that of the network's own start, once it is judged.
     """
 
     start: Initialization
     lr: float
     is_own: bool
     runs: list[Run] = field(default_factory=list)
-    initialization_seconds: float = 0.0
     failure: str = ""
     dropped: int | None = None
+    difference: Difference | None = None
+
+    @property
+    def initialization_seconds(self) -> float:
+        """The time that making the start takes, the mean over the seeds; 0 for the network's own."""
+        return fmean(run.seconds_of_start for run in self.runs) if self.runs else 0.0
 
     @property
     def diverged(self) -> int:
@@ -150,7 +179,7 @@ def run_race(
         report: is told of what is done.
     """
     entrants = [Entrant(start, lr, not start.steps and lr == rates[0]) for start in starts for lr in rates]
-    _begin(hands, entrants, starts, rates, seeds, plan.rungs[0], report)
+    _begin(hands, entrants, seeds, plan.rungs[0], report)
     running = [entrant for entrant in entrants if not entrant.failure]
     for place, rung in enumerate(plan.rungs[1:], 1):
         challengers = sorted((e for e in running if not e.is_own), key=lambda e: (e.diverged, e.loss()))
@@ -168,25 +197,31 @@ def run_race(
     return entrants
 
 
-def _begin(
-    hands: Hands,
-    entrants: Sequence[Entrant],
-    starts: Sequence[Initialization],
-    rates: Sequence[float],
-    seeds: Sequence[int],
-    rung: int,
-    report: Report,
-) -> None:
-    """Make all starts, and train from them up to the first rung."""
-    calls = [(seed, start, list(rates), rung) for seed in seeds for start in starts]
+def add_seeds(hands: Hands, entrants: Sequence[Entrant], seeds: Sequence[int], plan: Plan, report: Report) -> None:
+    """Run some entrants to the end from further seeds.
+
+    Args:
+        hands: does the runs.
+        entrants: who run; the network's own start among them.
+        seeds: of the runs.
+        plan: how far each runs.
+        report: is told of what is done.
+    """
+    _begin(hands, entrants, seeds, plan.rungs[-1], report)
+
+
+def _begin(hands: Hands, entrants: Sequence[Entrant], seeds: Sequence[int], rung: int, report: Report) -> None:
+    """Make the starts of some entrants, and train from them up to a rung."""
+    starts = {entrant.start.name: entrant.start for entrant in entrants}.values()
+    of_start = {start.name: [entrant for entrant in entrants if entrant.start.name == start.name] for start in starts}
+    calls = [(seed, start, [entrant.lr for entrant in of_start[start.name]], rung) for seed in seeds for start in starts]
     for (_, start, *_), begun in zip(calls, hands.do("begin", calls), strict=True):
-        mine = [entrant for entrant in entrants if entrant.start is start]
+        mine = of_start[start.name]
         if begun.failure or mine[0].failure:
             for entrant in mine:
                 entrant.failure = entrant.failure or begun.failure
                 entrant.runs.clear()
             continue
         for entrant, run in zip(mine, begun.runs, strict=True):
-            entrant.initialization_seconds += begun.seconds / len(seeds)
             entrant.runs.append(run)
         report(start.name)

@@ -39,11 +39,12 @@ class Row:
         outcome: what became of it; see :data:`Outcome`.
         steps: training steps of each run.
         loss: mean loss on the batches held out, over the seeds; infinite if a run diverged.
-        difference: to the loss of the network's own start after as many steps, as a share of that: -0.4 is 40 % lower. It
-            is absolute where ``Choice.relative`` is false.
+        difference: to the loss of the network's own start after as many steps and with the same seeds, as a share of that:
+            -0.4 is 40 % lower. It is absolute where ``Choice.relative`` is false.
         low: lower end of the interval of the difference; nan for a start that did not come to the end.
         high: its upper end, likewise.
-        training_loss: mean loss over the last fifth of the steps.
+        training_loss: mean loss over the last fifth of the steps of all runs.
+        seeds: number of its runs.
         lower: number of seeds in which the loss is lower than that of the network's own.
         diverged: number of runs that diverged.
         cost: of making the start once, in training steps.
@@ -60,6 +61,7 @@ class Row:
     low: float
     high: float
     training_loss: float
+    seeds: int
     lower: int
     diverged: int
     cost: float
@@ -138,7 +140,7 @@ def cells(row: Row, relative: bool) -> list[str]:
         str(row.steps) if ran else "",
         figure(row.loss) if math.isfinite(row.loss) else "",
         shown,
-        str(row.lower) if ran and row.outcome != "yours" else "",
+        f"{row.lower} of {row.seeds}" if ran and row.outcome != "yours" else "",
         figure(row.training_loss) if math.isfinite(row.training_loss) else "",
         f"{row.cost:.0f}" if row.cost else "",
         words,

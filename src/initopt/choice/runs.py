@@ -26,14 +26,18 @@ from initopt.model.parameters import trainable_parameters
 from initopt.model.ranks import Alone, Ranks
 from initopt.runs.shared import compare_weights
 from initopt.training.looks import losses_on
-from initopt.training.optimizers import OptimizerFactory, make_optimizer
+from initopt.training.optimizers import OptimizerFactory, Rates, make_optimizer
 from initopt.training.replica import Replica
 from initopt.training.steps import Course, OwnStep, clipping, train_steps
 
-__all__ = ["Begun", "Hands", "Run", "Shared", "check_sendable"]
+__all__ = ["LAST_LOOKS", "Begun", "Hands", "Run", "Shared", "check_sendable"]
 
-_LAST_LOOKS = (0.8, 0.9)
-"""Where in the training there are looks beside the one at the end: one alone depends on the last few batches."""
+COOL_DOWN = 0.4
+"""The share of a run, at its end, in which the rate falls to zero in a straight line: at a constant rate, where a run ends
+depends on its last few batches, and a start that only wants a lower rate looks no better than one that does not train."""
+
+LAST_LOOKS = (0.8, 0.9)
+"""Where in a run of the user's own steps, whose rate is theirs, there are looks beside the one at the end."""
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Run:
         course: of its training losses.
         looks: losses on each batch held out, by the number of training steps before.
         seconds: of its training steps.
+        seconds_of_start: that making its start took, for all runs from it.
     """
 
     seed: int
@@ -53,11 +58,12 @@ class Run:
     course: Course = field(default_factory=Course)
     looks: dict[int, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    seconds_of_start: float = 0.0
 
     def final(self) -> list[float]:
         """Losses on each batch held out, the mean of the looks of the last fifth of training; infinite if it diverged."""
         last = max(self.looks)
-        chosen = [losses for number, losses in self.looks.items() if number >= _LAST_LOOKS[0] * last]
+        chosen = [losses for number, losses in self.looks.items() if number >= LAST_LOOKS[0] * last]
         return [math.inf if self.course.diverged else fmean(losses) for losses in zip(*chosen, strict=True)]
 
     def training_loss(self) -> float:
@@ -72,12 +78,10 @@ class Begun:
 
     Attributes:
         runs: one for each rate; none if the start could not be made.
-        seconds: that making it took.
         failure: why it could not be made; ``""`` if it could.
     """
 
     runs: list[Run] = field(default_factory=list)
-    seconds: float = 0.0
     failure: str = ""
 
 
@@ -128,8 +132,9 @@ class Shared:
             return Begun(failure=failure.partition("\n")[0])
         seconds = time.perf_counter() - begun if start.steps else 0.0
         models = [*(copied(model) for _ in rates[1:]), model]
-        runs = [Run(seed, self._trainer(mine, lr)) for mine, lr in zip(models, rates, strict=True)]
-        return Begun([self.go_on(run, rung) for run in runs], seconds)
+        made = zip(models, rates, strict=True)
+        runs = [Run(seed, self._trainer(mine, lr), seconds_of_start=seconds) for mine, lr in made]
+        return Begun([self.go_on(run, rung) for run in runs])
 
     def _trainer(self, model: nn.Module, lr: float) -> Replica:
         if not model.training:
@@ -141,14 +146,20 @@ class Shared:
 
     def go_on(self, run: Run, rung: int) -> Run:
         """Train up to a rung, and look."""
-        looks = {rung, *(round(share * rung) for share in _LAST_LOOKS)} if rung == self.end else {rung}
         trainer, course = run.trainer, run.course
         assert trainer is not None
+        rates = Rates(trainer.optimizer) if self.step is None else None
+        looks = {rung, *(round(share * rung) for share in LAST_LOOKS if rates is None and rung == self.end)}
+
+        def before(step: int) -> None:
+            if rates is not None:
+                rates.scale(min(1.0, (self.end - step) / (COOL_DOWN * self.end)))
+
         for stop in sorted(looks):
             if stop <= course.steps or course.diverged:
                 continue
             begun = time.perf_counter()
-            train_steps(trainer, islice(self.batches.order(run.seed), course.steps, stop), run.seed, course)
+            train_steps(trainer, islice(self.batches.order(run.seed), course.steps, stop), run.seed, course, before)
             run.seconds += time.perf_counter() - begun
             losses = [math.inf] * len(self.batches.held_out)
             if not course.diverged:

@@ -22,7 +22,7 @@ __all__ = ["COMMAND"]
 _CHANGES = 10
 """The exit status if another start, or another rate, is clearly better."""
 
-_GIVEN = ("steps", "seeds", "clip_grad_norm", "held_out", "budget", "workers")
+_GIVEN = ("steps", "seeds", "more_seeds", "clip_grad_norm", "held_out", "budget", "workers")
 
 
 def _add_options(parser: ArgumentParser) -> None:
