@@ -148,7 +148,7 @@ class Initialization:
         assert isinstance(self.method, (list, tuple))
         return [as_initialization(part) for part in self.method]
 
-    @property
+    @functools.cached_property  # a name is looked up among what is installed, which takes a while
     def steps(self) -> tuple[Step, ...]:
         """The steps, one after the other; none for the model's own start."""
         scheme: tuple[Step, ...] = () if self.scheme is None else (self._drawing(),)
