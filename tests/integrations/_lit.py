@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+SEARCH = {"budget": 520, "seeds": 1, "steps": 10, "warmup_steps": 0, "progress": False}
+"""A short search for rates."""
+
 
 class Lit(pl.LightningModule):
     """A small classifier with batch norm, a metric, and a log of its batches."""

@@ -139,12 +139,10 @@ def test_a_diagnosis_has_the_optimizer_unless_another_is_given():
         assert work.figures(found)["initopt/warnings"] >= rule
 
 
-def test_a_rate_is_for_one_optimizer_and_one_process():
+def test_a_rate_is_for_one_optimizer():
     work = FindingRate(False, {})
     with pytest.raises(ValueError, match="a training with one optimizer, and this one has several, or none"):
         work(make_model(), make_batches(), None, None)
-    with pytest.raises(ValueError, match="train on the batches of one process.*batches as large as those of all"):
-        work(make_model(), make_batches(), None, None, process_group="all")
     with pytest.raises(ValueError, match="set_rate must be True or False"):
         FindingRate("yes", {})
     with pytest.raises(TypeError, match="has no option 'optimizer'"):

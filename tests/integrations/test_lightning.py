@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 import initopt
 from initopt.integrations.lightning import Diagnose, FindLearningRate, Initialize
 from tests.helpers import values
-from tests.integrations._lit import Lit, data, fit, loader, trainer
+from tests.integrations._lit import SEARCH, Lit, data, fit, loader, trainer
 from tests.integrations._two import in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -231,6 +231,10 @@ class TestInitialize:
         assert first["scales"] == second["scales"]
         assert first["cosine"] == second["cosine"]
         assert first["count"] == 160
+        assert first["searched"]
+        assert first["suggested"] == second["suggested"] == pytest.approx(first["rate"])
+        assert first["losses"] == second["losses"]
+        assert first["order_after_search"]
         assert any(scale != 1 for scale in first["scales"].values())
 
 
@@ -268,9 +272,6 @@ class TestLogging:
         fit([Initialize("nio", **SHORT)], logger=Images())
         ((key, shape, step),) = taken
         assert (key, len(shape), shape[2], step) == ("initopt/Initialize", 3, 4, 0)
-
-
-SEARCH = {"budget": 520, "seeds": 1, "steps": 10, "warmup_steps": 0, "progress": False}
 
 
 def test_remedies_are_tried_on_a_copy_of_the_module():

@@ -172,6 +172,9 @@ class TestInitialize:
         assert second["order"]
         assert first["steps"] == 3
         assert first["scales"] == second["scales"]
+        assert first["suggested"] == second["suggested"]
+        assert first["losses"] == second["losses"]
+        assert first["order_after_search"]
         assert any(scale != 1 for scale in first["scales"].values())
 
 

@@ -200,15 +200,9 @@ class FindingRate(Calling):
         optimizer: Optimizer | None,
         **where: Any,
     ) -> LearningRates:
-        if where:
-            raise ValueError(
-                "the runs here train on the batches of one process, whose best rate is not that of all of them together; "
-                "look for it in one process, with batches as large as those of all, or call initopt.find_lr itself on each "
-                "(process_group=)"
-            )
         if optimizer is None:
             raise ValueError("find_lr is for a training with one optimizer, and this one has several, or none")
-        found: LearningRates = find_lr(model, batches, at_its_peak(optimizer), loss_fn, **self._options)
+        found: LearningRates = find_lr(model, batches, at_its_peak(optimizer), loss_fn, **self._options, **where)
         return found
 
     def set(self, result: LearningRates, optimizer: Optimizer, schedulers: Iterable[Any]) -> None:

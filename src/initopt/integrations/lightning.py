@@ -154,7 +154,8 @@ class FindLearningRate(_AtTheStart):
 
     As :class:`Initialize`, it sees the module's own training step and batches, and the class and settings of its optimizer.
     Afterwards, the model and the optimizer are as they were. Clipping and accumulation of gradients are not in it. Put it
-    behind ``Initialize`` in the list of callbacks, since new weights may want another rate. In one process only.
+    behind ``Initialize`` in the list of callbacks, since new weights may want another rate. Under DDP all processes run the
+    trainings together, each with its own batches, and find the same rate.
 
     Args:
         loss: a loss in the place of the training step's, as for :func:`initopt.measure`.
@@ -166,7 +167,7 @@ class FindLearningRate(_AtTheStart):
 
     Raises:
         TypeError: for an unknown option.
-        ValueError: for several optimizers, or several processes.
+        ValueError: for several optimizers.
 
     Example::
 

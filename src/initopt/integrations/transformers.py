@@ -170,7 +170,8 @@ class FindLearningRate(_WhenItBegins):
 
     As :class:`Initialize`, it sees the trainer's own loss and batches, and the class and settings of its optimizer.
     Afterwards, the model and the optimizer are as they were. Clipping and accumulation of gradients are not in it. Add it
-    after ``Initialize``, since new weights may want another rate. In one process only.
+    after ``Initialize``, since new weights may want another rate. Under DDP all processes run the trainings together, each
+    with its own batches, and find the same rate.
 
     Args:
         loss: a loss in the place of the trainer's, as for :func:`initopt.measure`.
@@ -184,7 +185,7 @@ class FindLearningRate(_WhenItBegins):
 
     Raises:
         TypeError: for an unknown option.
-        ValueError: in several processes, and as :class:`Initialize`.
+        ValueError: as :class:`Initialize`.
 
     Example::
 
