@@ -38,6 +38,15 @@ def test_a_remedy_is_tried_on_a_copy_and_said_to_help(vanishing):
     assert len(vanishing.tried) == 2
 
 
+@pytest.mark.parametrize("depth", [10, 22, 32])
+def test_of_relu_layers_without_signal_neither_their_units_nor_the_optimizer_are_to_blame(depth):
+    torch.manual_seed(0)
+    model = mlp(depth, activation=nn.ReLU)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = initopt.diagnose(model, labelled(), optimizer=optimizer, seed=0, tries=())
+    assert [finding.rule for finding in found.findings if finding.severity != "note"] == ["A204"]
+
+
 def test_the_model_stays_as_it_is_when_remedies_are_tried():
     torch.manual_seed(0)
     model, batches = mlp(24, activation=nn.Tanh), labelled()

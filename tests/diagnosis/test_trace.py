@@ -195,6 +195,11 @@ def test_the_first_update_is_that_of_the_optimizer():
         assert tensor.update == pytest.approx(0.5 * float(parameter.grad.square().mean().sqrt()), rel=1e-3)
     adam = trace(model, [batch], optimizer=torch.optim.Adam(model.parameters(), lr=0.01), seed=0)
     assert adam.tensors[0].update == pytest.approx(0.01, rel=0.05)
+    rounded = trace(model, [batch], optimizer=functools.partial(torch.optim.SGD, lr=1e-12), seed=0)
+    for tensor, parameter in zip(rounded.tensors, other.parameters(), strict=True):
+        assert tensor.update == pytest.approx(1e-12 * float(parameter.grad.square().mean().sqrt()), rel=1e-3)
+    partly = trace(model, [batch], optimizer=torch.optim.SGD(model[:4].parameters(), lr=0.1), seed=0)
+    assert [tensor.update > 0 for tensor in partly.tensors] == [tensor.name[0] in "0123" for tensor in partly.tensors]
 
 
 @pytest.mark.parametrize(

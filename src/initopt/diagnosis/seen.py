@@ -128,7 +128,8 @@ class TensorTrace(Block):
         tiny: share of entries of the gradient that half precision has no number for, but for zeros.
         broken: whether an entry of the gradient is infinite or not a number.
         scale_invariant: whether the loss does not change with its scale, as in front of a norm.
-        update: root mean square of the first update by the optimizer; nan without one.
+        update: root mean square of the first update by the optimizer, before it is rounded away; 0 of a tensor that the
+            optimizer does not have, nan without an optimizer.
     """
 
     shape: tuple[int, ...]

@@ -18,16 +18,30 @@ __all__ = ["few_samples", "first_updates", "woken"]
 
 
 def first_updates(problem: Problem, optimizer: OptimizerFactory, gradients: Sequence[Tensor | None]) -> dict[str, float]:
-    """Root mean square of the first update of every parameter that has a gradient, by name."""
-    copies = [nn.Parameter(p.value.detach().clone()) for p in problem.grad_params]
+    """Root mean square of the first update of every parameter that has a gradient, by name.
+
+    An update that is rounded away beside the weights has the size that it has beside zeros; only what the optimizer does
+    not have, or has at a rate of zero, has none.
+    """
+    found = _updates_of(problem, optimizer, [p.value.detach() for p in problem.grad_params], gradients)
+    if all(found.values()):
+        return found
+    rounded = [None if found.get(p.name) else slope for p, slope in zip(problem.grad_params, gradients, strict=True)]
+    return found | _updates_of(problem, optimizer, [torch.zeros_like(p.value) for p in problem.grad_params], rounded)
+
+
+def _updates_of(
+    problem: Problem, optimizer: OptimizerFactory, values: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> dict[str, float]:
+    copies = [nn.Parameter(value.clone()) for value in values]
     places = {id(p.value): i for i, p in enumerate(problem.grad_params)}
     made = make_optimizer(optimizer, copies, places)
     for copy, gradient in zip(copies, gradients, strict=True):
         copy.grad = None if gradient is None else gradient.to_dense().to(copy.dtype)
     made.step()
-    pairs = zip(problem.grad_params, copies, strict=True)
+    changed = zip(problem.grad_params, copies, values, strict=True)
     with torch.no_grad():
-        return {p.name: root_mean_square(copy - p.value) for p, copy in pairs if copy.grad is not None}
+        return {p.name: root_mean_square(copy - value) for p, copy, value in changed if copy.grad is not None}
 
 
 _MOVE = 1e-3

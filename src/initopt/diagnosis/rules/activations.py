@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, Severity, behind_small_gains, rule, share
@@ -30,6 +29,10 @@ def per_layer(values: Sequence[float]) -> float:
 
 _SHARES: tuple[tuple[Severity, float, float], ...] = (("error", 0.9, 2.0), ("warning", 0.5, 0.9))
 """Ranges of the share of dead or saturated units, with their severity."""
+
+
+_ALIKE = 0.2
+"""The spread of the inputs of a layer below which a third of its units, or more, are on the same side of zero for all."""
 
 
 def _graded(calls: Iterable[Call], of: Callable[[Call], float]) -> Iterator[tuple[Severity, list[Call], Call]]:
@@ -60,12 +63,19 @@ def dead(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A unit that is zero for all samples and positions gets no gradient, and stays so.
 
     In wide healthy networks a few per cent of the units are zero on a few hundred samples, and in deep plain ones, whose
-    samples look alike, up to a third. SageMaker's rule asks for half, too. The rule needs 16 samples and 16 units.
+    samples look alike, up to a third. SageMaker's rule asks for half, too. The rule needs 16 samples and 16 units. Units
+    behind a layer whose inputs hardly differ are left out: half of them are zero for one sample, and so for all.
     """
     if evidence.seen.data.samples < 16:
         return
-    pairs = pairwise([None, *evidence.seen.calls])
-    relus = [c for before, c in pairs if c and c.function in ("relu", "relu6") and (before is None or before.rms > 0)]
+    every = evidence.seen.calls
+    relus = [
+        call
+        for source, before, call in zip([None, None, *every], [None, *every], every, strict=False)
+        if call.function in ("relu", "relu6")
+        and (before is None or before.rms > 0)
+        and (source is None or not source.spread < _ALIKE)
+    ]
     for severity, calls, worst in _graded((c for c in relus if c.units >= 16), lambda call: call.dead):
         more = f"up to {share(worst.dead)} of their" if len(calls) > 1 else f"{share(worst.dead)} of its {worst.units}"
         text = f"{more} units are zero for every sample"
@@ -135,7 +145,7 @@ def exploding(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     needs="batch",
     threshold="1e-3 of the first layers' signal left in the last; an error from 1e-5, a note from 1e-2; 4 layers or more",
     source="Glorot and Bengio 2010; Schoenholz et al., Deep Information Propagation, arXiv 1611.01232",
-    explains=("A205", "A209", "A212", "G309", "G310", "G308", "G302", "G307"),
+    explains=("A205", "A209", "A212", "G309", "G310", "G308", "G302", "G307", "O502"),
 )
 def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A signal that shrinks by a factor in every layer is lost in the biases and in rounding.

@@ -66,7 +66,7 @@ def exploding(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     needs="gradient",
     threshold="1e-4 of the gradient of the last layers comes to the first; an error from 1e-7; 4 layers or more",
     source="Hochreiter 1991; Glorot and Bengio 2010; SageMaker Debugger, rule VanishingGradient",
-    explains=("G307", "G308"),
+    explains=("G307", "G308", "O502"),
 )
 def vanishing(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """Layers that get 1e-4 of the gradient of others do not train at a rate that suits these.

@@ -67,7 +67,7 @@ def too_small(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     few = []
     for weight in evidence.parameters:
         tensor = tensors.get(weight.name)
-        if tensor is None or tensor.relative_update != tensor.relative_update or not weight.value.is_floating_point():
+        if tensor is None or not tensor.update > 0 or not weight.value.is_floating_point():
             continue
         if tensor.relative_update < torch.finfo(weight.value.dtype).eps / 8:
             few.append(tensor)
@@ -96,13 +96,7 @@ def left_out(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     Warm-ups that start at a rate of zero leave all of them; then nothing is said.
     """
     moving = [t for t in evidence.seen.tensors if t.fate == "trains" and t.slope > 0]
-    names = [tensor.name for tensor in moving if not tensor.update > 0 and not is_bias(tensor.name)]
-    if names and len(names) < len(moving) and any(tensor.update > 0 for tensor in moving):
-        lost = [name for name in names if name not in _rounded(evidence)]
-        if lost:
-            text = f"{len(lost)} parameters get a gradient, and the optimizer does not move them"
-            yield rule.finding(lost, text, "make the optimizer after all layers are in place, of all parameters")
-
-
-def _rounded(evidence: Evidence) -> set[str]:
-    return {weight.name for weight in evidence.parameters if weight.value.element_size() < 4}
+    lost = [tensor.name for tensor in moving if not tensor.update > 0 and not is_bias(tensor.name)]
+    if lost and any(tensor.update > 0 for tensor in moving):
+        text = f"{len(lost)} parameters get a gradient, and the optimizer does not move them"
+        yield rule.finding(lost, text, "make the optimizer after all layers are in place, of all parameters")
