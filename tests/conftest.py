@@ -1,5 +1,6 @@
 import multiprocessing
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from initopt.testing import ENTRIES
 from tests.forks import forking
 
 # The processes of pytest-xdist ignore Ctrl-C, which some tests send themselves and their children.
@@ -39,7 +41,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path in TRAINING:
             item.add_marker("training")
+        if item.get_closest_marker("gallery") and _waits(item):
+            item.add_marker("slow")
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+NETWORKS = {name: number for number, name in enumerate(ENTRIES)}
+
+
+def _waits(item: pytest.Item) -> bool:
+    """Whether a test of a network of the gallery is left to ``make test-slow``: every second one is.
+
+    Which half, follows from the name of the test, so that each network is in half of the tests, or about.
+    """
+    assert isinstance(item, pytest.Function)
+    name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+    family = f"{item.module.__name__}.{item.originalname}"
+    return name in NETWORKS and (NETWORKS[name] + zlib.crc32(family.encode())) % 2 == 1
 
 
 @pytest.fixture(autouse=True)

@@ -24,4 +24,6 @@ def doubled(batches: list[Batch]) -> list[Batch]:
 
 
 def quick(model: nn.Module, batches: Any, loss_fn: Any = None, **options: Any) -> initopt.Result:
-    return initopt.nio(model, batches, loss_fn, **{"steps": 6, "measure_batches": 2, "lr": 0.05, **options})
+    return initopt.nio(
+        model, batches, loss_fn, **{"steps": 6, "measure_batches": 2, "lr": 0.05, "diagnose": False, **options}
+    )

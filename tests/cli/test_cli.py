@@ -532,7 +532,10 @@ class TestForeignFolder:
 
     @pytest.mark.parametrize(
         ("program", "line"),
-        [("initopt", "report ."), ("python -m initopt", "measure --model plain_mlp --data digits --num_batches 1")],
+        [
+            pytest.param("initopt", "report .", marks=pytest.mark.slow),
+            ("python -m initopt", "measure --model plain_mlp --data digits --num_batches 1"),
+        ],
     )
     def test_no_module_of_it_is_imported(self, tmp_path, program, line):
         for name in ("filelock", "jinja2", "pyarrow", "scipy", "PIL", "kornia", "datasets", "triton", "tensorboard"):
@@ -901,7 +904,7 @@ class TestCompare:
 
 
 FEW = {
-    "choose": "--steps 4 --seeds 2",
+    "choose": "--steps 4 --seeds 2 --more_seeds 0 --starts orthogonal,lsuv",
     "find-lr": "--seeds 2 --steps 20 --sweep_steps 40 --warmup_steps 0 --precision 1.5",
     "run": "--steps 2 --measure_batches 2",
     "compare": "--recipe.epochs 1 --recipe.batch_size 128 --recipe.measure_batches 1",

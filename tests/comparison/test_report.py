@@ -319,12 +319,14 @@ class TestDocument:
         captions = [b.caption for s in one.sections for b in s.blocks if isinstance(b, Figure)]
         assert not any("interval of the mean" in caption for caption in captions)
 
+    @pytest.mark.slow
     def test_small_charts_for_many_initializations(self):
         few = to_document(summarize(made(names=tuple(STARTS)[:4], seeds=2)))
         many = to_document(summarize(made(names=tuple(STARTS), seeds=2)))
         assert sum("-curves-" in image.name for image in images(few)) == 0
         assert sum("-curves-" in image.name for image in images(many)) == len(STARTS) - 1
 
+    @pytest.mark.slow
     def test_what_is_left_out_of_a_figure_is_said(self):
         def captions(found):
             sections = to_document(summarize(found)).sections
@@ -384,7 +386,7 @@ class TestDocument:
             "nan",
         ],
     )
-    @pytest.mark.parametrize("all_of_them", [True, False])
+    @pytest.mark.parametrize("all_of_them", [True, pytest.param(False, marks=pytest.mark.slow)])
     def test_odd_runs(self, change, all_of_them):
         found = made(seeds=2, change=lambda r: change(r) if all_of_them or r.initialization == "nio" else r)
         document = to_document(summarize(found))

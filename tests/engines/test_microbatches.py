@@ -83,7 +83,7 @@ def test_batch_norm_is_not_split(engine: str) -> None:
     assert initopt.nio(frozen, make_batches(), microbatch=2, engine=engine, steps=1, measure_batches=0).scales
 
 
-@pytest.mark.parametrize("engine", ["auto", "recompute", "differences"])
+@pytest.mark.parametrize("engine", [pytest.param("auto", marks=pytest.mark.slow), "recompute", "differences"])
 def test_running_out_of_memory_halves_the_micro_batch(engine: str) -> None:
     """From 8 samples to 4 to 2, as 3 are the most that fit."""
     with warnings.catch_warnings(record=True) as caught:

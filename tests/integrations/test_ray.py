@@ -47,6 +47,7 @@ def test_without_ray(monkeypatch):
         RayExecutor()
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_resources_without_a_cluster(tmp_path):
     command = [sys.executable, "-m", "initopt", "compare", "--models.a", "tests.comparing.small_digits"]
     command += ["--initializations", "default", "--out", str(tmp_path / "out"), "--ray-num-gpus", "1"]
@@ -131,7 +132,9 @@ class TestReal:
         assert found in (["TaskCancelledError"], ["WorkerCrashedError"])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_the_command_line_leaves_nothing_running(tmp_path, number, status):
     pytest.importorskip("ray")
     command = [sys.executable, "-m", "initopt", "compare", "--models.a", "tests.comparing.small_digits", "--ray-address"]

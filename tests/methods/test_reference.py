@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,17 @@ def published_gradinit(model: nn.Module, batches: list[Any], config: dict[str, A
     return {name: own["alpha"] for name, own in state.items()}
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+OTHER_OPTIONS = [("sgd", False, True), ("adam", True, False)]
+"""Optimizer, ``normalize`` and fresh batches, so that each value of one occurs; all eight are slow."""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "normalize", "fresh"),
+    [
+        pytest.param(*options, marks=() if options in OTHER_OPTIONS else pytest.mark.slow)
+        for options in product(("sgd", "adam"), (False, True), (False, True))
+    ],
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_gradinit_with_other_options(name: str, optimizer: str, normalize: bool, fresh: bool) -> None:
     """Models, options and mixtures of steps that the stored cases do not have."""

@@ -39,7 +39,14 @@ def network() -> nn.Sequential:
 
 def run(model: nn.Module, **options: Any) -> Result:
     """NIO in few steps; the new weights do not bear the learning rate, which is three times as high as they like."""
-    settings: dict[str, Any] = {"steps": 12, "lr": 0.1, "measure_batches": 5, "seed": 0, "optimizer": SGD}
+    settings: dict[str, Any] = {
+        "steps": 12,
+        "lr": 0.1,
+        "measure_batches": 5,
+        "diagnose": False,
+        "seed": 0,
+        "optimizer": SGD,
+    }
     return initopt.nio(model, batches(), **(settings | options))
 
 
@@ -283,7 +290,14 @@ def on_two_ranks() -> dict[str, Any]:
 
     rank, group = dist.get_rank(), dist.group.WORLD
     halves = [share_of(batch, 4, rank, 2) for batch in make_batches(12)]
-    options: dict[str, Any] = {"steps": 6, "measure_batches": 3, "seed": 0, "overlap": 0.0, "process_group": group}
+    options: dict[str, Any] = {
+        "steps": 6,
+        "measure_batches": 3,
+        "diagnose": False,
+        "seed": 0,
+        "overlap": 0.0,
+        "process_group": group,
+    }
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     tried = initopt.nio(without_norm(), halves, optimizer=optimizer, on_harm="warn", **options)
     with warnings.catch_warnings(record=True) as told:
@@ -299,7 +313,14 @@ def on_two_ranks() -> dict[str, Any]:
 @pytest.mark.processes
 def test_several_ranks_try_as_one_process_would() -> None:
     first, second = in_processes(on_two_ranks, 2)
-    options: dict[str, Any] = {"steps": 6, "measure_batches": 3, "seed": 0, "overlap": 0.0, "on_harm": "warn"}
+    options: dict[str, Any] = {
+        "steps": 6,
+        "measure_batches": 3,
+        "diagnose": False,
+        "seed": 0,
+        "overlap": 0.0,
+        "on_harm": "warn",
+    }
     alone = initopt.nio(
         without_norm(), make_batches(12), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9), **options
     ).trial

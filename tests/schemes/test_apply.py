@@ -361,7 +361,9 @@ def test_any_method_starts_from_any_scheme(method: Method) -> None:
     """The scales refer to the scheme's weights, and what is measured before is the model's own."""
     for scheme in DRAWS:
         model, other = make_model(), make_model()
-        result = method(model, make_batches(7), steps=1, measure_batches=2, scheme=scheme, seed=3, on_harm="warn")
+        result = method(
+            model, make_batches(7), steps=1, measure_batches=2, diagnose=False, scheme=scheme, seed=3, on_harm="warn"
+        )
         schemes.apply_(other, scheme, make_batches(1)[0], seed=3)
         for (n, p), start in zip(model.named_parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(p, start * result.scales[n], rtol=1e-6, atol=0)
@@ -374,7 +376,9 @@ def test_a_method_starts_from_a_scheme_that_sees_the_model_run(scheme: str) -> N
     models = [zoo.small_vit(8, 4, depth=1, width=8, heads=2) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     batches = [(torch.randn(64, 3, 8, 8), torch.randint(10, (64,))) for _ in range(2)]
-    result = initopt.nio(models[0], batches, steps=1, measure_batches=1, scheme=scheme, seed=3, on_harm="warn")
+    result = initopt.nio(
+        models[0], batches, steps=1, measure_batches=1, diagnose=False, scheme=scheme, seed=3, on_harm="warn"
+    )
     schemes.apply_(models[1], scheme, batches[0], seed=3)
     for (n, p), start in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(p, start * result.scales.get(n, 1.0), rtol=1e-6, atol=0)

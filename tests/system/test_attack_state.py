@@ -206,7 +206,7 @@ def interrupted_at_lines(kind: str, tries: int, seed: int) -> collections.Counte
 
 
 @pytest.mark.usefixtures("before")
-@pytest.mark.parametrize("kind", ["nio", "measure", "lsuv"])
+@pytest.mark.parametrize("kind", ["nio", "measure"])
 def test_interrupts_at_lines(kind: str) -> None:
     assert interrupted_at_lines(kind, 4, seed=1)["interrupted"] > 2
 
@@ -284,6 +284,7 @@ def interrupted_for_real(kind: str, tries: int, seed: int, log: Path) -> collect
 
 
 @pytest.mark.usefixtures("before")
+@pytest.mark.slow
 def test_real_interrupts(tmp_path: Path) -> None:
     assert interrupted_for_real("nio", 12, 1, tmp_path / "log")["interrupted"] > 3
 

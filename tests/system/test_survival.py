@@ -393,6 +393,7 @@ class TestStorageThatFails:
         monkeypatch.undo()
         assert len(compare(tmp_path / "out").runs) == 4
 
+    @pytest.mark.slow
     def test_a_limit_on_files(self, tmp_path):
         """The operating system itself refuses to write on, at the curves of runs that are looked at often."""
         often = Network(small, {"looks_per_epoch": 6, "epochs": 40})
@@ -491,6 +492,7 @@ class TestWorkers:
         ):
             compare(tmp_path / "out", models=models, initializations=["default"], workers=2)
 
+    @pytest.mark.slow
     def test_one_that_raises(self, tmp_path, capfd):
         models = {"net": functools.partial(raising, 1, "exception")}
         found = compare(tmp_path / "out", models=models, initializations=["default"], seeds=3, workers=2)
@@ -512,7 +514,7 @@ class TestWorkers:
         ("moment", "number", "status"),
         [
             ("they start", signal.SIGINT, 130),
-            ("they work", signal.SIGTERM, 143),
+            pytest.param("they work", signal.SIGTERM, 143, marks=pytest.mark.slow),
             pytest.param("they start", signal.SIGTERM, 143, marks=pytest.mark.slow),
             pytest.param("they work", signal.SIGINT, 130, marks=pytest.mark.slow),
         ],
@@ -542,6 +544,7 @@ class TestWorkers:
         assert process.returncode == status
         assert_none_left(process.pid)
 
+    @pytest.mark.slow
     def test_a_script_without_the_line_that_it_needs(self, tmp_path):
         script = tmp_path / "script.py"
         script.write_text(
@@ -639,7 +642,7 @@ class Killed:
     def wait(self, process, goal):
         while self.stored() < goal:
             assert process.poll() is None, f"it has ended by itself: {self.said.read_text()[-3000:]}"
-            time.sleep(0.001)
+            time.sleep(0.01)
 
     def kill_a_worker(self, process):
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def _named(name: str, value: Any) -> Initialization:
         name = getattr(value, "__name__", "") or getattr(getattr(value, "func", None), "__name__", "")
         name = "function" if name == "<lambda>" else name
     made = Initialization(method=value, name=name) if callable(value) and name else as_initialization(value)
-    return made if not name or made.name == name else Initialization(**(vars(made) | {"name": name}))
+    return made if not name or made.name == name else dataclasses.replace(made, name=name)
 
 
 def refuse_shards(model: Any) -> None:
