@@ -427,6 +427,20 @@ def test_what_cannot_work_is_refused_with_words(changes, message):
         initopt.choose(**(arguments | {"steps": 2} | changes))
 
 
+def test_a_loss_that_holds_another_model_is_refused():
+    model = shallow()
+    with pytest.raises(initopt.LossError, match="the loss of another model"):
+        initopt.choose(
+            model,
+            batches(8),
+            SGD,
+            lambda given, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+            starts=["normal"],
+            steps=2,
+            progress=False,
+        )
+
+
 def test_a_race_beyond_the_memory_of_the_machine_is_refused(monkeypatch):
     monkeypatch.setattr(choosing.os, "sysconf", lambda name: 16)
     with pytest.raises(ValueError, match="6 runs side by side.*give fewer starts, rates or seeds"):

@@ -59,6 +59,22 @@ def test_the_model_stays_as_it_is_when_remedies_are_tried():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("optimizer", [None, functools.partial(torch.optim.SGD, lr=0.1)])
+def test_remedies_are_not_tried_where_the_loss_is_not_that_of_a_copy(optimizer):
+    torch.manual_seed(0)
+    model = mlp(20, activation=nn.Tanh)
+
+    def loss(given, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    found = initopt.diagnose(model, labelled(), loss, optimizer=optimizer, seed=0, tries=("orthogonal", "lsuv"))
+    assert "A204" in {finding.rule for finding in found.findings}
+    assert len(found.tried) == 2
+    for trial in found.tried:
+        assert trial.failure.startswith("could not be tried: ")
+    assert any("the loss of another model" in trial.failure for trial in found.tried)
+
+
 @pytest.mark.parametrize(("budget", "count"), [(0, 0), (2, 1), (5, 1), (200, 3)])
 def test_a_budget_bounds_the_tries(budget, count):
     torch.manual_seed(0)

@@ -22,6 +22,16 @@ def same(one, other):
     return torch.equal(nn.utils.parameters_to_vector(one.parameters()), nn.utils.parameters_to_vector(other.parameters()))
 
 
+def test_the_loss_of_another_model_is_refused():
+    model, batches, optimizer = problem()
+    other, _, _ = problem()
+    trainer = Trainer(
+        model, optimizer, as_loss(lambda model, batch: nn.functional.cross_entropy(other(batch[0]), batch[1]))
+    )
+    with pytest.raises(initopt.LossError, match="the loss of another model .* the first argument of loss_fn"):
+        train_steps(trainer, batches, 0)
+
+
 def test_steps_are_those_of_a_plain_loop():
     model, batches, optimizer = problem()
     course = train_steps(Trainer(model, optimizer, as_loss(None), clip=clipping(optimizer, 0.5)), batches, 0)

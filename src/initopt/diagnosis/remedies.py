@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from initopt import schemes
-from initopt._support.errors import InitoptWarning
+from initopt._support.errors import InitoptWarning, LossError
 from initopt.diagnosis.rules import Evidence, Finding, found_in
 from initopt.diagnosis.rules.base import notable
 from initopt.diagnosis.seen import Trace
@@ -23,7 +23,7 @@ from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.randomness import seeded
 from initopt.training.optimizers import OptimizerFactory, make_optimizer
-from initopt.training.steps import Trainer, only_own_gradients, train_steps
+from initopt.training.steps import OF_ANOTHER_MODEL, Trainer, only_own_gradients, train_steps
 
 __all__ = ["Remedies", "Trial", "remedies_for", "vital_signs"]
 
@@ -200,7 +200,10 @@ class Remedies:
         wanted = list(names)
         steps = min(STEPS, budget // (2 * (len(wanted) + 1))) if self.optimizer is not None else 0
         left = budget - steps
-        baseline = self._trained(self.model, steps)
+        try:
+            baseline = self._trained(self.model, steps)
+        except Exception as error:  # anything that a model may not bear; the diagnosis stands without it
+            return [self._failed(name, error) for name in wanted]
         trials = []
         for name in wanted:
             cost = _COSTS.get(name, 1) + steps + 1
@@ -211,8 +214,11 @@ class Remedies:
             report(name)
         return sorted(trials, key=lambda t: (bool(t.failure), len(t.findings), t.trained_after if t.steps else 0.0))
 
+    def _failed(self, name: str, error: Exception) -> Trial:
+        why = f"could not be tried: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return Trial(name, vital_signs(self.seen), failure=why)
+
     def _try(self, name: str, steps: int, baseline: float) -> Trial:
-        before = vital_signs(self.seen)
         found = len(list(notable(self.findings)))
         try:
             with warnings.catch_warnings(), seeded(self.seed):
@@ -220,10 +226,11 @@ class Remedies:
                 other = copy.deepcopy(self.model)
                 self._apply(other, name)
                 seen = trace(other, self.batches, self.loss_fn, num_batches=2, seed=self.seed, progress=False)
-        except Exception as error:  # anything that a model may not bear; the diagnosis stands without it
-            return Trial(
-                name, before, failure=f"could not be tried: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            )
+                if all(tensor.fate == "unused" for tensor in seen.tensors):
+                    raise LossError(OF_ANOTHER_MODEL)
+        except Exception as error:
+            return self._failed(name, error)
+        before = vital_signs(self.seen)
         left = tuple(notable(found_in(Evidence(other, seen))))
         return Trial(name, before, vital_signs(seen), left, steps, baseline, self._trained(other, steps), found=found)
 

@@ -16,10 +16,26 @@ from initopt.batches.nested import batch_size, map_tensors, to_device
 from initopt.model.losses import Loss
 from initopt.model.randomness import Stream, seeded
 
-__all__ = ["Course", "OwnStep", "Trainer", "check_step", "clipping", "only_own_gradients", "parameters_of", "train_steps"]
+__all__ = [
+    "OF_ANOTHER_MODEL",
+    "Course",
+    "OwnStep",
+    "Trainer",
+    "check_step",
+    "clipping",
+    "only_own_gradients",
+    "parameters_of",
+    "train_steps",
+]
 
 OwnStep = Callable[[nn.Module, torch.optim.Optimizer, Any], Any]
 """A training step of the user's own: changes a model by an optimizer on a batch, and returns the loss."""
+
+OF_ANOTHER_MODEL = (
+    "the loss gives no gradient to any parameter that is trained: it is the loss of another model than the one that "
+    "loss_fn is given, which may be a copy; compute it with the first argument of loss_fn"
+)
+"""What is wrong with a loss that holds the model of the caller."""
 
 FAR_ABOVE = 3.0
 """A training loss that ends this many times as high as it began is that of a run that diverged."""
@@ -65,7 +81,7 @@ class Trainer:
             batch: on the device of the model.
 
         Raises:
-            LossError: if a step of the user's own does not return a loss.
+            LossError: if a step of the user's own does not return a loss, or the loss is that of another model.
         """
         if self.own is not None:
             return _as_scalar(self.own(self.model, self.optimizer, batch))
@@ -78,8 +94,14 @@ class Trainer:
         return loss.detach()
 
     def differentiate(self, loss: Tensor) -> None:
-        """Give the parameters the gradients of a loss."""
+        """Give the parameters the gradients of a loss.
+
+        Raises:
+            LossError: if none of them gets one, so that training would do nothing.
+        """
         self.backward(loss)
+        if all(parameter.grad is None for parameter in parameters_of(self.optimizer)):
+            raise LossError(OF_ANOTHER_MODEL)
 
 
 def _as_scalar(value: Any) -> Tensor:
