@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from initopt.model.double_backward import plain_attention, uses_autocast
 from initopt.model.problem import Batch, Problem, as_real, inner_product
 from initopt.model.randomness import seeded
 
-__all__ = ["ALIGNED", "SILENT", "fits_memory", "in_low_precision", "in_precision", "scale_invariant"]
+__all__ = ["ALIGNED", "SILENT", "any_is_low", "fits_memory", "in_low_precision", "in_precision", "scale_invariant"]
 
 ALIGNED = 5e-4
 """Least cosine of gradient and weight, in some sub-batch, of a tensor whose scale matters.
@@ -68,8 +68,12 @@ _AUTOCAST_EPS = torch.finfo(torch.bfloat16).eps
 
 def in_low_precision(problem: Problem) -> bool:
     """Whether a model computes in less than single precision, by its parameters or by autocast."""
-    low = any(torch.finfo(p.value.dtype).bits < 32 for p in problem.scale_params)
-    return low or uses_autocast()
+    return any_is_low(p.value.dtype for p in problem.scale_params)
+
+
+def any_is_low(dtypes: Iterable[torch.dtype]) -> bool:
+    """Whether one of the precisions that a model computes in is less than single, that of autocast included."""
+    return any(torch.finfo(dtype).bits < 32 for dtype in dtypes) or uses_autocast()
 
 
 def fits_memory(problem: Problem, dtype: torch.dtype, memory_budget: float | None = None) -> bool:

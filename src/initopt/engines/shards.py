@@ -14,9 +14,9 @@ from initopt._support.errors import warn
 from initopt.engines.base import Evaluation, Gradients, check_entries, gram_matrix
 from initopt.engines.finite_differences import LADDER, Differencing, best_step
 from initopt.engines.gradients import inner_products, moved, parts_of_all
+from initopt.engines.invariance import any_is_low
 from initopt.engines.memory import bytes_in_words, need_of_whole_weights
 from initopt.model.centring import Means, Output, bent, slopes
-from initopt.model.double_backward import uses_autocast
 from initopt.model.problem import ONE_SAMPLE, Batch, Part, Problem
 from initopt.model.randomness import seeded
 from initopt.model.ranks import Ranks
@@ -109,8 +109,7 @@ class ShardsEngine(Differencing):
 def _is_in_low_precision(model: nn.Module) -> bool:
     """Whether a model computes in less than single precision, by its parameters, its policy or by autocast."""
     own = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    low = any(torch.finfo(dtype).bits < 32 for dtype in (*own, *precisions_of(model)))
-    return low or uses_autocast()
+    return any_is_low([*own, *precisions_of(model)])
 
 
 _Head = tuple[Sequence[Output], Sequence[Tensor]]
