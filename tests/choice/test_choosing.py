@@ -60,13 +60,17 @@ def test_nothing_changes_where_starts_cannot_be_told_apart():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_of_equal_starts_none_is_preferred():
+def test_a_start_that_changes_nothing_does_not_run():
     def nothing(model, batches, loss_fn):
         pass
 
-    found = initopt.choose(dying(), batches(), SGD, starts={"nothing": nothing}, steps=10, seed=0, progress=False)
-    (row,) = found.rows[1:]
-    assert (row.difference, row.outcome) == (0.0, "not told apart")
+    starts = {"nothing": nothing}
+    found = initopt.choose(dying(), batches(), SGD, starts=starts, steps=10, seed=0, progress=False)
+    for row in found.rows[1:]:
+        assert (row.outcome, row.why, row.seeds) == ("unchanged", "it changes nothing in this network", 0)
+    assert found.best is found.own
+    assert found.cost.training == 30
+    assert "changes nothing" in str(found)
 
 
 def test_a_rate_at_which_training_diverges_loses():
@@ -238,16 +242,16 @@ class TestMoreSeeds:
             optimizer.step()
 
     def test_they_are_added_where_a_start_is_lower_in_all_and_not_told_apart(self):
-        starts = {"better": self.better, "nothing": lambda model, batches, loss_fn: None}
+        starts = {"better": self.better, "worse": lambda model, batches, loss_fn: model[0].weight.data.mul_(-30)}
         few = initopt.choose(shallow, batches(), SGD, starts=starts, more_seeds=0, **self.OPTIONS)
         more = initopt.choose(shallow, batches(), SGD, starts=starts, more_seeds=5, **self.OPTIONS)
         by_name = {row.start: row for row in few.rows}
         assert (by_name["better"].outcome, by_name["better"].lower) == ("not told apart", 3)
-        assert {row.start: row.seeds for row in more.rows} == {"own": 8, "better": 8, "nothing": 3}
+        assert {row.start: row.seeds for row in more.rows} == {"own": 8, "better": 8, "worse": 3}
         now = {row.start: row for row in more.rows}
         assert (now["better"].low, now["better"].high) != (by_name["better"].low, by_name["better"].high)
         assert [curve.training for curve in now["better"].curves[:3]] == [c.training for c in by_name["better"].curves]
-        assert (now["nothing"].difference, now["nothing"].outcome) == (0.0, "not told apart")
+        assert now["worse"].difference == by_name["worse"].difference
         assert "3 seeds (8 where it was close)" in str(more)
         assert more.cost.training == few.cost.training + 5 * 2 * 15
         assert more.plot().axes

@@ -108,7 +108,9 @@ class Choice:
     def _elsewhere(self) -> str:
         """What would be best at another rate, where that is another start."""
         for row in self.rows[1:]:
-            others = [r for r in self.rows if r.lr == row.lr and r.outcome not in ("dropped", "diverged", "failed")]
+            others = [
+                r for r in self.rows if r.lr == row.lr and r.outcome not in ("dropped", "diverged", "unchanged", "failed")
+            ]
             leads = bool(others) and row is min(others, key=lambda r: r.loss)
             if leads and row.lr != self.best.lr and row.start != self.best.start and row.outcome == "better":
                 return f"; with {row.lr:.3g} it would be {row.start}"
@@ -253,6 +255,9 @@ class Choice:
 
         return write_folder(folder, partial(write_all, self), CONTENTS) / "choice.html"
 
+
+_ENDED = ("yours", "better", "not told apart", "worse")
+"""What becomes of a row that comes to the end."""
 
 _LINES = 14
 """Rows of the table on a terminal."""

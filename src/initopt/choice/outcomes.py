@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from initopt.choice.judging import LEVEL, compared
 from initopt.choice.race import Entrant
 from initopt.choice.rows import Curve, Outcome, Row
-from initopt.choice.runs import Run
+from initopt.choice.runs import NOTHING, Run
 
 __all__ = ["Judging", "best_of"]
 
@@ -91,7 +91,7 @@ class Judging:
         if entrant.is_own:
             return "yours"
         if entrant.failure:
-            return "failed"
+            return "unchanged" if entrant.failure == NOTHING else "failed"
         if entrant.diverged:
             return "diverged"
         if entrant.dropped is not None:
@@ -111,7 +111,7 @@ class Judging:
             step_seconds: time of a training step, in units of which the cost of a start is given.
         """
         rows = [self._row(entrant, step_seconds) for entrant in self._entrants if not entrant.is_own]
-        rows.sort(key=lambda row: (row.outcome == "failed", row.diverged, -row.steps, row.loss))
+        rows.sort(key=lambda row: (not row.seeds, row.diverged, -row.steps, row.loss))
         return (self._row(self._own, step_seconds), *rows)
 
     def _row(self, entrant: Entrant, step_seconds: float) -> Row:

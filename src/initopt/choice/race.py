@@ -132,7 +132,7 @@ class Entrant:
         lr: the rate of its first group of parameters.
         is_own: whether it is the network's own start at the user's own rate.
         runs: one for each seed.
-        failure: why it could not be made; ``""`` if it could.
+        failure: why it does not run: it could not be made, or changes nothing; ``""`` if it does.
         dropped: after how many steps it was dropped; ``None`` if it came to the end.
         difference: of its loss to that of the network's own start, once it is judged.
     """

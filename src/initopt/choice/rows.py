@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 __all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "change", "figure", "plain_row", "table"]
 
-Outcome = Literal["yours", "better", "not told apart", "worse", "dropped", "diverged", "failed"]
+Outcome = Literal["yours", "better", "not told apart", "worse", "dropped", "diverged", "unchanged", "failed"]
 """What became of a start: whether its interval is below or above the loss of the network's own, or holds it; or why it has
 none."""
 
@@ -48,7 +48,7 @@ class Row:
         lower: number of seeds in which the loss is lower than that of the network's own.
         diverged: number of runs that diverged.
         cost: of making the start once, in training steps.
-        why: why it failed or diverged; ``""`` if it did not.
+        why: why it failed, diverged or did not run; ``""`` otherwise.
         curves: of its runs, one for each seed.
     """
 
@@ -130,10 +130,12 @@ def cells(row: Row, relative: bool) -> list[str]:
         shown = f"{change(row.difference, relative)} [{change(row.low, relative)}, {change(row.high, relative)}]"
     elif math.isfinite(row.difference) and row.outcome != "yours":
         shown = change(row.difference, relative)
-    words = {"dropped": f"dropped after {row.steps}", "diverged": f"diverged in {row.diverged}"}.get(
-        row.outcome, row.outcome
-    )
-    ran = row.outcome != "failed"
+    words = {
+        "dropped": f"dropped after {row.steps}",
+        "diverged": f"diverged in {row.diverged}",
+        "unchanged": "changes nothing",
+    }.get(row.outcome, row.outcome)
+    ran = row.seeds > 0
     return [
         row.start,
         f"{row.lr:.3g}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import time
 import warnings
@@ -30,11 +31,14 @@ from initopt.training.optimizers import OptimizerFactory, Rates, make_optimizer
 from initopt.training.replica import Replica
 from initopt.training.steps import Course, OwnStep, clipping, train_steps
 
-__all__ = ["LAST_LOOKS", "Begun", "Hands", "Run", "Shared", "check_sendable"]
+__all__ = ["LAST_LOOKS", "NOTHING", "Begun", "Hands", "Run", "Shared", "check_sendable"]
 
 COOL_DOWN = 0.4
 """The share of a run, at its end, in which the rate falls to zero in a straight line: at a constant rate, where a run ends
 depends on its last few batches, and a start that only wants a lower rate looks no better than one that does not train."""
+
+NOTHING = "it changes nothing in this network"
+"""Why a start does not run that leaves the network as it is, such as a scheme for layers that it does not have."""
 
 LAST_LOOKS = (0.8, 0.9)
 """Where in a run of the user's own steps, whose rate is theirs, there are looks beside the one at the end."""
@@ -78,7 +82,7 @@ class Begun:
 
     Attributes:
         runs: one for each rate; none if the start could not be made.
-        failure: why it could not be made; ``""`` if it could.
+        failure: why there are none: :data:`NOTHING`, or an error; ``""`` if there are.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -130,6 +134,8 @@ class Shared:
         _, failure = self.ranks.attempt_together(make, f"the start {start.name}")
         if failure:  # whatever a start does not bear: the race goes on without it
             return Begun(failure=failure.partition("\n")[0])
+        if start.steps and _are_equal(model, self._own[seed]):
+            return Begun(failure=NOTHING)
         seconds = time.perf_counter() - begun if start.steps else 0.0
         models = [*(copied(model) for _ in rates[1:]), model]
         made = zip(models, rates, strict=True)
@@ -177,6 +183,12 @@ class Shared:
         if rung == self.end or course.diverged:
             run.trainer = None
         return run
+
+
+def _are_equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models of one kind have the same parameters and buffers, bit for bit."""
+    own, others = (itertools.chain(model.parameters(), model.buffers()) for model in (one, other))
+    return all(map(torch.equal, own, others))
 
 
 def _packed(value: Any) -> bytes:
