@@ -117,7 +117,7 @@ def test_a_verdict_that_keeps_the_own_start():
     near = rows_of(("own", 0.1, "yours", 1.93), ("nio", 0.1, "not told apart", 1.9))
     assert near.verdict == (
         "cannot be told apart: keep yours at 0.1 (loss 1.93 after 100 steps; nio at your rate 0.1 has 1.90, -2 % with an "
-        "interval from -50 % to -10 %)"
+        "interval from -50 % to -10 %, lower in all 3 seeds)"
     )
     worse = rows_of(("own", 0.1, "yours", 1.93), ("nio", 0.1, "worse", 2.1))
     assert worse.verdict == "keep yours at 0.1: no other start ends below it (loss 1.93 after 100 steps)"

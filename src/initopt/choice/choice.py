@@ -98,9 +98,10 @@ class Choice:
             return f"keep yours at {own.lr:.3g}: {worse} (loss {figure(own.loss)} after {own.steps} steps)"
         near = min(ended, key=lambda row: row.difference)
         mean, low, high = (change(value, self.relative) for value in (near.difference, near.low, near.high))
+        among = _of_all(near.lower, near.seeds)
         found = f"{near.start} {self._at(near)} has {figure(near.loss)}, {mean} with an interval from {low} to {high}"
         ours = f"loss {figure(own.loss)} after {own.steps} steps"
-        return f"cannot be told apart: keep yours at {own.lr:.3g} ({ours}; {found})"
+        return f"cannot be told apart: keep yours at {own.lr:.3g} ({ours}; {found}, lower in {among})"
 
     def _at(self, row: Row) -> str:
         return f"at your rate {row.lr:.3g}" if row.lr == self.own.lr else f"at the rate {row.lr:.3g}"
@@ -137,7 +138,7 @@ class Choice:
             return f"Before its first training step, {before}; then train{rate or ' as you did'}."
         if math.isinf(self.own.loss):
             return "Lower the learning rate first: your own start diverges, and no other start is clearly better."
-        return "Train as you did; more seeds (seeds=) and longer runs (steps=) would tell smaller differences."
+        return "Train as you did; more seeds (seeds=, more_seeds=) and longer runs (steps=) would tell smaller differences."
 
     @property
     def _call(self) -> str:
