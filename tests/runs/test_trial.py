@@ -282,6 +282,9 @@ def without_norm() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
 
 
+FEW_STEPS: dict[str, Any] = {"steps": 6, "measure_batches": 3, "diagnose": False, "seed": 0, "overlap": 0.0}
+
+
 def on_two_ranks() -> dict[str, Any]:
     class Broken(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
@@ -290,14 +293,7 @@ def on_two_ranks() -> dict[str, Any]:
 
     rank, group = dist.get_rank(), dist.group.WORLD
     halves = [share_of(batch, 4, rank, 2) for batch in make_batches(12)]
-    options: dict[str, Any] = {
-        "steps": 6,
-        "measure_batches": 3,
-        "diagnose": False,
-        "seed": 0,
-        "overlap": 0.0,
-        "process_group": group,
-    }
+    options = FEW_STEPS | {"process_group": group}
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     tried = initopt.nio(without_norm(), halves, optimizer=optimizer, on_harm="warn", **options)
     with warnings.catch_warnings(record=True) as told:
@@ -313,14 +309,7 @@ def on_two_ranks() -> dict[str, Any]:
 @pytest.mark.processes
 def test_several_ranks_try_as_one_process_would() -> None:
     first, second = in_processes(on_two_ranks, 2)
-    options: dict[str, Any] = {
-        "steps": 6,
-        "measure_batches": 3,
-        "diagnose": False,
-        "seed": 0,
-        "overlap": 0.0,
-        "on_harm": "warn",
-    }
+    options = FEW_STEPS | {"on_harm": "warn"}
     alone = initopt.nio(
         without_norm(), make_batches(12), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9), **options
     ).trial

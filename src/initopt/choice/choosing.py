@@ -19,7 +19,7 @@ from initopt.batches.stream import check_batches
 from initopt.choice.batches import read_batches
 from initopt.choice.choice import Choice
 from initopt.choice.outcomes import Judging, best_of
-from initopt.choice.race import add_seeds, plan_race, run_race
+from initopt.choice.race import begin_runs, plan_race, run_race
 from initopt.choice.rows import Cost
 from initopt.choice.runs import Hands, Shared, check_sendable
 from initopt.choice.starts import as_starts, copied, default_starts, refuse_shards
@@ -205,7 +205,7 @@ def choose(
             close = [entrants[place] for place in ranks.broadcast(places_of_close, "who is close")]
             if close and (budget is None or plan.cost + plan.cost_of_more(close, more_seeds) <= budget):
                 with reporter(shown, "adding seeds", more_seeds * len({e.start.name for e in close})) as report:
-                    add_seeds(hands, close, numbers[seeds:], plan, report)
+                    begin_runs(hands, close, numbers[seeds:], plan.rungs[-1], report)
                 judging.look_again(close)
         runs = [run for entrant in entrants for run in entrant.runs]
         done = sum(run.course.steps for run in runs)

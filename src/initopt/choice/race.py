@@ -16,7 +16,7 @@ from initopt.choice.runs import LAST_LOOKS, Hands, Run
 from initopt.choice.starts import nominal_steps
 from initopt.comparison.spec.initialization import Initialization
 
-__all__ = ["Entrant", "Plan", "add_seeds", "plan_race", "run_race"]
+__all__ = ["Entrant", "Plan", "begin_runs", "plan_race", "run_race"]
 
 _FINISHERS = 3
 """Starts beside the network's own that are trained to the end, at least."""
@@ -179,7 +179,7 @@ def run_race(
         report: is told of what is done.
     """
     entrants = [Entrant(start, lr, not start.steps and lr == rates[0]) for start in starts for lr in rates]
-    _begin(hands, entrants, seeds, plan.rungs[0], report)
+    begin_runs(hands, entrants, seeds, plan.rungs[0], report)
     running = [entrant for entrant in entrants if not entrant.failure]
     for place, rung in enumerate(plan.rungs[1:], 1):
         challengers = sorted((e for e in running if not e.is_own), key=lambda e: (e.diverged, e.loss()))
@@ -197,21 +197,16 @@ def run_race(
     return entrants
 
 
-def add_seeds(hands: Hands, entrants: Sequence[Entrant], seeds: Sequence[int], plan: Plan, report: Report) -> None:
-    """Run some entrants to the end from further seeds.
+def begin_runs(hands: Hands, entrants: Sequence[Entrant], seeds: Sequence[int], rung: int, report: Report) -> None:
+    """Make the starts of some entrants with some seeds, and train from them up to a rung.
 
     Args:
         hands: does the runs.
-        entrants: who run; the network's own start among them.
+        entrants: who run; they get a run for each seed.
         seeds: of the runs.
-        plan: how far each runs.
+        rung: training steps of each.
         report: is told of what is done.
     """
-    _begin(hands, entrants, seeds, plan.rungs[-1], report)
-
-
-def _begin(hands: Hands, entrants: Sequence[Entrant], seeds: Sequence[int], rung: int, report: Report) -> None:
-    """Make the starts of some entrants, and train from them up to a rung."""
     starts = {entrant.start.name: entrant.start for entrant in entrants}.values()
     of_start = {start.name: [entrant for entrant in entrants if entrant.start.name == start.name] for start in starts}
     calls = [(seed, start, [entrant.lr for entrant in of_start[start.name]], rung) for seed in seeds for start in starts]
