@@ -7,7 +7,7 @@ RAY := .venv-ray
 INTEGRATIONS := .venv-integrations
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-fast test-slow test-attack test-zoo test-ray test-integrations test-oldest benchmark lint format clean
+.PHONY: demo test test-fast test-heavy test-slow test-attack test-zoo test-ray test-integrations test-oldest benchmark lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/initopt demo
@@ -19,9 +19,13 @@ PROCESSES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES)
 
+# The rest of what continuous integration runs: what takes seconds each, and the other two thirds of the gallery.
+test-heavy: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) -m "heavy and not slow"
+
 # What a contributor runs all the time: no processes, not the whole gallery, and no trainings.
 test-fast: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) -m "not slow and not processes and not gallery and not training"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) -m "not slow and not heavy and not processes and not gallery and not training"
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from initopt.testing import ENTRIES
 from tests.forks import forking
 
 # The processes of pytest-xdist ignore Ctrl-C, which some tests send themselves and their children.
@@ -40,24 +39,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"tests/conftest.py names these, and they are not there: {', '.join(missing)}")
     for item in items:
         if item.path in TRAINING:
-            item.add_marker("training")
+            item.add_marker("heavy")
         if item.get_closest_marker("gallery") and _waits(item):
-            item.add_marker("slow")
+            item.add_marker("heavy")
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
-NETWORKS = {name: number for number, name in enumerate(ENTRIES)}
+def _waits(item: pytest.Item, one_in: int = 3) -> bool:
+    """Whether a test of one network of the gallery is left to ``make test-heavy``: of three, two are.
 
-
-def _waits(item: pytest.Item) -> bool:
-    """Whether a test of a network of the gallery is left to ``make test-slow``: every second one is.
-
-    Which half, follows from the name of the test, so that each network is in half of the tests, or about.
+    Which ones, follows from the name of the test alone, so that it stays when networks are added.
     """
-    assert isinstance(item, pytest.Function)
-    name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-    family = f"{item.module.__name__}.{item.originalname}"
-    return name in NETWORKS and (NETWORKS[name] + zlib.crc32(family.encode())) % 2 == 1
+    return hasattr(item, "callspec") and zlib.crc32(item.nodeid.encode()) % one_in != 0
 
 
 @pytest.fixture(autouse=True)

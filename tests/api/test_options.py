@@ -170,6 +170,7 @@ class TestOldNames:
         with pytest.raises(TypeError, match="give it to Measuring"):
             run(make_model(), make_batches(), measuring=Measuring(), **options)
 
+    @pytest.mark.heavy
     def test_measure_steps(self) -> None:
         for run in (initopt.nio, initopt.optimize, initopt.gradinit):
             with pytest.warns(InitoptWarning, match=r"'measure_steps' of \w+\(\) is called 'measure_batches'") as caught:

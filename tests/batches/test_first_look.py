@@ -83,6 +83,7 @@ def test_a_loader_that_does_not_shuffle(run: Run, change: Callable[[Tensor], Ten
         run(make_model(), relabelled(change))
 
 
+@pytest.mark.heavy
 def test_no_word_without_a_reason() -> None:
     quiet = [
         (make_model(), relabelled(lambda y: y), None),

@@ -22,6 +22,7 @@ def choice():
     )
 
 
+@pytest.mark.heavy
 def test_it_fits_a_screen_and_ends_in_advice_and_cost(choice):
     lines = str(choice).splitlines()
     assert len(lines) < 24
@@ -55,6 +56,7 @@ def test_a_start_that_fails_half_way_leaves_the_model_alone(choice):
     assert torch.equal(model[0].weight, before)
 
 
+@pytest.mark.heavy
 def test_it_is_saved_with_a_page_a_picture_and_its_figures(choice, tmp_path):
     page = choice.save(tmp_path / "choice")
     assert {path.name for path in page.parent.iterdir()} == {"choice.html", "choice.json", "choice.png", "rows.csv"}

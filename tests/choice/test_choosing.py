@@ -179,6 +179,7 @@ def test_a_budget_is_kept_and_the_cost_is_said():
         initopt.choose(shallow, batches(), optimizer, budget=20, **options)
 
 
+@pytest.mark.heavy
 def test_a_step_of_the_users_own_takes_the_place_of_ours():
     calls = []
 
@@ -241,6 +242,7 @@ class TestMoreSeeds:
             nn.functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
 
+    @pytest.mark.heavy
     def test_they_are_added_where_a_start_is_lower_in_all_and_not_told_apart(self):
         starts = {"better": self.better, "worse": lambda model, batches, loss_fn: model[0].weight.data.mul_(-30)}
         few = initopt.choose(shallow, batches(), SGD, starts=starts, more_seeds=0, **self.OPTIONS)
@@ -256,6 +258,7 @@ class TestMoreSeeds:
         assert more.cost.training == few.cost.training + 5 * 2 * 15
         assert more.plot().axes
 
+    @pytest.mark.heavy
     def test_none_are_added_where_a_budget_does_not_allow_them(self):
         options = self.OPTIONS | {"starts": {"better": self.better}}
         full = initopt.choose(shallow, batches(), SGD, **options)
@@ -344,6 +347,7 @@ def test_a_start_that_cannot_be_made_is_said_and_left_out():
     assert "failed" in str(found)
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 @pytest.mark.usefixtures("workers_are_forked")
 def test_other_processes_do_the_same_runs():

@@ -28,6 +28,7 @@ def test_of_equal_starts_one_is_preferred_in_one_race_of_twenty_at_most(spread, 
     assert wrong <= stats.binom.ppf(0.999, races, 0.05)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("heavy", [False, True])
 def test_nor_in_more_where_seeds_are_added_to_those_that_are_close(heavy):
     rng = np.random.default_rng(3)

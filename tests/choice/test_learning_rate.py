@@ -84,6 +84,7 @@ class TestTheLargestStableRateOfAQuadratic:
 
 
 class TestNothingIsLost:
+    @pytest.mark.heavy
     @pytest.mark.parametrize("fails", [False, True])
     def test_neither_the_model_nor_the_generators(self, fails: bool) -> None:
         model, generator = make_model(dropout=0.3), torch.Generator().manual_seed(3)
@@ -120,6 +121,7 @@ class TestNothingIsLost:
         assert torch.equal(now[1], states[1])
         assert now[2:] == states[2:]
 
+    @pytest.mark.heavy
     def test_nor_an_optimizer_that_is_given_as_such(self) -> None:
         model = make_model()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -130,6 +132,7 @@ class TestNothingIsLost:
         assert optimizer.param_groups[0]["lr"] == 0.01
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
+    @pytest.mark.heavy
     def test_nor_what_a_step_of_the_users_own_keeps(self) -> None:
         model, shadow = make_model(), make_model()
         kept = values(shadow)
@@ -164,10 +167,12 @@ class TestWhatIsFound:
         seen = {sweep.seed: list(sweep.start) for sweep in found.sweeps}
         assert len({tuple(start) for start in seen.values()}) == 3
 
+    @pytest.mark.heavy
     def test_it_is_the_same_again_with_the_same_seed(self) -> None:
         first, second = (initopt.find_lr(make_model(dropout=0.2), learnable(), SGD, **SHORT) for _ in range(2))
         assert first.to_dict() | {"seconds": 0} == second.to_dict() | {"seconds": 0}
 
+    @pytest.mark.heavy
     def test_a_trained_model_has_none(self) -> None:
         model, batches = make_model(), learnable()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -182,10 +187,12 @@ class TestWhatIsFound:
         assert "initopt.diagnose(model, loader)" in found.advice
         assert "No suggestion" in str(found)
 
+    @pytest.mark.heavy
     def test_labels_that_say_nothing_have_none(self) -> None:
         found = initopt.find_lr(make_model(), make_batches(40, 64), SGD, **SHORT | {"sweep_steps": 40, "num_batches": 40})
         assert found.suggested is None
 
+    @pytest.mark.heavy
     def test_a_batch_that_spikes_moves_neither_rate_by_much(self) -> None:
         plain = learnable(60)  # one batch of so many in a run is an accident, and one of twenty is the data
         spiked = [(inputs, targets) for inputs, targets in plain]
@@ -196,6 +203,7 @@ class TestWhatIsFound:
         assert rates[1] is not None
         assert 1 / 4 < rates[0] / rates[1] < 4
 
+    @pytest.mark.heavy
     def test_a_loss_that_is_nan_at_high_rates_is_no_obstacle(self) -> None:
         def loss(model: nn.Module, batch: Any) -> Tensor:
             value = nn.functional.cross_entropy(model(batch[0]), batch[1])
@@ -215,6 +223,7 @@ class TestWhatIsFound:
 
 
 class TestOptimizers:
+    @pytest.mark.heavy
     @pytest.mark.parametrize(
         ("optimizer", "own"),
         [
@@ -235,6 +244,7 @@ class TestOptimizers:
         assert found.optimizer == "SGD"
         assert (found.at(own) is not None) if own else True
 
+    @pytest.mark.heavy
     def test_parameter_groups_keep_the_ratio_of_their_rates(self) -> None:
         model = make_model()
         ratios = set()
@@ -254,6 +264,7 @@ class TestOptimizers:
         assert ratios == {5.0}
         assert found.own == 0.1
 
+    @pytest.mark.heavy
     def test_the_range_is_wide_around_the_users_rate(self) -> None:
         found = initopt.find_lr(nn.Linear(6, 3), learnable(), functools.partial(torch.optim.SGD, lr=3.0), **SHORT)
         assert found.sweeps[0].rates[0] == pytest.approx(1e-6)
@@ -291,6 +302,7 @@ def test_an_empty_loader_is_an_error() -> None:
         initopt.find_lr(make_model(), iter([]), SGD)
 
 
+@pytest.mark.heavy
 def test_a_generator_of_few_batches_will_do() -> None:
     found = initopt.find_lr(make_model(), (batch for batch in learnable(5)), SGD, **SHORT)
     assert found.suggested is not None
@@ -302,6 +314,7 @@ def one() -> initopt.LearningRates:
 
 
 class TestForms:
+    @pytest.mark.heavy
     def test_its_words_fit_a_screen_and_end_in_advice(self) -> None:
         found = one()
         lines = str(found).splitlines()
@@ -311,6 +324,7 @@ class TestForms:
         assert any("yours" in line for line in lines)
         assert sum(line.endswith("largest stable") for line in lines) == 1
 
+    @pytest.mark.heavy
     def test_json_and_tables(self, tmp_path: Path) -> None:
         found = one()
         plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -327,6 +341,7 @@ class TestForms:
         with pytest.raises(FileExistsError, match="mine.txt"):
             found.save(folder)
 
+    @pytest.mark.heavy
     def test_pictures(self) -> None:
         found = one()
         assert isinstance(found.plot(), matplotlib.figure.Figure)

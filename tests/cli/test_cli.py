@@ -225,6 +225,7 @@ class TestMeasure:
 
 @pytest.mark.training
 class TestRun:
+    @pytest.mark.heavy
     def test_an_optimizer_tries_the_weights(self, cli, user_module):
         call = "run --model USER.Net --data digits --steps 3 --measure_batches 2 --trial_steps 2 --on_harm warn"
         status, out, _ = cli(f"{call} --out tried --optimizer SGD --optimizer.lr 0.1 --optimizer.momentum 0.9")
@@ -262,6 +263,7 @@ class TestRun:
         result = initopt.Result.load("out/first", model)
         assert torch.equal(model.layers[1].weight, result.weights["layers.1.weight"])
 
+    @pytest.mark.heavy
     def test_same_numbers_again_from_its_own_config(self, cli):
         line = "run --model USER.Net --model.width 6 --data USER.batches --data.count 9 --loss USER.loss --steps 4"
         assert cli(f"{line} --measure_batches 2 --max_grad_norm .inf --betas [0.8,0.9] --out one")[0] == 0
@@ -272,6 +274,7 @@ class TestRun:
         assert one.scales == two.scales
         assert one.history[-1].grad_cosine == two.history[-1].grad_cosine
 
+    @pytest.mark.heavy
     def test_replaces_its_own_result_only(self, cli):
         line = "run --model USER.Net --data digits --steps 1 --measure_batches 0 --out"
         assert cli(f"{line} here")[0] == 0
@@ -305,6 +308,7 @@ class TestRun:
             assert "is the current folder, or one above it" in err
         assert list((tmp_path / "empty").iterdir()) == []
 
+    @pytest.mark.heavy
     def test_a_file_that_appears_meanwhile_loses_nothing(self, cli):
         """The steps are made: the result goes beside the folder, and the status says that it is not where it was to be."""
         status, _, err = cli("run --model USER.Net --data USER.busy_data --steps 2 --measure_batches 1 --out result")
@@ -313,6 +317,7 @@ class TestRun:
         assert [item.name for item in Path("result").iterdir()] == ["events.log"]
         assert {"result.json", "plot.png", "config.yaml"} <= {item.name for item in Path("result-2").iterdir()}
 
+    @pytest.mark.heavy
     @pytest.mark.filterwarnings("default:there")
     @pytest.mark.parametrize(("count", "measured"), [(1, False), (2, True), (7, True)])
     def test_few_batches(self, cli, count, measured):
@@ -334,6 +339,7 @@ class TestRun:
         assert initopt.Result.load("result").scales
         assert not Path("result/plot.png").exists()
 
+    @pytest.mark.heavy
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     @pytest.mark.processes
     def test_a_kill_while_the_picture_is_drawn_leaves_nothing_in_the_way(self, cli, user_module, monkeypatch):
@@ -350,6 +356,7 @@ class TestRun:
         assert cli(line)[0] == 0
         assert not any(name.startswith(".result.") for name in os.listdir())
 
+    @pytest.mark.heavy
     def test_own_objective_and_checkpoint(self, cli):
         line = "run --model USER.Net --data digits --objective USER.negative_cosine --measure_batches 0 --checkpoint c.st"
         assert cli(f"{line} --steps 2 --out a")[0] == 0
@@ -463,6 +470,7 @@ class TestSpelling:
             f"{line.replace('print_config', 'print-config')} --measure-batches 1 --num-subbatches=8"
         )
 
+    @pytest.mark.heavy
     @pytest.mark.filterwarnings("default")
     def test_a_file_of_a_method_that_had_the_options_of_all(self, cli):
         Path("old.yaml").write_text("method: lsuv\nnum_subbatches: 8\nengine: exact\ngrad_params: null\nmeasure_steps: 1\n")
@@ -530,6 +538,7 @@ class TestSpelling:
 class TestForeignFolder:
     """A folder of somebody else, in which the user happens to stand, brings no code."""
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize(
         ("program", "line"),
         [
@@ -737,6 +746,7 @@ class TestCompare:
             ("lsuv", 1),
         ]
 
+    @pytest.mark.heavy
     def test_a_file_with_everything_in_it(self, cli, user_module):
         described = {
             "models": {
@@ -782,6 +792,7 @@ class TestCompare:
         cli(f"{line} --report false --out out")
         assert cli("compare --config printed.yaml --report false --out out")[0] == 0
 
+    @pytest.mark.heavy
     @pytest.mark.filterwarnings("default")
     def test_the_old_names_of_experiments(self, cli):
         status, listed, err = cli("compare --list_recipes")
@@ -884,6 +895,7 @@ class TestCompare:
         )
         assert {run.status for run in initopt.comparison.load_comparison("out").runs} == {"failed", "done"}
 
+    @pytest.mark.heavy
     def test_report(self, cli):
         line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,lsuv] {QUICK}"
         cli(f"{line} --report false --out out")
@@ -914,6 +926,7 @@ FEW = {
 
 @pytest.mark.training
 class TestDocumentation:
+    @pytest.mark.heavy
     @pytest.mark.parametrize("few", [FEW, pytest.param({}, marks=pytest.mark.slow)], ids=["few steps", "as written"])
     def test_every_command_runs(self, cli, tmp_path, few):
         for name in ("my_net.py", "run.yaml"):
@@ -941,6 +954,7 @@ class TestProcess:
         assert "GradCosine" in ended.stdout
         assert "\x1b" not in ended.stdout
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_signals(self, user_module, tmp_path, number, status):
         line = "run --model USER.Net --data USER.slow_batches --steps 1000000 --measure_batches 0 --out o"

@@ -29,6 +29,7 @@ def run(capsys, tmp_path, monkeypatch):
     return called
 
 
+@pytest.mark.heavy
 def test_measure_takes_batches_of_a_part(run):
     common = "measure --model plain_mlp --model.inputs 3072 --data cifar10 --data.path cifar --data.augment false"
     figures = {}
@@ -50,6 +51,7 @@ def test_help_has_the_arguments_of_the_data_and_of_its_batches(run):
         assert option in out
 
 
+@pytest.mark.heavy
 def test_compare_on_the_command_line_and_from_a_file(run):
     common = "--recipe.batch_size 8 --recipe.epochs 1 --recipe.measure_batches 1 --seeds 1 --report false"
     status, printed, err = run(

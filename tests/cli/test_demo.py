@@ -85,6 +85,7 @@ class TestOutput:
         assert "\r" not in output
         assert max(len(line) for line in output.splitlines()[:-1]) <= 80
 
+    @pytest.mark.heavy
     def test_prints_ascii_where_the_output_is(self, tmp_path):
         stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
         with contextlib.redirect_stdout(stream):
@@ -112,6 +113,7 @@ class TestFolder:
         default, nio = (run for run in found.runs if run.seed == 0 and run.initialization in ("default", "NIO"))
         assert default.before == default.after == nio.before != nio.after
 
+    @pytest.mark.heavy
     def test_same_numbers_twice(self, output, folder, tmp_path):
         run_demo(tmp_path / "again", seeds=1, **TINY)
         first, again = load_comparison(folder / "results.json"), load_comparison(tmp_path / "again" / "results.json")
@@ -123,6 +125,7 @@ class TestFolder:
             run_demo(tmp_path / "out", seeds=seeds, epochs=1, nio_steps=1)
         assert len(load_comparison(tmp_path / "out" / "results.json").seeds) == 1
 
+    @pytest.mark.heavy
     def test_that_of_an_earlier_version_is_replaced(self, tmp_path):
         out = tmp_path / "out"
         (out / "seed-0").mkdir(parents=True)
@@ -151,6 +154,7 @@ class TestFolder:
         with pytest.raises(FileExistsError, match="was not written by initopt"):
             run_demo(tmp_path / "file")
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("where", ["training", "writing"])
     def test_leaves_nothing_when_interrupted(self, tmp_path, monkeypatch, where):
         def interrupt(*args, **options):
@@ -166,6 +170,7 @@ class TestFolder:
             run_demo(tmp_path / "out", seeds=1, epochs=1, nio_steps=1)
         assert not any(tmp_path.iterdir())
 
+    @pytest.mark.heavy
     def test_a_run_that_fails_is_an_error_and_leaves_nothing(self, tmp_path, monkeypatch):
         def fail(*args, **options):
             raise ZeroDivisionError("out of cheese")
@@ -176,6 +181,7 @@ class TestFolder:
         assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.heavy
 def test_puts_threads_and_random_state_back(tmp_path):
     torch.set_num_threads(2)
     state = torch.get_rng_state()
@@ -197,6 +203,7 @@ def test_the_recipe_is_what_is_run_by_default():
     assert [start if isinstance(start, str) else start["name"] for start in recipe["initializations"]] == STARTS
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_without_the_packages_of_any_extra(tmp_path):
     code = (

@@ -27,6 +27,7 @@ def test_a_sick_start_has_status_1(capsys):
     assert out.splitlines()[-1].startswith("1 error")
 
 
+@pytest.mark.heavy
 def test_rules_are_chosen(capsys):
     assert run(capsys, "check", *DEEP, "--ignore", "A,G")[0] == 0
     assert run(capsys, "check", *DEEP, "--select", "W,D")[0] == 0

@@ -32,6 +32,7 @@ def test_rates_are_printed_and_saved(capsys, tmp_path):
     assert record["config"]["optimizer_options"] == {"momentum": 0.9}
 
 
+@pytest.mark.heavy
 @pytest.mark.training
 def test_no_suggestion_has_status_1(capsys):
     status, out, _ = run(capsys, *SHORT, "--model.depth", "30", "--optimizer", "SGD")

@@ -59,6 +59,7 @@ def expected(tmp_path_factory):
 
 
 class TestTheSameTable:
+    @pytest.mark.heavy
     def test_by_the_least_that_there_can_be(self, tmp_path, expected):
         executor = AtOnce()
         compare(tmp_path / "out", recipe=GRID, executor=executor)
@@ -82,6 +83,7 @@ class TestTheSameTable:
         assert table(tmp_path / "out") == expected
         assert len(stored) == len(expected) == 12
 
+    @pytest.mark.heavy
     def test_a_folder_is_gone_on_with_by_another(self, tmp_path, expected):
         def stop(number, group):
             return KeyboardInterrupt() if number == 6 else None
@@ -108,6 +110,7 @@ def test_gpus_that_are_not_there(tmp_path):
 
 
 class TestCallsThatComeToNothing:
+    @pytest.mark.heavy
     def test_are_tried_once_more_run_by_run(self, tmp_path, expected):
         executor = AtOnce(lambda number, group: OSError("gone") if number in (1, 9) else None)
         compare(tmp_path / "out", recipe=GRID, executor=executor)
@@ -132,6 +135,7 @@ class TestCallsThatComeToNothing:
         assert [(run.seed, run.status) for run in found.runs] == [(0, "done"), (1, "failed")]
         assert len(executor.groups) == 1 + 2
 
+    @pytest.mark.heavy
     @pytest.mark.processes
     @pytest.mark.usefixtures("workers_are_forked")
     def test_an_executor_that_breaks_whole(self, tmp_path):
@@ -148,6 +152,7 @@ class TestCallsThatComeToNothing:
 
 
 class TestWhileItGoesOn:
+    @pytest.mark.heavy
     def test_runs_are_stored_in_the_order_in_which_they_are_done(self, tmp_path):
         class LastFirst:
             """Does the calls of a group of four backwards, each when the one before is stored."""
@@ -252,6 +257,7 @@ class TestDevices:
         hardware = Hardware("auto").for_workers("cpu", "32-true")
         assert [hardware.of_worker(number).devices for number in range(3)] == [1, 1, 1]
 
+    @pytest.mark.heavy
     def test_a_comparison_that_lists_them(self, tmp_path, monkeypatch, used):
         """Each run is on one device, whichever, so the folder is that of a comparison on one."""
 

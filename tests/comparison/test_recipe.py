@@ -229,12 +229,14 @@ for call, words in (
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_a_comparison_without_the_packages_of_any_extra(tmp_path):
     ended = python(WITHOUT, str(tmp_path / "out"))
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.training
 def test_one_device_gives_what_fabric_gives(tmp_path, monkeypatch):
     recipe = {"lr": [0.01, 0.1], "clip_grad_norm": 0.1, "optimizer": "adamw", "mixup": 0.2, "epochs": 2, "batch_size": 16}
@@ -280,6 +282,7 @@ def test_the_comparison_of_the_digits_is_one():
 
 
 class TestBatchSizeOfAnInitialization:
+    @pytest.mark.heavy
     @pytest.mark.training
     def test_the_method_sees_batches_of_its_own_size(self, tmp_path, monkeypatch):
         sizes = []
@@ -438,6 +441,7 @@ class TestAnyInitialization:
         with pytest.raises((ValueError, TypeError), match=message):
             as_initialization(value)
 
+    @pytest.mark.heavy
     @pytest.mark.training
     def test_schemes_that_see_the_model_run(self, tmp_path):
         """Found by running on a batch, of a size of its own if one is given; by name and as an object."""
@@ -454,6 +458,7 @@ class TestAnyInitialization:
         assert runs["large batch"].curve == runs["zero_branches"].curve
         assert runs["then nio"].scales is not None
 
+    @pytest.mark.heavy
     @pytest.mark.training
     def test_one_after_the_other(self, tmp_path):
         starts = [
@@ -482,6 +487,7 @@ class TestAnyInitialization:
         with pytest.raises(initopt.MismatchError, match="initializations.halved"):
             compare(tmp_path / "out", initializations=starts, seeds=1, models={"linear": small_linear})
 
+    @pytest.mark.heavy
     @pytest.mark.training
     def test_what_a_function_draws_follows_from_the_seed(self, tmp_path):
         torch.manual_seed(1)
@@ -503,6 +509,7 @@ class TestAnyInitialization:
         with pytest.raises(ValueError, match="initialization 'mine' cannot be sent to other processes"):
             compare(tmp_path / "out", initializations=[start], workers=2)
 
+    @pytest.mark.heavy
     @pytest.mark.training
     def test_a_method_of_another_package(self, tmp_path, monkeypatch):
         entry = EntryPoint("sleepy", f"{__name__}:Sleepy", "initopt.methods")

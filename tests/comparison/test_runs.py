@@ -157,6 +157,7 @@ class TestMeasuring:
         assert all(run.before is None and run.after is None for run in found.runs)
         assert all(run.findings is None for run in found.runs)
 
+    @pytest.mark.heavy
     def test_the_layers_of_the_start_that_is_trained_from(self, tmp_path):
         found = compare(tmp_path / "out", models={"deep": deep}, initializations=["default", "orthogonal"], seeds=1)
         default, orthogonal = found.runs
@@ -243,6 +244,7 @@ class TestChoice:
 
 
 class TestSelection:
+    @pytest.mark.heavy
     def test_on_the_validation_split_with_seeds_of_its_own(self, tmp_path):
         found = compare(tmp_path / "out", recipe=RECIPE | {"lr": [0.001, 0.1]}, seeds=2, selection_seeds=[7, 8])
         assert {run.seed for run in found.selection} == {7, 8}
@@ -257,6 +259,7 @@ class TestSelection:
             (chosen,) = {run.lr for run in found.runs if run.initialization == name}
             assert means[chosen] == max(means.values())
 
+    @pytest.mark.heavy
     def test_runs_of_a_start_do_not_depend_on_each_other(self, tmp_path):
         """Several learning rates share a start; each gives what it gives alone."""
         both = compare(tmp_path / "both", recipe=RECIPE | {"lr": [0.01, 0.1]}, seeds=1)
@@ -314,6 +317,7 @@ class TestEndings:
         assert "in the end, and was 1." in run.error or "in the end, and was 0." in run.error
         assert run.steps == 18
 
+    @pytest.mark.heavy
     def test_one_run_that_raises(self, tmp_path):
         models = {"net": functools.partial(raising, 2, "exception")}
         found = compare(tmp_path / "out", models=models, initializations=["default", NIO], seeds=4)
@@ -363,6 +367,7 @@ class TestOtherTasks:
         assert points(plain, "test")[0] == points(smooth, "test")[0]
         assert points(plain, "train")[0] != points(smooth, "train")[0]
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
     def test_precision(self, tmp_path, precision):
         found = compare(tmp_path / "out", seeds=1, recipe=RECIPE | {"precision": precision})
@@ -434,6 +439,7 @@ def test_the_users_random_state_and_threads_stay(tmp_path):
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.heavy
 def test_same_results_whatever_was_drawn_before(tmp_path):
     compare(tmp_path / "a", models={"net": functools.partial(small, dropout=0.3)})
     torch.manual_seed(12345)
@@ -441,6 +447,7 @@ def test_same_results_whatever_was_drawn_before(tmp_path):
     assert table(tmp_path / "a") == table(tmp_path / "b")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 @pytest.mark.processes
 def test_two_processes_share_each_run(tmp_path, strategy):

@@ -29,6 +29,7 @@ class TestIntervals:
         assert found.high == pytest.approx(high, abs=0.05 * width)
 
     # What docs/report.md and the report itself say about them; 2000 trials have a standard error of half a point.
+    @pytest.mark.heavy
     @pytest.mark.parametrize(
         ("count", "least", "most"), [(2, 0.47, 0.53), (3, 0.73, 0.78), (5, 0.91, 0.945), (20, 0.93, 0.96)]
     )
@@ -36,6 +37,7 @@ class TestIntervals:
         low, high = intervals(np.random.default_rng(0).normal(loc=3.0, size=(count, 2000)))
         assert least < np.mean((low <= 3.0) & (high >= 3.0)) < most
 
+    @pytest.mark.heavy
     def test_better_than_the_plain_percentile_interval(self):
         values = np.random.default_rng(1).normal(size=(5, 1000))
         low, high = intervals(values)
@@ -77,6 +79,7 @@ class TestIntervals:
         )
         assert math.isnan(low[3])
 
+    @pytest.mark.heavy
     @given(st.lists(st.floats(-1e12, 1e12), min_size=2, max_size=8))
     def test_never_leaves_the_values(self, values):
         found = estimate(values)
@@ -117,6 +120,7 @@ class TestPairedDifference:
         assert found.p is None
         assert found.estimate.mean == pytest.approx(0.1)
 
+    @pytest.mark.heavy
     def test_false_findings_are_as_frequent_as_the_level_says(self):
         rng = np.random.default_rng(5)
         draws = rng.normal(size=(1000, 2, 5))

@@ -72,6 +72,7 @@ def test_comes_back_as_it_was(folder):
     assert found.recipe == expected.recipe
 
 
+@pytest.mark.heavy
 def test_report(folder):
     page = write_report(folder)
     assert page == folder / "report" / "report.html"
@@ -159,6 +160,7 @@ def _reread(found, folder):
 
 
 class TestOfEarlierVersions:
+    @pytest.mark.heavy
     def test_is_read_and_reported_but_not_gone_on_with(self, tmp_path):
         out = tmp_path / "out"
         found = compare(out)
@@ -188,6 +190,7 @@ class TestOfEarlierVersions:
         assert all(len(network.entries) == len(found.initializations) for network in summarize(found).networks)
         assert list(findings(summarize(found)))
 
+    @pytest.mark.heavy
     def test_a_report_of_published_runs(self):
         summary = summarize(load_comparison(PUBLISHED / "cifar10-vit-runs.json"))
         assert to_markdown(to_document(summary), "figures").startswith("# Initializations compared")

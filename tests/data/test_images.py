@@ -183,6 +183,7 @@ class TestImagenet:
         assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [26, 4, 10]
         assert len(torch.cat([rows(splits.train), rows(splits.validation), rows(splits.test)]).unique(dim=0)) == 40
 
+    @pytest.mark.heavy
     def test_streamed_batches_are_the_same_again(self, pictures):
         splits = imagenet(pictures, image_size=16, streaming=True)
         assert splits.validation is None
@@ -397,6 +398,7 @@ def small_net():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
 
 
+@pytest.mark.heavy
 def test_a_comparison_on_augmented_and_mixed_images(cifar, tmp_path):
     def run(out, **changes):
         recipe = {"epochs": 2, "batch_size": 8, "measure_batches": 2, "mixup": 0.4, "lr": 0.01} | changes

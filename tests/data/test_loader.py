@@ -89,6 +89,7 @@ def is_alive(process):
 
 @pytest.mark.processes
 class TestTheSameBatches:
+    @pytest.mark.heavy
     def test_of_a_part(self, pictures):
         here, elsewhere = (pictures.batches(8, seed=1, loaders=loaders) for loaders in (0, 2))
         assert len(here) == len(elsewhere) == 6
@@ -96,12 +97,14 @@ class TestTheSameBatches:
         assert same(here, elsewhere)  # in another pass, too
         assert made_elsewhere(elsewhere)
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("loaders", [1, 2, 3])
     def test_of_an_epoch(self, pictures, loaders):
         order = EpochOrder(54, 8, seed=2)
         for order.epoch in (0, 1):
             assert same(training_batches(pictures.train, order), training_batches(pictures.train, order, loaders))
 
+    @pytest.mark.heavy
     def test_from_the_middle_of_an_epoch(self, pictures):
         order = EpochOrder(54, 8, seed=2)
         begun = iter(training_batches(pictures.train, order, 2))
@@ -159,6 +162,7 @@ class TestWhoMakesThem:
         assert len(list(Splits(Noisy(blobs().train), None, None).batches(16, loaders=2))) == 6
         assert multiprocessing.active_children() == []
 
+    @pytest.mark.heavy
     @pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc to look into")
     def test_none_outlives_a_kill(self):
         command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2])]

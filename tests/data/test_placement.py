@@ -36,6 +36,7 @@ def free(monkeypatch: pytest.MonkeyPatch, size: float | None) -> None:
     monkeypatch.setattr(splits_module, "free_memory", lambda device: size)
 
 
+@pytest.mark.heavy
 def test_what_is_made_of_tensors_goes_to_the_device() -> None:
     moved = splits().to("meta")
     assert moved.classes == ("a", "b", "c")

@@ -47,6 +47,7 @@ def test_of_relu_layers_without_signal_neither_their_units_nor_the_optimizer_are
     assert [finding.rule for finding in found.findings if finding.severity != "note"] == ["A204"]
 
 
+@pytest.mark.heavy
 def test_the_model_stays_as_it_is_when_remedies_are_tried():
     torch.manual_seed(0)
     model, batches = mlp(24, activation=nn.Tanh), labelled()
@@ -75,6 +76,7 @@ def test_remedies_are_not_tried_where_the_loss_is_not_that_of_a_copy(optimizer):
     assert any("the loss of another model" in trial.failure for trial in found.tried)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("budget", "count"), [(0, 0), (2, 1), (5, 1), (200, 3)])
 def test_a_budget_bounds_the_tries(budget, count):
     torch.manual_seed(0)

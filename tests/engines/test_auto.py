@@ -81,6 +81,7 @@ def _double(batches: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]
     return [(inputs.double(), targets) for inputs, targets in batches]
 
 
+@pytest.mark.heavy
 def test_a_run_out_of_memory_goes_over_to_recompute(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = quick(make_model(), make_batches(), engine="recompute")
 
@@ -307,6 +308,7 @@ ATTENTION = [(masked, weights, padded) for masked in MASKS for weights in (False
 """Masks, whether the weights of the attention are asked for, and whether sequences are padded."""
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("masked", "weights", "padded"),
     [
@@ -363,6 +365,7 @@ def test_a_second_derivative_that_is_refused_in_unknown_words() -> None:
         quick(model(TanhOnce("once is enough for this kernel")), _double(make_batches()), engine="exact")
 
 
+@pytest.mark.heavy
 def test_auto_keeps_to_its_budget() -> None:
     free = _memory.quick(_memory.network())
     assert free.engine == "groups"

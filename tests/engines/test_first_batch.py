@@ -24,6 +24,7 @@ def network(middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 16), middle, nn.Linear(16, 3))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_a_second_derivative_that_is_missing_without_a_word(dtype: torch.dtype | None) -> None:
     options: dict[str, Any] = {"steps": 4, "measure_batches": 0, "seed": 0}
@@ -71,6 +72,7 @@ class Block(nn.Module):
         return Reversible.apply(x, self.layer)
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("engine", ["auto", "graph", "groups", "differences"])
 @pytest.mark.parametrize("run", ["measure", "nio", "metainit", "gradinit"])
 def test_gradients_that_a_backward_pass_accumulates_itself_are_refused(run: str, engine: str) -> None:

@@ -33,6 +33,7 @@ def stepping() -> tuple[nn.Sequential, list[int]]:
     return model, calls
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("engine", ["auto", "groups", "graph", "recompute", "differences"])
 @pytest.mark.parametrize("run", ["measure", "nio", "lsuv", "gradinit", "metainit"])
 def test_no_call_fires_a_hook_on_accumulated_gradients(run: str, engine: str) -> None:

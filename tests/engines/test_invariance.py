@@ -27,6 +27,7 @@ def first_in_block(model: nn.Module) -> set[str]:
     return {name for name in convolutions(model) if name.endswith(".first.weight")}
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("mode", ["subbatch", "batch"])
 @pytest.mark.parametrize(
     ("make", "in_front"),
@@ -140,6 +141,7 @@ def test_what_takes_no_part_is_not_mistaken_for_invariant() -> None:
     assert moved(Partly(), (torch.randn(32, 8), torch.randint(10, (32,)))) == {"used.weight"}
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_leaves_the_same_alone(tmp_path) -> None:
     def run(steps: int, checkpoint=None) -> dict[str, float]:
         torch.manual_seed(0)
@@ -204,6 +206,7 @@ def mixed(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.T
     return nn.functional.cross_entropy(output.float(), batch[1])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("dtype", "loss_fn"),
     [(torch.float32, mixed), (torch.bfloat16, None), (torch.float16, None)],

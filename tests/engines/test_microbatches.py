@@ -24,6 +24,7 @@ SIZES = [("recompute", 1), ("recompute", 3), ("recompute", 4), ("recompute", 100
 MORE_SIZES = [(engine, size) for engine in ("differences", "auto") for size in (1, 4, 100)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("engine", "size"), [*SIZES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_SIZES)]
 )
@@ -36,6 +37,7 @@ def test_micro_batches_add_up(engine: str, size: int) -> None:
         assert (result.engine, result.engine_reason) == ("recompute", f"exact, and runs {size} samples at a time")
 
 
+@pytest.mark.heavy
 def test_micro_batches_bound_what_the_model_sees() -> None:
     assert quick(network(largest=3), microbatch=3).scales  # would run out of memory otherwise
     whole = initopt.measure(network(), batches(), engine="recompute")
@@ -101,6 +103,7 @@ def test_running_out_of_memory_halves_the_micro_batch(engine: str) -> None:
     assert values(result) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.heavy
 def test_running_out_of_memory_in_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     from initopt.engines import per_subbatch as separate
 
@@ -118,6 +121,7 @@ def test_running_out_of_memory_in_the_second_derivative(monkeypatch: pytest.Monk
     assert values(result) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.heavy
 def test_running_out_with_one_sample_is_an_error() -> None:
     model = network(largest=0)
     before = [p.detach().clone() for p in model.parameters()]
@@ -137,6 +141,7 @@ def test_running_out_with_batch_norm_says_what_to_do() -> None:
     assert "batch norm couples the samples of a sub-batch, so they cannot be run in parts" in caught.value.__notes__[0]
 
 
+@pytest.mark.heavy
 def test_a_failed_allocation_of_a_cpu_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     class Greedy(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

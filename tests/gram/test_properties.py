@@ -206,6 +206,7 @@ def sizes(draw: st.DrawFn) -> tuple[int, int]:
     return count * draw(st.integers(1, 4)), count
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("batch_norm", ["subbatch", "batch"])
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), size=sizes(), factor=st.floats(0.01, 100), which=st.integers(0, 4))
@@ -230,6 +231,7 @@ def test_scaling_the_loss_of_a_sub_batch_leaves_grad_cosine_alone(
         assert scaled.grad_norm != pytest.approx(plain.grad_norm, rel=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("batch_norm", ["subbatch", "batch"])
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), size=sizes(), data=st.data())
@@ -247,6 +249,7 @@ def test_the_order_of_samples_inside_a_sub_batch_does_not_matter(
     torch.testing.assert_close(shuffled.gram, plain.gram, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("batch_norm", ["subbatch", "batch"])
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), size=st.integers(2, 8))

@@ -132,6 +132,7 @@ class TestReal:
         assert found in (["TaskCancelledError"], ["WorkerCrashedError"])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )

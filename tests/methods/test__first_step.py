@@ -82,6 +82,7 @@ def found(entry: Entry, batch_norm: str, optimizer: Any, clip: float | None) -> 
     return decrease.value, dict(zip((p.name for p in problem.scale_params), slopes.tolist(), strict=True))
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["mlp", "tied_layers", "batch_norm_residual"])
 def test_value_and_derivatives(name: str, way: str) -> None:
@@ -123,19 +124,23 @@ class TestBoundOfTheOptimizer:
         assert all(record.predicted_decrease < 1.5 * 0.05 for record in history[-10:])
         assert all(record.constrained == (record.predicted_decrease > 0.05) for record in history)
 
+    @pytest.mark.heavy
     def test_a_lower_rate_leaves_room_for_larger_gradients(self) -> None:
         norms = [self.run(optimizer=partial(SGD, lr=lr)).history[-1].grad_norm for lr in (0.3, 0.03)]
         assert norms[1] > 1.5 * norms[0]
 
+    @pytest.mark.heavy
     def test_a_resumed_run_is_the_same(self, tmp_path: Any) -> None:
         unbroken = self.run()
         self.run(steps=20, checkpoint=tmp_path / "at")
         assert self.run(checkpoint=tmp_path / "at").scales == unbroken.scales
 
+    @pytest.mark.heavy
     def test_it_is_drawn(self) -> None:
         titles = [axes.get_title(loc="left") for axes in self.run().plot().axes]
         assert "predicted decrease / loss" in titles
 
+    @pytest.mark.heavy
     def test_without_it_the_optimizer_changes_no_step(self) -> None:
         assert self.run(max_decrease=None).scales == self.run(max_decrease=None, optimizer=None).scales
 

@@ -165,6 +165,7 @@ def test_autocast_and_single_precision_agree_with_double() -> None:
         assert low.history[0].grad_norm == pytest.approx(expected.history[0].grad_norm, rel=0.1)
 
 
+@pytest.mark.heavy
 def test_progress_shows_the_figures_of_each_kind_of_record(capsys: pytest.CaptureFixture[str]) -> None:
     for method, figure in (
         (initopt.gradinit, "objective "),

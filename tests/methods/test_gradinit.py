@@ -40,6 +40,7 @@ def test_the_default_bounds() -> None:
     assert all(record.grad_norm > 1 and not record.constrained for record in adam.history)
 
 
+@pytest.mark.heavy
 def test_how_many_batches_steps_take() -> None:
     """Two if constrained, three if free, four with a fresh second batch; those held back are the next ones."""
     for options, expected in (
@@ -70,6 +71,7 @@ def mixed_bound(batches: list[Batch]) -> float:
     return 0.98 * norms[4]
 
 
+@pytest.mark.heavy
 def test_a_killed_run_goes_on_at_the_right_batch(tmp_path: Any) -> None:
     """Though how many batches a step takes depends on what it finds."""
     batches = make_batches(30)
@@ -137,17 +139,9 @@ NORMS: dict[str, Callable[[list[Tensor | None]], Tensor]] = {
 }
 
 
-def each_third(*variants: Any) -> list[Any]:
-    """Networks in the first variant, each third of them in the others, too; the rest is slow."""
-    return [
-        pytest.param(name, *variant, marks=pytest.mark.slow if number % 3 and variant != variants[0] else ())
-        for number, name in enumerate(JOINABLE)
-        for variant in variants
-    ]
-
-
 @pytest.mark.gallery
-@pytest.mark.parametrize(("name", "optimizer"), each_third(("sgd",), ("adam",)))
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("name", JOINABLE)
 def test_gradinit_constraint(name: str, optimizer: str) -> None:
     entry = ENTRIES[name]
     batches = [entry.batch(seed) for seed in (1, 2, 3)]
@@ -164,9 +158,9 @@ def test_gradinit_constraint(name: str, optimizer: str) -> None:
 
 @pytest.mark.gallery
 @pytest.mark.parametrize(
-    ("name", "optimizer", "normalize", "fresh"),
-    each_third(("sgd", True, False), ("sgd", False, True), ("adam", True, False)),
+    ("optimizer", "normalize", "fresh"), [("sgd", True, False), ("sgd", False, True), ("adam", True, False)]
 )
+@pytest.mark.parametrize("name", JOINABLE)
 def test_gradinit_objective(name: str, optimizer: str, normalize: bool, fresh: bool) -> None:
     entry = ENTRIES[name]
     batches = [entry.batch(seed) for seed in (1, 2, 3, 4)]

@@ -288,6 +288,7 @@ def test_layers_that_never_run_and_outputs_that_are_not_finite() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_it_is_stored_and_drawn(tmp_path: Any) -> None:
     model, batch, _ = built("mlp")
     result = initopt.lsuv(model, [batch] * 3, measure_batches=2, checkpoint=tmp_path / "state")

@@ -18,18 +18,6 @@ RUNNABLE = [(name, mode) for name, entry in ENTRIES.items() if entry.double_back
 RESUMED = {"mlp", "batch_norm_residual", "tied_embedding_and_output", "numpy_and_python_noise", "moving_average_buffer"}
 """Entries on which a run is also stopped and resumed: what takes longer on all."""
 
-
-def in_one_mode(first: int, but: set[str] | None = None) -> list[Any]:
-    """Each network in one of its modes, in turn, but some in all of them; the others are slow."""
-    found = []
-    for number, name in enumerate(dict(RUNNABLE)):
-        modes = ENTRIES[name].modes
-        for mode in modes:
-            quick = mode == modes[(number + first) % len(modes)] or name in (but or ())
-            found.append(pytest.param(name, mode, marks=() if quick else pytest.mark.slow))
-    return found
-
-
 LR, BETAS, EPS, CLIP = 0.05, (0.8, 0.95), 1e-8, 0.3
 
 
@@ -51,20 +39,27 @@ def settings_of(entry: Entry, mode: str) -> dict[str, Any]:
     }
 
 
+def in_mode(entry: Entry, mode: str) -> NIO:
+    options = settings_of(entry, mode) | {"centre": "output"}
+    return NIO(steps=2, **{key: options[key] for key in options if key not in ("measure_batches", "seed")})
+
+
 @pytest.mark.gallery
 @pytest.mark.filterwarnings("ignore:initopt. gradients are not centred")
-@pytest.mark.parametrize(("name", "mode"), in_one_mode(0, but=RESUMED))
+@pytest.mark.parametrize(("name", "mode"), RUNNABLE)
 def test_a_run_changes_nothing_but_the_scales(name: str, mode: str) -> None:
-    def method(entry: Entry) -> NIO:
-        options = settings_of(entry, mode) | {"centre": "output"}
-        return NIO(steps=2, **{key: options[key] for key in options if key not in ("measure_batches", "seed")})
+    assert check_method(lambda entry: in_mode(entry, mode), [name], resume=False) == 1
 
-    assert check_method(method, [name], resume=name in RESUMED) == 1
+
+@pytest.mark.filterwarnings("ignore:initopt. gradients are not centred")
+@pytest.mark.parametrize(("name", "mode"), [case for case in RUNNABLE if case[0] in RESUMED])
+def test_a_run_that_was_stopped_is_resumed(name: str, mode: str) -> None:
+    assert check_method(lambda entry: in_mode(entry, mode), [name]) == 1
 
 
 @pytest.mark.gallery
 @pytest.mark.filterwarnings("ignore:initopt. nothing to scale")
-@pytest.mark.parametrize(("name", "mode"), in_one_mode(1))
+@pytest.mark.parametrize(("name", "mode"), RUNNABLE)
 def test_biases_and_what_is_scale_invariant_stay_by_default(name: str, mode: str) -> None:
     entry = ENTRIES[name]
     options = settings_of(entry, mode) | {"scale_biases": False, "scale_invariant": False}
@@ -132,6 +127,7 @@ def slow_nio(
     return scales, constrained, values
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("objective", ["cosine", "cosine+norm", "variance+sqnorm"])
 @pytest.mark.parametrize(
     ("name", "mode"),
@@ -168,6 +164,7 @@ def test_steps_are_those_of_the_design(name: str, mode: str, objective: str) -> 
         assert result.scales == pytest.approx(scales, rel=1e-7)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "mode"),
     [("mlp", "subbatch"), ("batch_norm_residual", "batch"), ("tied_embedding_and_output", "subbatch")],

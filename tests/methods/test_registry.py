@@ -74,6 +74,7 @@ def test_the_documented_example(packages: Path) -> None:
         initopt.optimize(model, make_batches(), method="quieter", steps=0)
 
 
+@pytest.mark.heavy
 def test_the_documented_example_passes_the_check_of_methods(packages: Path) -> None:
     install(packages, "quieter", *example())
     method = find_method("quieter")(steps=3, max_grad_norm=1e-6, factor=0.9)  # type: ignore[call-arg]
@@ -101,6 +102,7 @@ def test_a_killed_run_of_it_goes_on_and_it_starts_from_a_scheme(packages: Path) 
     assert found.after.grad_norm == expected.after.grad_norm
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
     install(tmp_path, "quieter", *example())

@@ -40,16 +40,6 @@ ENGINE_CASES = [(n, mode, engine) for n, mode in CASES if n not in ODD for engin
 OBJECTIVES = ("cosine+lognorm", "grad_norm")
 
 
-def in_one_mode(cases: list[tuple[str, str, str]]) -> list[Any]:
-    """Each engine on each network in one of its modes, in turn; the others are slow."""
-    modes: dict[tuple[str, str], list[str]] = {}
-    for name, mode, engine in cases:
-        modes.setdefault((name, engine), []).append(mode)
-    chosen = {pair: several[number % len(several)] for number, (pair, several) in enumerate(modes.items())}
-    slow = {case for case in cases if case[1] != chosen[case[0], case[2]]}
-    return [pytest.param(*case, marks=pytest.mark.slow if case in slow else ()) for case in cases]
-
-
 class Setting:
     """A model of the gallery and a batch on which gradients are centred."""
 
@@ -72,13 +62,14 @@ class Setting:
 
 
 @pytest.mark.gallery
-@pytest.mark.parametrize(("name", "mode", "engine"), in_one_mode(ENGINE_CASES))
+@pytest.mark.parametrize(("name", "mode", "engine"), ENGINE_CASES)
 def test_gram_and_derivatives(name: str, mode: str, engine: str) -> None:
     if (name, engine) == ("checkpointed", "groups") and torch.__version__.startswith("2.5."):
         pytest.skip("with PyTorch 2.5 the engine's own check refuses it")
     check(name, mode, engine, centred=True, functions=OBJECTIVES)
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("engine", ["recompute", "differences"])
 @pytest.mark.parametrize("name", ["mlp", "layer_norm", "segmentation", "loss_per_sample"])
 def test_micro_batches_share_the_mean_of_their_sub_batch(name: str, engine: str) -> None:

@@ -170,6 +170,7 @@ def terminate(record: initopt.StepRecord) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.heavy
 def test_a_bad_batch_that_is_held_back_costs_the_measurement_and_not_the_steps() -> None:
     batches = make_batches(6)
     expected = initopt.nio(make_model(), batches, steps=4, measure_batches=2, seed=0)
@@ -221,6 +222,7 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.heavy
 def test_ctrl_c_waits_for_the_clean_up() -> None:
     done: list[object] = []
 
@@ -286,6 +288,7 @@ class Untidy(nn.Tanh):
                 interrupt()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("when", [1, 2])
 def test_weights_and_result_belong_together(when: int) -> None:
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ from tests.helpers import Batch, make_batches, make_model
 from tests.quick import doubled, plain_model, quick
 
 
+@pytest.mark.heavy
 def test_autocast_around_a_run_sees_every_change_of_the_weights() -> None:
     outside = quick(make_model(), make_batches())
     with torch.autocast("cpu", torch.bfloat16):
@@ -37,6 +38,7 @@ class WritesIntoInputs(nn.Module):
         return self.body(x.mul_(1.5).add_(0.1))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("engine", ["graph", "recompute", "plain", "differences"])
 def test_a_model_may_write_into_its_inputs(engine: str) -> None:
     batches = doubled(make_batches())
@@ -99,6 +101,7 @@ def test_torchscript_is_refused() -> None:
         initopt.measure(scripted, make_batches())
 
 
+@pytest.mark.heavy
 def test_a_default_device_of_the_user_is_left_to_the_model() -> None:
     model, batches = make_model(), make_batches()
     expected = quick(make_model(), batches)

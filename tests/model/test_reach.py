@@ -55,6 +55,7 @@ def run(where: str, **options: Any) -> tuple[Biased, initopt.Result]:
     return model, initopt.nio(model, batches, steps=3, measure_batches=2, **options)
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("engine", ["auto", "recompute", "plain", "differences"])
 @pytest.mark.parametrize("where", ["dict", "list", "attribute", "new attribute"])
 def test_what_a_module_keeps_is_of_one_pass(where: str, engine: str) -> None:

@@ -150,6 +150,7 @@ def snapshot(*things: Any) -> Any:
     return [t.detach().clone() for t in tensors if t is not None], plain
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("engine", ["auto", "recompute"])
 def test_measuring_leaves_everything_and_sees_the_same_each_time(name: str, engine: str) -> None:
@@ -235,6 +236,7 @@ GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], 
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("engine", ["auto", "differences"])
 def test_generators_of_the_user_s_own_are_replayed_and_put_back(kind: str, engine: str) -> None:
@@ -288,6 +290,7 @@ def test_reach_finds_what_functions_and_objects_hold() -> None:
     assert all(g is not torch.default_generator for g in Reach.of({"a": torch.default_generator}).generators)
 
 
+@pytest.mark.heavy
 def test_a_frozen_norm_is_frozen_in_a_callback_too() -> None:
     model = make_model()
     model.train()
@@ -345,6 +348,7 @@ def test_a_model_that_another_thread_works_on_is_refused() -> None:
     initopt.measure(model, make_batches())
 
 
+@pytest.mark.heavy
 def test_two_threads_on_two_models_give_what_each_gives_alone() -> None:
     def run(seed: int) -> initopt.Result:
         options: dict[str, Any] = {"steps": 3, "measure_batches": 1, "seed": seed, "train_mode": True}

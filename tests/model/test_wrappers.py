@@ -74,6 +74,7 @@ def test_partitioned_parameters_are_refused() -> None:
         initopt.measure(model, make_batches(1))
 
 
+@pytest.mark.heavy
 def test_names_and_results_are_those_of_the_model_inside() -> None:
     model, other = make_model(), make_model()
     wrapped = nn.DataParallel(model)
@@ -97,6 +98,7 @@ class TestExported:
         with pytest.raises(TypeError, match=r"is an ExportedProgram of torch.export; pass .* program.module\(\)"):
             initopt.measure(program, make_batches(1))
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("dropout", [0.0, 0.5])
     def test_as_the_model_in_the_mode_that_it_was_exported_in(self, dropout: float) -> None:
         model, other = make_model(dropout=dropout), exported(make_model(dropout=dropout))

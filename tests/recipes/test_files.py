@@ -93,6 +93,7 @@ def test_every_row_of_the_papers_tables_has_a_recipe():
     assert rows | {"digits", "digits-vit", "imagenet-resnet50", "imagenet-swin-t", "imagenet-vit-s"} <= set(RECIPES)
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("scale", [None, "small"])
 @pytest.mark.parametrize("name", CIFAR_RECIPES)
 def test_a_recipe_for_cifar_is_what_its_name_says(name, scale):
@@ -153,6 +154,7 @@ def test_the_start_of_the_published_scripts(name, classifier):
         assert float(last.weight.detach().abs().max()) <= last.in_features**-0.5
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("name", CIFAR_RECIPES)
 def test_the_networks_of_a_recipe_have_the_outputs_that_its_data_need(name):
     for scale in (None, "small"):
@@ -219,6 +221,7 @@ QUICKEST = "cifar10-resnet110-bn"
 """Of the recipes for CIFAR."""
 
 
+@pytest.mark.heavy
 @pytest.mark.training
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == QUICKEST else pytest.mark.slow) for name in CIFAR_RECIPES]

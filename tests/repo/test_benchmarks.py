@@ -124,17 +124,20 @@ def test_what_fails_or_takes_too_long_is_left_out_with_a_reason(monkeypatch: pyt
     assert "more than 0 s" in timing.take_turns({"training": training}, "cpu", 2)["training"]["skipped"]
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_memory_of_a_larger_batch_is_larger() -> None:
     small, large = (process_memory(Case("tiny-resnet", batch_size=size), "graph", threads=1) for size in (16, 256))
     assert large["peak"] - large["before"] > 3 * (small["peak"] - small["before"]) > 0
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_memory_of_what_fails_says_why() -> None:
     assert "no-such-engine" in process_memory(TINY, "no-such-engine", threads=1)["skipped"]
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_a_run_is_stored_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "engines-cpu.json"
@@ -158,6 +161,7 @@ def test_a_run_is_stored_and_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(plot.over_networks(list(results["cases"].values())).axes) == 2
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_methods_are_timed_and_leave_the_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
@@ -198,6 +202,7 @@ def test_the_page_says_what_the_results_say() -> None:
     assert report.PAGE.read_text(encoding="utf-8") == report.page(report.RESULTS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", [replace(TINY, num_subbatches=2), replace(TINY_COUPLED, num_subbatches=2)])
 def test_steps_make_the_products_that_are_told(case: Case) -> None:
     model, data = model_and_batch(case, "cpu")
@@ -239,6 +244,7 @@ def sample(tmp_path: Path) -> list[str]:
     return ["--data", str(tmp_path / "images"), *tiny, "--threads", "1", "--about", "60 pictures"]
 
 
+@pytest.mark.heavy
 def test_a_sample_of_images_goes_on_where_time_ran_out(
     tmp_path: Path, sample: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +284,7 @@ def test_the_share_of_an_epoch() -> None:
     assert imagenet_sample._shares(case) == pytest.approx((70 / 40038, 700 / 40038))
 
 
+@pytest.mark.heavy
 def test_the_published_setting_is_that_of_the_paper(tmp_path: Path, sample: list[str]) -> None:
     out = tmp_path / "imagenet-sample.json"
     imagenet_sample.main([*sample, "--setting", "published", "--steps", "1", "--out", str(out)])

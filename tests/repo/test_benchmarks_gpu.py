@@ -152,6 +152,7 @@ def run(plan: Callable[[Mapping[str, Result]], list[Task]], *, seconds: float = 
 
 @pytest.mark.processes
 class TestTasks:
+    @pytest.mark.heavy
     def test_one_that_fails_and_one_that_dies_cost_themselves(self) -> None:
         doubles = [Task(f"double {value}", double, {"value": value}) for value in (1, 2)]
         results, left = run(lambda done: [doubles[0], Task("fails", fail), Task("dies", die), doubles[1]])
@@ -162,6 +163,7 @@ class TestTasks:
         assert "Traceback" in results["fails"]["failed"]
         assert results["dies"]["failed"] == "its process ended with 7"
 
+    @pytest.mark.heavy
     def test_what_becomes_possible_by_a_result(self) -> None:
         def plan(done: Mapping[str, Result]) -> list[Task]:
             first = Task("first", double, {"value": 3})
@@ -171,6 +173,7 @@ class TestTasks:
         assert left == []
         assert results["second"]["value"] == 12
 
+    @pytest.mark.heavy
     def test_nothing_is_begun_that_does_not_fit(self) -> None:
         tasks_ = [Task("long", double, {"value": 1}, alone=1000.0), Task("short", double, {"value": 1}, alone=1.0)]
         results, left = run(lambda done: tasks_)
@@ -214,6 +217,7 @@ VGG = "VGG-16, no norm"
 
 
 class TestCifar:
+    @pytest.mark.heavy
     def test_a_run_is_the_same_again_from_a_stored_start_and_from_one_made_anew(
         self, setting: Setting, tmp_path: Path
     ) -> None:
@@ -235,6 +239,7 @@ class TestCifar:
         assert other["after"] == first["after"]
         assert other["fingerprint"] != first["fingerprint"]
 
+    @pytest.mark.heavy
     def test_starts_of_a_seed_begin_with_the_same_weights(self, setting: Setting) -> None:
         arguments: dict[str, Any] = {"recipe": Recipe("adamw", 1e-3, warmup=0.5), "setting": setting, "cache": None}
         runs = {
@@ -376,6 +381,7 @@ def test_bf16_is_what_is_computed() -> None:
 
 
 class TestCorrectness:
+    @pytest.mark.heavy
     def test_the_gallery(self) -> None:
         found = gallery_check.check_gallery(
             ["mlp", "contrastive", "noise_in_any_mode", "embedding_bag_mean"], "cpu", silent
@@ -407,6 +413,7 @@ class TestCorrectness:
         assert "| gallery | no |" in table
         assert "| resume | no | other scales |" in table
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("name", ["attention that insists", "channels last", "data on the device", "resume"])
     def test_checks_pass_on_a_cpu(self, name: str) -> None:
         assert correctness.run_check(name, "cpu", silent)["right"]
@@ -422,6 +429,7 @@ class TestCorrectness:
 
 @pytest.mark.processes
 class TestRun:
+    @pytest.mark.heavy
     def test_a_part_is_stored_and_a_second_call_goes_on(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -442,6 +450,7 @@ class TestRun:
         assert "  defaults: " not in again
         assert "## (c) NIO on a ResNet-50" in again
 
+    @pytest.mark.heavy
     def test_what_failed_is_tried_again(self, tmp_path: Path) -> None:
         stored = {"cases": {"one": {"failed": "RuntimeError: out of luck"}, "two": {"value": 0}}}
         part = on_gpu.Part(lambda deadline: lambda done: [Task(name, double, {"value": 1}) for name in ("one", "two")])

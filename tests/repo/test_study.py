@@ -57,10 +57,12 @@ def said(program: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.heavy
 def test_the_loop_of_the_ideas_is_nio_and_every_idea_changes_it() -> None:
     said(SAME)
 
 
+@pytest.mark.heavy
 def test_every_start_is_an_initialization() -> None:
     script = """
 from command import sources
@@ -184,5 +186,6 @@ assert "On 1 network, another start is chosen 1 time." in text
 """
 
 
+@pytest.mark.heavy
 def test_the_page_of_the_choices_has_what_the_rows_say() -> None:
     said(CHOOSING)

@@ -57,6 +57,7 @@ def private_names(tree: ast.AST) -> Iterator[str]:
             yield str(node.value)
 
 
+@pytest.mark.heavy
 def test_private_names_of_torch_are_wrapped() -> None:
     assert len(FILES) > 100
     names = {path: sorted(set(private_names(ast.parse(path.read_text(encoding="utf-8"))))) for path in FILES}

@@ -89,6 +89,7 @@ def broken_run(path: Path, **options: object) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.heavy
 def test_it_goes_on_from_the_stored_weights_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     broken_run(path)
@@ -100,6 +101,7 @@ def test_it_goes_on_from_the_stored_weights_and_says_so(tmp_path: Path) -> None:
     assert torch.equal(other[0].weight, unbroken.weights["0.weight"])
 
 
+@pytest.mark.heavy
 def test_a_loader_with_its_own_generator_is_played_again(tmp_path: Path) -> None:
     def loader() -> DataLoader:
         data = TensorDataset(*map(torch.cat, zip(*make_batches(), strict=True)))
@@ -117,6 +119,7 @@ def test_a_loader_with_its_own_generator_is_played_again(tmp_path: Path) -> None
     assert result.scales == unbroken.scales
 
 
+@pytest.mark.heavy
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     model = make_model()
@@ -263,6 +266,7 @@ def test_a_loader_that_gained_a_generator_is_refused(tmp_path: Path) -> None:
         small_run(tmp_path / "run.ckpt", batches=loader, steps=4)
 
 
+@pytest.mark.heavy
 def test_the_state_of_the_engine_goes_on_too(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     unbroken = small_run(None, steps=8, lr=0.05, engine="differences")

@@ -23,6 +23,7 @@ def cured() -> initopt.Result:
     return initopt.lsuv(vanishing(), labelled(size=64), measure_batches=3, seed=0)
 
 
+@pytest.mark.heavy
 def test_a_cure_shows_in_the_layers(cured: initopt.Result) -> None:
     change = cured.diagnosis
     assert change is not None
@@ -38,6 +39,7 @@ def test_a_cure_shows_in_the_layers(cured: initopt.Result) -> None:
     assert signals[1][-1] > 0.1 * signals[1][0]
 
 
+@pytest.mark.heavy
 def test_both_are_what_diagnose_finds_on_the_batches_held_back() -> None:
     model, batches = vanishing(), labelled(size=64, count=6)
     result = initopt.lsuv(model, batches, measure_batches=3, seed=0)  # takes the first one
@@ -49,6 +51,7 @@ def test_both_are_what_diagnose_finds_on_the_batches_held_back() -> None:
     assert result.diagnosis.after.verdict == after.verdict
 
 
+@pytest.mark.heavy
 def test_it_is_stored_with_the_result(cured: initopt.Result, tmp_path: Path) -> None:
     cured.save(tmp_path / "result")
     assert str(initopt.Result.load(tmp_path / "result")) == str(cured)
@@ -62,6 +65,7 @@ def test_it_is_stored_with_the_result(cured: initopt.Result, tmp_path: Path) -> 
     assert (tmp_path / "change.png").stat().st_size > 10_000
 
 
+@pytest.mark.heavy
 def test_without_batches_held_back_or_the_wish_there_is_none() -> None:
     for options in ({"measure_batches": 0}, {"diagnose": False}, {"microbatch": 4}):
         given = {"steps": 1, "measure_batches": 2} | options

@@ -139,6 +139,7 @@ def test_the_history_as_a_table(result: initopt.Result) -> None:
     assert table["grad_cosine"].iloc[2] == result.history[2].grad_cosine
 
 
+@pytest.mark.heavy
 def test_the_picture_shows_bound_constrained_steps_and_every_scale(tmp_path: Path) -> None:
     options = {"lr": 0.1, "max_grad_norm": 0.8, "on_harm": "warn"}
     result = initopt.nio(make_model(), make_batches(), steps=20, measure_batches=2, **options)
@@ -163,6 +164,7 @@ def test_the_picture_shows_bound_constrained_steps_and_every_scale(tmp_path: Pat
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+@pytest.mark.heavy
 def test_the_picture_of_a_run_without_measurements_says_so() -> None:
     figure = initopt.nio(make_model(), make_batches(), steps=1, measure_batches=0).plot()
     assert any("not measured" in text.get_text() for text in figure.axes[2].texts)
@@ -214,6 +216,7 @@ def test_names_that_wrappers_give_make_no_difference(result: initopt.Result, wra
 
 
 class TestNoiseFloor:
+    @pytest.mark.heavy
     def test_steps_are_shown_beside_what_shared_samples_alone_give(self) -> None:
         result = initopt.nio(make_model(), make_batches(count=16), steps=4, measure_batches=4, on_harm="warn")
         floor = SubBatches(count=4, overlap=0.2).noise_cosine(16)

@@ -225,6 +225,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return in_processes(in_odd_ways, 2, tmp_path_factory.mktemp("checkpoints"))
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 @pytest.mark.parametrize("share", RESUMED)
 def test_a_run_that_was_broken_off_goes_on_to_the_same_end_on_all_ranks(share: str, odd: list[dict[str, Any]]) -> None:

@@ -72,6 +72,7 @@ class TestWeightsThatTrainWorse:
         assert f"the new weights come to a loss of {result.trial.slower.loss:.3g}" in str(result)
         assert "a trial of 36 training steps" in str(result)
 
+    @pytest.mark.heavy
     def test_the_optimizer_itself_will_do(self) -> None:
         model = network()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
@@ -82,6 +83,7 @@ class TestWeightsThatTrainWorse:
         assert not optimizer.state
         assert optimizer.param_groups[0]["lr"] == 0.3
 
+    @pytest.mark.heavy
     def test_are_kept_or_refused_where_that_is_asked_for(self) -> None:
         worse = SGD
         with pytest.warns(initopt.InitoptWarning, match="The new weights are kept, since on_harm='warn'"):
@@ -96,6 +98,7 @@ class TestWeightsThatTrainWorse:
 
 
 class TestWeightsThatTrainBetter:
+    @pytest.mark.heavy
     def test_are_kept_and_it_is_said(self) -> None:
         model = network()
         result = run(model, optimizer=partial(torch.optim.SGD, lr=0.03, momentum=0.9))
@@ -107,6 +110,7 @@ class TestWeightsThatTrainBetter:
         assert "Next: train at your learning rate 0.03;" in str(result)
         assert all(torch.equal(value, result.weights[name]) for name, value in model.named_parameters())
 
+    @pytest.mark.heavy
     def test_the_steps_and_weights_are_those_without_a_trial(self) -> None:
         """Nothing that NIO itself does depends on it, nor does anything of the model change."""
         model, other = network(), network()
@@ -119,6 +123,7 @@ class TestWeightsThatTrainBetter:
         assert torch.equal(model[0].weight.grad, torch.ones(32, 64))
         assert [p.grad is None for p in model.parameters()] == [False] + [True] * (len(flags) - 1)
 
+    @pytest.mark.heavy
     def test_a_run_is_what_a_plain_loop_does(self) -> None:
         """On the batches of the last steps, judged on those held back."""
         model, own = network(), network()
@@ -140,6 +145,7 @@ class TestWeightsThatTrainBetter:
         assert result.trial.old.course == pytest.approx(course, rel=1e-5)
         assert result.trial.old.losses == pytest.approx(losses, rel=1e-5)
 
+    @pytest.mark.heavy
     def test_in_parts_as_the_steps(self) -> None:
         optimizer = partial(torch.optim.SGD, lr=0.03)
         whole, parts = (
@@ -150,6 +156,7 @@ class TestWeightsThatTrainBetter:
         assert parts.trial is not None
         assert parts.trial.old.losses == pytest.approx(whole.trial.old.losses, rel=1e-4)
 
+    @pytest.mark.heavy
     def test_of_batch_norms_nothing_is_left(self) -> None:
         model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -158,6 +165,7 @@ class TestWeightsThatTrainBetter:
         assert model.training
 
 
+@pytest.mark.heavy
 def test_it_is_stored_with_the_result(tmp_path: Path) -> None:
     result = run(network(), optimizer=partial(torch.optim.SGD, lr=0.03, momentum=0.9))
     result.save(tmp_path / "result")
@@ -167,6 +175,7 @@ def test_it_is_stored_with_the_result(tmp_path: Path) -> None:
     assert str(stored) == str(result)
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_has_the_same(tmp_path: Path) -> None:
     class KilledError(Exception):
         pass
@@ -257,11 +266,13 @@ class TestWhatIsRefused:
         with pytest.raises(error, match=message):
             initopt.nio(network(), refuse(), **({"optimizer": SGD} | options))
 
+    @pytest.mark.heavy
     def test_no_trial_is_done_without_steps_or_batches(self) -> None:
         assert run(network(), trial_steps=0).trial is None
         assert run(network(), measure_batches=0).trial is None
         assert NIO().training is None
 
+    @pytest.mark.heavy
     def test_a_trial_that_fails_costs_nothing_else(self) -> None:
         class Broken(torch.optim.SGD):
             def step(self, closure: Any = None) -> Any:
@@ -306,6 +317,7 @@ def on_two_ranks() -> dict[str, Any]:
     return {"trial": tried.trial, "broken": (broken.trial, [str(w.message) for w in told]), "refused": refused}
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_several_ranks_try_as_one_process_would() -> None:
     first, second = in_processes(on_two_ranks, 2)

@@ -46,6 +46,7 @@ def quiet(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any
 
 
 class TestNioOnDeepPlainNetworks:
+    @pytest.mark.heavy
     @pytest.mark.parametrize(
         ("depth", "activation"), [(10, nn.GELU), (20, nn.ReLU), pytest.param(20, nn.Tanh, marks=pytest.mark.slow)]
     )
@@ -58,6 +59,7 @@ class TestNioOnDeepPlainNetworks:
         assert result.after.output_spread > 0.05
         assert result.after.centred_grad_norm > 0.05 * result.after.grad_norm
 
+    @pytest.mark.heavy
     def test_a_gradient_below_rounding_is_lifted_first(self) -> None:
         model = mlp(30)
         before = initopt.measure(model, digits_like(4), seed=0)
@@ -103,6 +105,7 @@ def is_deaf(found: Measurement) -> bool:
     return found.output_spread < 1e-3 and found.centred_grad_norm < 0.01 * found.grad_norm
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("way", WAYS_TO_BE_DEAD)
 def test_nobody_is_left_with_a_deaf_network_without_a_word(way: str) -> None:
     activation, kill = WAYS_TO_BE_DEAD[way]
@@ -141,6 +144,7 @@ class TestWhatUncentredStepsDo:
         result, told = quiet(initopt.nio, model, digits_like(), **(self.OPTIONS | options))
         return model, before, result, told
 
+    @pytest.mark.heavy
     def test_the_weights_are_put_back(self) -> None:
         model, before, result, told = self.run()
         assert result.verdict.startswith("restored: the outputs ")
@@ -167,6 +171,7 @@ class TestWhatUncentredStepsDo:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_huge_targets_do_not_bring_all_scales_down() -> None:
     batches = [(x, 200_000 + 1000 * torch.randn(len(x), 1)) for x, _ in digits_like()]
     torch.manual_seed(0)
@@ -272,6 +277,7 @@ class TestTrainedModels:
         quiet(initopt.nio, Copy(0.1), batches, steps=1, measure_batches=1)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("least", [0.0, 1.0])
 def test_scales_that_may_not_fall_or_may_vanish_are_judged_alike(least: float) -> None:
     """At min_scale=1 every scale begins at its minimum, and at 0 one that vanishes is at it."""
@@ -310,6 +316,7 @@ class TestSummary:
         assert "find_lr" not in str(result)
         assert "Next: look for a layer that is dead" in str(result)
 
+    @pytest.mark.heavy
     def test_has_a_picture_in_notebooks(self) -> None:
         result, _ = quiet(initopt.nio, mlp(2), digits_like(), steps=2, measure_batches=2, seed=0)
         assert "data:image/png;base64," in result._repr_html_()

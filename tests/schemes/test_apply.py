@@ -356,6 +356,7 @@ Method = Callable[..., initopt.Result]
 LEARNED: list[Method] = [initopt.nio, initopt.gradinit, initopt.metainit, initopt.lsuv]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", LEARNED, ids=[method.__name__ for method in LEARNED])
 def test_any_method_starts_from_any_scheme(method: Method) -> None:
     """The scales refer to the scheme's weights, and what is measured before is the model's own."""
@@ -370,6 +371,7 @@ def test_any_method_starts_from_any_scheme(method: Method) -> None:
         assert result.options["scheme"] == scheme
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore::initopt.InitoptWarning")
 @pytest.mark.parametrize("scheme", [name for name in schemes.NAMES if name not in DRAWS])
 def test_a_method_starts_from_a_scheme_that_sees_the_model_run(scheme: str) -> None:
@@ -441,6 +443,7 @@ def test_a_failed_run_gives_the_models_own_weights_back() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_a_killed_run_goes_on_from_the_scheme(tmp_path: Any) -> None:
     options = {"steps": 6, "scheme": "xavier_normal", "measure_batches": 2, "seed": 1, "checkpoint_every": 1}
 

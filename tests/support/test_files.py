@@ -172,6 +172,7 @@ def save_and_be_killed(folder: Path, call: int, way: str) -> bool:
         os._exit(0)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.processes
 def test_a_kill_anywhere_in_a_save_leaves_one_result_and_the_next_save_clears_up(tmp_path: Path, way: str) -> None:

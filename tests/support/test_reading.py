@@ -172,6 +172,7 @@ class TestTensors:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, handler)
 
+    @pytest.mark.heavy
     def test_a_file_that_is_replaced_while_it_is_read(self, tmp_path: Path) -> None:
         """Each version has one value in all places, and the reader sees one version."""
         path, done = tmp_path / "file", threading.Event()
@@ -351,6 +352,7 @@ class TestComparison:
             path.unlink()
             (tmp_path / "whole").rename(path)
 
+    @pytest.mark.heavy
     def test_half_a_character_in_an_error(self, compared: Path) -> None:
         """The name of a file in another encoding, in the message of a run that failed, does not end the report."""
         path = compared / "runs" / "small" / "nio" / "lr=0.1" / "seed=0" / "run.json"

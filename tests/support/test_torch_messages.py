@@ -41,6 +41,7 @@ def test_what_is_out_of_memory(error: Exception, expected: bool) -> None:
     assert messages.is_out_of_memory(error) is expected
 
 
+@pytest.mark.heavy
 def test_the_cache_of_the_device_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied: list[str] = []
     for name in ("cuda", "mps", "xpu"):

@@ -244,6 +244,7 @@ class TestModules:
 
 
 class TestCompiler:
+    @pytest.mark.heavy
     @pytest.mark.processes
     def test_compiled_modules_are_known(self) -> None:
         code = """

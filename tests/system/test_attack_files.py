@@ -164,6 +164,7 @@ def attack_by_kills(tmp_path: Path, wanted: int, seed: int) -> int:
     return kills
 
 
+@pytest.mark.heavy
 def test_kills_with_resume(tmp_path: Path) -> None:
     assert attack_by_kills(tmp_path, wanted=3, seed=1) >= 3
 
@@ -190,6 +191,7 @@ def attack_by_neighbours(tmp_path: Path, rounds: int) -> None:
         assert {item.name for item in folder.iterdir()} == {"run.ckpt", "result"}
 
 
+@pytest.mark.heavy
 def test_three_processes_at_one_checkpoint(tmp_path: Path) -> None:
     attack_by_neighbours(tmp_path, rounds=1)
 
@@ -440,6 +442,7 @@ def attack_by_fuzzed_files(folder: Path, tries: int, seed: int) -> None:
     assert (folder / "wrong").read_text() == ""
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in /proc")
 def test_fuzzed_files(tmp_path: Path) -> None:
     attack_by_fuzzed_files(tmp_path, tries=20, seed=3)
@@ -482,6 +485,7 @@ def traps(folder: Path, victim: Path) -> None:
         (folder / f"{name}.py").write_text(f"open({str(victim / 'ran')!r}, 'w')")
 
 
+@pytest.mark.heavy
 def test_the_folder_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, victim = tmp_path / "a" / "b" / "out", tmp_path / "victim"
     compare(folder, recipe={"epochs": 1, "batch_size": 16, "measure_batches": 1, "lr": 0.01})

@@ -205,6 +205,7 @@ def interrupted_at_lines(kind: str, tries: int, seed: int) -> collections.Counte
     return outcomes
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("before")
 @pytest.mark.parametrize("kind", ["nio", "measure"])
 def test_interrupts_at_lines(kind: str) -> None:
@@ -332,6 +333,7 @@ def in_two_threads(rounds: int) -> None:
         assert torch.backends.cuda.flash_sdp_enabled()
 
 
+@pytest.mark.heavy
 def test_two_threads() -> None:
     in_two_threads(3)
 

@@ -101,6 +101,7 @@ class TestGoingOn:
             compare(tmp_path / "out", data=data, seeds=1)
         assert " at 0x" not in (tmp_path / "out" / RECORD).read_text()
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("lost", ["selection", "final", "a group"])
     @pytest.mark.usefixtures("done_grid")
     def test_does_what_is_missing_and_no_more(self, tmp_path, counted, lost):
@@ -119,6 +120,7 @@ class TestGoingOn:
         assert sorted(job.place(tmp_path / "out") for job in counted) == sorted(gone)
         assert table(tmp_path / "out") == expected
 
+    @pytest.mark.heavy
     def test_an_interrupt_leaves_what_is_done(self, stored, tmp_path, monkeypatch):
         original, calls = run_module._trained, []
 
@@ -166,6 +168,7 @@ class TestAnotherRecipe:
             assert f"\n  {line}" in str(error.value)
         assert table(tmp_path / "out") == before
 
+    @pytest.mark.heavy
     def test_other_data_under_the_same_name(self, tmp_path, monkeypatch):
         from tests import comparing
 
@@ -234,6 +237,7 @@ class TestFolder:
         compare(tmp_path / "out")
         assert not [left for left in (half, *others) if left.exists()]
 
+    @pytest.mark.heavy
     def test_a_new_one_of_which_only_the_lock_was_made(self, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / ".lock").touch()
@@ -412,6 +416,7 @@ class TestStorageThatFails:
         assert not list((tmp_path / "out").rglob(".seed*"))
         assert len(compare(tmp_path / "out", **arguments).runs) == 4
 
+    @pytest.mark.heavy
     def test_a_selection_run_that_could_not_be_stored_leaves_the_choice_open(self, stored, tmp_path, monkeypatch):
         import initopt.comparison.storage.folder as folder_module
 
@@ -462,6 +467,7 @@ class TestStorageThatFails:
 
 
 class TestWorkers:
+    @pytest.mark.heavy
     def test_same_results_for_any_number_of_them(self, stored, tmp_path):
         compare(tmp_path / "two", recipe=GRID, workers=2)
         assert table(stored / "grid") == table(tmp_path / "two")
@@ -509,6 +515,7 @@ class TestWorkers:
             compare(tmp_path / "out", workers=2)
         assert multiprocessing.active_children() == []
 
+    @pytest.mark.heavy
     @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes as Linux has them")
     @pytest.mark.parametrize(
         ("moment", "number", "status"),
@@ -561,6 +568,7 @@ class TestWorkers:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 class TestLoaders:
+    @pytest.mark.heavy
     @pytest.mark.usefixtures("workers_are_forked")
     @pytest.mark.parametrize(("workers", "recipe"), [(1, GRID), (2, RECIPE)])
     def test_same_results_for_any_number_of_them(self, tmp_path, workers, recipe):
@@ -570,6 +578,7 @@ class TestLoaders:
         assert table(tmp_path / "0") == table(tmp_path / "2")
         assert '"status": "failed"' not in "".join(table(tmp_path / "0"))
 
+    @pytest.mark.heavy
     def test_a_folder_is_gone_on_with_by_another_number(self, tmp_path, counted):
         compare(tmp_path / "out", data=noisy_blobs)
         expected = table(tmp_path / "out")
@@ -660,6 +669,7 @@ class Killed:
         assert not [path for path in (self.folder / "killed").rglob(".*") if path.name not in (".lock", ".initopt-report")]
 
 
+@pytest.mark.heavy
 def test_killed_twice(tmp_path):
     comparison = Killed(tmp_path, workers=1, kind="quick")
     comparison.kill(1, 0.02)

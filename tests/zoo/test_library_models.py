@@ -230,6 +230,7 @@ class TestMissing:
 
 
 class TestCommands:
+    @pytest.mark.heavy
     def test_measure_and_run(self, cli, timm, tmp_path):
         status, out, err = cli(
             "measure --model timm:resnet50 --model.num_classes 10 --data digits --data.batch_size 16 --seed 3 "
@@ -274,6 +275,7 @@ class TestCommands:
         assert "arguments of --model timm:resnet50" in out
         assert "those that the library has for it" in out
 
+    @pytest.mark.heavy
     def test_compare(self, cli, timm, tmp_path):
         spec = {
             "models": {"net": {"class_path": "timm:resnet50", "init_args": {"num_classes": 10}}, "wide": "timm:resnet18"},

@@ -89,6 +89,7 @@ def test_parameters_of_the_literature(name):
     assert 0.97 * count["batch", 10] < count["none", 10] < count["batch", 10]
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("name", SMALL_IMAGE_NETWORKS)
 def test_nio_improves_each(name, norm):

@@ -43,7 +43,7 @@ class Judging:
 
     def _judge(self, entrants: Sequence[Entrant]) -> None:
         """Compare those that have come to the end, and as many runs as each has, with the network's own."""
-        ended = [e for e in entrants if _has_ended(e) and not _diverged(self._against(e))]
+        ended = [e for e in entrants if _has_ended(e) and not any(run.course.diverged for run in self._against(e))]
         if not ended:
             return
         own = _losses(self._own)[: len(ended[0].runs)]
@@ -157,10 +157,6 @@ def _losses(entrant: Entrant) -> NDArray[np.float64]:
 
 def _has_ended(entrant: Entrant) -> bool:
     return not (entrant.is_own or entrant.failure or entrant.diverged) and entrant.dropped is None
-
-
-def _diverged(runs: Sequence[Run]) -> bool:
-    return any(run.course.diverged is not None for run in runs)
 
 
 def _lower(runs: Sequence[Run], own: Sequence[Run], steps: int | None = None) -> int:

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from initopt._support.progress import Report
 from initopt.choice.judging import Difference
-from initopt.choice.runs import LAST_LOOKS, Hands, Run
+from initopt.choice.runs import Hands, Run, looks_at_the_end
 from initopt.choice.starts import nominal_steps
 from initopt.comparison.spec.initialization import Initialization
 
@@ -96,12 +96,11 @@ def plan_race(
     """
     challengers = len(starts) * rates - 1
     cost = seeds * sum(map(nominal_steps, starts))
-    last_looks = 1 + len(LAST_LOOKS) if own_step else 1
-    plan = _planned(challengers, steps, seeds, held_out, cost, last_looks)
+    plan = _planned(challengers, steps, seeds, held_out, cost, own_step)
     if budget is None or plan.cost <= budget:
         return plan
     shorter = range(min(steps, 10), steps)
-    fitting = [_planned(challengers, fewer, seeds, held_out, cost, last_looks) for fewer in shorter]
+    fitting = [_planned(challengers, fewer, seeds, held_out, cost, own_step) for fewer in shorter]
     affordable = [plan for plan in fitting if plan.cost <= budget]
     if not affordable:
         least = (fitting or [plan])[0]
@@ -113,14 +112,15 @@ def plan_race(
     return affordable[-1]
 
 
-def _planned(challengers: int, steps: int, seeds: int, held_out: int, cost: int, last_looks: int) -> Plan:
+def _planned(challengers: int, steps: int, seeds: int, held_out: int, cost: int, own_step: bool) -> Plan:
     rungs = sorted({max(1, steps // 4), max(1, steps // 2), steps})
     runners = [challengers]
     for _ in rungs[1:]:
         runners.append(min(runners[-1], max(_FINISHERS, math.ceil(runners[-1] / 2))))
     if runners[-1] == challengers:  # nobody would be dropped
         rungs, runners = [steps], [challengers]
-    return Plan(tuple(rungs), tuple(count + 1 for count in runners), cost, seeds, held_out, last_looks)
+    last = len(looks_at_the_end(steps, own_step))
+    return Plan(tuple(rungs), tuple(count + 1 for count in runners), cost, seeds, held_out, last)
 
 
 @dataclass(eq=False)

@@ -31,7 +31,7 @@ from initopt.training.optimizers import OptimizerFactory, Rates, make_optimizer
 from initopt.training.replica import Replica
 from initopt.training.steps import Course, OwnStep, clipping, train_steps
 
-__all__ = ["LAST_LOOKS", "NOTHING", "Begun", "Hands", "Run", "Shared", "check_sendable"]
+__all__ = ["NOTHING", "Begun", "Hands", "Run", "Shared", "check_sendable", "looks_at_the_end"]
 
 COOL_DOWN = 0.4
 """The share of a run, at its end, in which the rate falls to zero in a straight line: at a constant rate, where a run ends
@@ -40,8 +40,13 @@ depends on its last few batches, and a start that only wants a lower rate looks 
 NOTHING = "it changes nothing in this network"
 """Why a start does not run that leaves the network as it is, such as a scheme for layers that it does not have."""
 
-LAST_LOOKS = (0.8, 0.9)
-"""Where in a run of the user's own steps, whose rate is theirs, there are looks beside the one at the end."""
+LAST_FIFTH = 0.8
+"""The share of a run after which its looks count: those of its last fifth."""
+
+
+def looks_at_the_end(steps: int, own_step: bool) -> set[int]:
+    """After which steps of a run its last looks are: after a user's own step, which does not cool down, there are three."""
+    return {steps, *(math.ceil(share * steps) for share in (LAST_FIFTH, 0.9) if own_step)}
 
 
 @dataclass
@@ -67,7 +72,7 @@ class Run:
     def final(self) -> list[float]:
         """Losses on each batch held out, the mean of the looks of the last fifth of training; infinite if it diverged."""
         last = max(self.looks)
-        chosen = [losses for number, losses in self.looks.items() if number >= LAST_LOOKS[0] * last]
+        chosen = [losses for number, losses in self.looks.items() if number >= LAST_FIFTH * last]
         return [math.inf if self.course.diverged else fmean(losses) for losses in zip(*chosen, strict=True)]
 
     def training_loss(self) -> float:
@@ -155,7 +160,7 @@ class Shared:
         trainer, course = run.trainer, run.course
         assert trainer is not None
         rates = Rates(trainer.optimizer) if self.step is None else None
-        looks = {rung, *(round(share * rung) for share in LAST_LOOKS if rates is None and rung == self.end)}
+        looks = looks_at_the_end(rung, rates is None) if rung == self.end else {rung}
 
         def before(step: int) -> None:
             if rates is not None:

@@ -40,6 +40,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("length", [1, 5])
 def test_measuring_makes_no_gradient_of_every_sample(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uses, "_ROWS", 1000)
