@@ -36,26 +36,26 @@ test-attack: $(VENV)/.installed-dev
 
 # In an environment of its own, of 5.5 GB: torchvision, which timm needs, goes with the CUDA builds of torch.
 test-zoo: $(ZOO)/.installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/zoo/test_library_models.py -k TestReal
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/schemes/test_libraries.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest -m "not slow" tests/zoo/test_library_models.py -k TestReal
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest -m "not slow" tests/schemes/test_libraries.py
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m sweeps.zoo
 
 # In an environment of its own: Ray on this machine alone, with one node and with two, which opens ports to do so. Ten kills
 # take minutes.
 test-ray: $(RAY)/.installed
-	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/integrations/test_ray.py tests/integrations/test_ray_nodes.py
+	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m "not slow" tests/integrations/test_ray.py tests/integrations/test_ray_nodes.py
 	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m slow tests/system/test_survival.py -k ray
 
 # In an environment of its own: the real Lightning, transformers, Accelerate, PEFT, skorch and Keras, in one process and, where
 # they know several, in two; and the examples.
 test-integrations: $(INTEGRATIONS)/.installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest -m "not slow" tests/integrations
 
 # All that works with PyTorch itself, on the oldest one that pyproject.toml promises. In an environment of its own, of 5.5 GB,
 # since that one comes with CUDA, with a Python that it has wheels for: make OLDEST_PYTHON=python3.11 test-oldest
 OLDEST_PYTHON ?= $(PYTHON)
 test-oldest: $(OLDEST)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/support/test_torch_private.py tests/support/test_torch_messages.py \
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow" tests/support/test_torch_private.py tests/support/test_torch_messages.py \
 	  tests/batches tests/engines tests/gram tests/methods tests/model tests/schemes
 
 # Goes on where it was stopped.

@@ -210,6 +210,7 @@ def close(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 class TestTogether:
     def test_all_ranks_come_to_the_same_choice(self, found: list[dict[str, Any]]) -> None:

@@ -119,7 +119,7 @@ class TestFolder:
         first, again = load_comparison(folder / "results.json"), load_comparison(tmp_path / "again" / "results.json")
         assert [run.curve for run in again.runs] == [run.curve for run in first.runs if run.seed == 0]
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_is_replaced_by_a_second_run(self, tmp_path):
         for seeds in (2, 1):
             run_demo(tmp_path / "out", seeds=seeds, epochs=1, nio_steps=1)

@@ -39,7 +39,7 @@ def test_every_rule_is_shown_by_a_sick_network():
     assert len(SICK) >= 40
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "vgg" else ()) for name in HEALTHY])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.heavy if name == "vgg" else ()) for name in HEALTHY])
 def test_a_healthy_network_has_no_finding_above_a_note(name):
     torch.manual_seed(0)
     make, batches = HEALTHY[name]

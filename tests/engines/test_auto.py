@@ -254,7 +254,7 @@ def test_recurrence_is_exact_on_a_cpu() -> None:
         assert quick(Recurrent(), batches).engine == "graph"
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_a_compiled_model_runs_uncompiled_and_is_exact() -> None:
     model = make_model()
@@ -273,7 +273,7 @@ def test_a_compiled_model_runs_uncompiled_and_is_exact() -> None:
     torch.testing.assert_close(compiled(inputs), model(inputs))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_a_compiled_part_of_a_model() -> None:
     """A function that is compiled is met only when it is called."""
@@ -313,7 +313,7 @@ ATTENTION = [(masked, weights, padded) for masked in MASKS for weights in (False
     ("masked", "weights", "padded"),
     [
         # Each mask with and without each of the two others.
-        pytest.param(*case, marks=() if (MASKS.index(case[0]) + case[1] + case[2]) % 2 else pytest.mark.slow)
+        pytest.param(*case, marks=() if (MASKS.index(case[0]) + case[1] + case[2]) % 2 else pytest.mark.heavy)
         for case in ATTENTION
     ],
 )

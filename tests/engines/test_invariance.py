@@ -85,9 +85,9 @@ def test_a_norm_in_front_of_a_norm_stays() -> None:
     [
         (lambda: plain_mlp(768, depth=20, activation=nn.ReLU), images()),
         (lambda: cifar_resnet(8, norm="none"), images(16)),
-        pytest.param(lambda: cifar_resnet(20, norm="none"), images(), marks=pytest.mark.slow),
+        pytest.param(lambda: cifar_resnet(20, norm="none"), images(), marks=pytest.mark.heavy),
         (lambda: densenet(10, norm="none"), images(16)),
-        pytest.param(lambda: densenet(22, norm="none"), images(), marks=pytest.mark.slow),
+        pytest.param(lambda: densenet(22, norm="none"), images(), marks=pytest.mark.heavy),
         (lambda: small_vit(16, 4, depth=3, width=32, heads=2), images()),
         (lambda: small_gpt(30, 8, depth=2, width=32), tuple(torch.randint(30, (2, 16, 8)).unbind())),
     ],

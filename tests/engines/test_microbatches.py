@@ -26,7 +26,7 @@ MORE_SIZES = [(engine, size) for engine in ("differences", "auto") for size in (
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("engine", "size"), [*SIZES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_SIZES)]
+    ("engine", "size"), [*SIZES, *(pytest.param(*case, marks=pytest.mark.heavy) for case in MORE_SIZES)]
 )
 def test_micro_batches_add_up(engine: str, size: int) -> None:
     """Sub-batches of 8 and, without overlap, 7 samples."""
@@ -85,7 +85,7 @@ def test_batch_norm_is_not_split(engine: str) -> None:
     assert initopt.nio(frozen, make_batches(), microbatch=2, engine=engine, steps=1, measure_batches=0).scales
 
 
-@pytest.mark.parametrize("engine", [pytest.param("auto", marks=pytest.mark.slow), "recompute", "differences"])
+@pytest.mark.parametrize("engine", [pytest.param("auto", marks=pytest.mark.heavy), "recompute", "differences"])
 def test_running_out_of_memory_halves_the_micro_batch(engine: str) -> None:
     """From 8 samples to 4 to 2, as 3 are the most that fit."""
     with warnings.catch_warnings(record=True) as caught:

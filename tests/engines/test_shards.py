@@ -293,6 +293,7 @@ def alone(name: str) -> dict[str, tuple[Tensor, Tensor]]:
     return derivatives(model, batch_of(name), ENTRIES[name].loss_fn(), Alone(), "plain")
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 class TestTwoRanks:
     @pytest.mark.parametrize("name", NETWORKS)

@@ -123,6 +123,7 @@ def found() -> list[dict[str, Any]]:
     return in_processes(in_many_ways, 2)
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 class TestManyWays:
     @pytest.mark.heavy

@@ -184,7 +184,7 @@ OTHER_OPTIONS = [("sgd", False, True), ("adam", True, False)]
 @pytest.mark.parametrize(
     ("optimizer", "normalize", "fresh"),
     [
-        pytest.param(*options, marks=() if options in OTHER_OPTIONS else pytest.mark.slow)
+        pytest.param(*options, marks=() if options in OTHER_OPTIONS else pytest.mark.heavy)
         for options in product(("sgd", "adam"), (False, True), (False, True))
     ],
 )

@@ -159,6 +159,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return in_processes(on_shards, 2, tmp_path_factory.mktemp("checkpoint"))
 
 
+@pytest.mark.heavy
 @pytest.mark.processes
 class TestTwoRanks:
     @pytest.mark.parametrize("name", RUNS)

@@ -325,7 +325,7 @@ class TestCifar:
             assert needed(epochs + 1) > 0.9 * seconds
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 class TestResnet50:
     def test_both_settings(self, folder: Path) -> None:
         plan = resnet50.resnet50_plan(folder, "cpu", 0, dry=True)

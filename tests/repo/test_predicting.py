@@ -138,7 +138,7 @@ def test_the_figures_of_a_start_are_those_of_the_library() -> None:
     assert figures_of(model, batches, seed=0) is None
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.processes
 def test_the_page_says_what_the_rows_say(tmp_path: Path) -> None:
     call = [sys.executable, "predicting_page.py", "--out", str(tmp_path / "page.md"), "--picture", str(tmp_path / "p.png")]

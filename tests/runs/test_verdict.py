@@ -48,7 +48,7 @@ def quiet(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any
 class TestNioOnDeepPlainNetworks:
     @pytest.mark.heavy
     @pytest.mark.parametrize(
-        ("depth", "activation"), [(10, nn.GELU), (20, nn.ReLU), pytest.param(20, nn.Tanh, marks=pytest.mark.slow)]
+        ("depth", "activation"), [(10, nn.GELU), (20, nn.ReLU), pytest.param(20, nn.Tanh, marks=pytest.mark.heavy)]
     )
     def test_the_outputs_listen_to_the_inputs_afterwards(self, depth: int, activation: Callable[[], nn.Module]) -> None:
         model = mlp(depth, activation=activation)
@@ -154,7 +154,7 @@ class TestWhatUncentredStepsDo:
         assert result.tried_scales is not None
         assert any(scale != 1 for scale in result.tried_scales.values())
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_or_kept_if_wanted(self) -> None:
         model, before, result, told = self.run(on_harm="warn")
         assert result.verdict.startswith("harmed: ")
@@ -162,7 +162,7 @@ class TestWhatUncentredStepsDo:
         assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert result.tried_scales is None
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_or_an_exception_is_raised(self) -> None:
         model = mlp(20, seed=1)
         before = values(model)
