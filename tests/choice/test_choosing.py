@@ -259,13 +259,14 @@ class TestMoreSeeds:
         assert more.plot().axes
 
     @pytest.mark.heavy
-    def test_none_are_added_where_a_budget_does_not_allow_them(self):
+    def test_as_many_are_added_as_a_budget_allows(self):
         options = self.OPTIONS | {"starts": {"better": self.better}}
         full = initopt.choose(shallow, batches(), SGD, **options)
-        assert full.own.seeds == 6
+        assert full.own.seeds == 9
         # 2 starts x 3 seeds x 15 steps, 3 starts to make, 6 looks at 6 batches; and as much again for three more seeds
         assert initopt.choose(shallow, batches(), SGD, budget=210, **options).own.seeds == 6
-        assert initopt.choose(shallow, batches(), SGD, budget=209, **options).own.seeds == 3
+        assert initopt.choose(shallow, batches(), SGD, budget=209, **options).own.seeds == 5
+        assert initopt.choose(shallow, batches(), SGD, budget=105, **options).own.seeds == 3
 
     def test_a_start_that_fails_with_one_of_them_has_failed(self):
         calls = []

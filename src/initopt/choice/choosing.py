@@ -52,7 +52,7 @@ def choose(
     lrs: Sequence[float] | str | bool | None = None,
     steps: int = 100,
     seeds: int = 3,
-    more_seeds: int = 3,
+    more_seeds: int = 6,
     step: OwnStep | None = None,
     clip_grad_norm: float | None = None,
     held_out: int | Iterable[Any] = 10,
@@ -94,15 +94,15 @@ def choose(
         steps: training steps of each run.
         seeds: runs of each start at each rate, 2 or more.
         more_seeds: further runs, where no start is clearly better, of the network's own and of the best two of those that
-            end lower in every seed; 0 for none.
+            end lower in every seed; fewer where a budget does not allow as many, 0 for none.
         step: a training step of the user's own, ``(model, optimizer, batch) -> loss``, in the place of zeroing gradients,
             loss, backward pass and update. Any state of it must be in the model and the optimizer. The rate is left to it.
         clip_grad_norm: bound on the gradient norm in training; none by default.
         held_out: number of batches to judge by, taken evenly from those that are read, a quarter of them at most; or other
             batches, of validation data say: a few, since all of them are looked at each time.
         budget: training steps that the race may cost, with the starts (8 for each step of a method, 1 for a scheme or
-            function) and the looks (a third for each batch held out). Runs are made shorter until it is kept, and seeds are
-            added only if it allows them. None by default.
+            function) and the looks (a third for each batch held out). Runs are made shorter until it is kept, and only
+            as many seeds are added as it allows. None by default.
         workers: processes that do the runs; with more than one, everything that is given has to be found by an import path,
             and a script that calls this needs the line ``if __name__ == "__main__":``.
         seed: of all that is drawn; follows from torch's random state if not given.
@@ -203,9 +203,10 @@ def choose(
             judging = Judging(entrants, looks=2 if more_seeds else 1)
             places_of_close = [entrants.index(entrant) for entrant in judging.close()] if more_seeds else []
             close = [entrants[place] for place in ranks.broadcast(places_of_close, "who is close")]
-            if close and (budget is None or plan.cost + plan.cost_of_more(close, more_seeds) <= budget):
-                with reporter(shown, "adding seeds", more_seeds * len({e.start.name for e in close})) as report:
-                    begin_runs(hands, close, numbers[seeds:], plan.rungs[-1], report)
+            more = plan.affordable(close, more_seeds, budget) if close else 0
+            if more:
+                with reporter(shown, "adding seeds", more * len({e.start.name for e in close})) as report:
+                    begin_runs(hands, close, numbers[seeds : seeds + more], plan.rungs[-1], report)
                 judging.look_again(close)
         runs = [run for entrant in entrants for run in entrant.runs]
         done = sum(run.course.steps for run in runs)

@@ -60,8 +60,13 @@ class Plan:
         """The whole cost in training steps."""
         return self.training_steps + self.initialization_steps + self.look_steps
 
-    def cost_of_more(self, entrants: Sequence[Entrant], seeds: int) -> int:
-        """The cost of further seeds of some entrants in training steps."""
+    def affordable(self, entrants: Sequence[Entrant], seeds: int, budget: int | None) -> int:
+        """How many of some further seeds of some entrants a budget allows, in training steps."""
+        if budget is None:
+            return seeds
+        return next((n for n in range(seeds, 0, -1) if self.cost + self._cost_of_more(entrants, n) <= budget), 0)
+
+    def _cost_of_more(self, entrants: Sequence[Entrant], seeds: int) -> int:
         starts = {entrant.start.name: nominal_steps(entrant.start) for entrant in entrants}
         looks = _cost_of_looks(seeds * len(entrants) * self.last_looks, self.held_out)
         return seeds * (self.rungs[-1] * len(entrants) + sum(starts.values())) + looks
