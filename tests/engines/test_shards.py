@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,25 +14,16 @@ from torch.nn import functional as F
 
 import initopt
 from initopt.batches.nested import concatenate, map_tensors
-from initopt.engines.auto import create_engine
-from initopt.methods import Measuring
-from initopt.methods.nio import NIO
 from initopt.model.group import Group
-from initopt.model.losses import as_loss
-from initopt.model.modes import measuring
-from initopt.model.parameters import Parameters
-from initopt.model.preserve import preserved
-from initopt.model.problem import Problem
-from initopt.model.ranks import Alone, Ranks
-from initopt.runs.shared import weights_at_hand
+from initopt.model.ranks import Alone
 from initopt.testing import ENTRIES
+from tests.engines._shards import COUNT, derivatives, whole
 from tests.processes import OneByOne, in_processes, share_of
 
 fsdp = pytest.importorskip("torch.distributed.fsdp", reason="fully_shard is public since PyTorch 2.6")
 if not hasattr(fsdp, "fully_shard"):
     pytest.skip("fully_shard is public since PyTorch 2.6", allow_module_level=True)
 
-COUNT = 3
 NETWORKS = ("mlp", "segmentation", "causal_attention", "batch_norm_2d", "nested_outputs", "tied_embedding_and_output")
 """Networks of the gallery, in double precision."""
 
@@ -57,29 +47,6 @@ def sharded(model: nn.Module, mesh: Any = None) -> nn.Module:
 def batch_of(name: str, dtype: torch.dtype = torch.float64) -> Any:
     whole = concatenate([ENTRIES[name].batch(part) for part in range(4)])
     return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, whole)
-
-
-def derivatives(
-    model: nn.Module, batch: Any, loss_fn: Any, ranks: Ranks, engine: str, microbatch: int | None = None
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Gram matrix of a batch and derivatives of a function of it, of whole and of centred gradients."""
-    how = Measuring(num_subbatches=COUNT, engine=engine, microbatch=microbatch)
-    found = {}
-    with ranks.together(), weights_at_hand(model, ranks, how, loss_fn, NIO()) as (_, passes), preserved(model) as kept:
-        parameters = Parameters.of(model, in_parts=passes is not None)
-        problem = Problem(
-            model, as_loss(loss_fn), parameters, how.subbatches(), 0, state=kept.state, ranks=ranks, shards=passes
-        )
-        with measuring(model):
-            prepared = problem.prepare(batch, 0)
-            problem.settle(prepared)
-            at_work = create_engine(engine, problem)
-            for centred in (False, True):
-                evaluation = at_work.evaluate(replace(prepared, centred=centred), differentiate=True)
-                by_gram = torch.arange(COUNT**2, dtype=torch.float64).cos().view(COUNT, COUNT)
-                by_gram /= evaluation.gram.diagonal().mean()
-                found["centred" if centred else "whole"] = evaluation.gram, evaluation.scale_derivatives(by_gram)
-    return found
 
 
 def in_parts(name: str, dtype: torch.dtype = torch.float64, mesh: Any = None, microbatch: int | None = None) -> Any:
@@ -122,10 +89,6 @@ def batches(count: int = 3) -> list[Any]:
 
 def own_batches() -> list[Any]:
     return [share_of(batch, COUNT, dist.get_rank(), dist.get_world_size()) for batch in batches()]
-
-
-def whole(model: nn.Module) -> dict[str, Tensor]:
-    return {name: getattr(p, "full_tensor", lambda p=p: p)().detach().clone() for name, p in model.named_parameters()}
 
 
 def settings(model: nn.Module) -> list[Any]:

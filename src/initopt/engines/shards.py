@@ -21,7 +21,7 @@ from initopt.model.problem import ONE_SAMPLE, Batch, Part, Problem
 from initopt.model.randomness import seeded
 from initopt.model.ranks import Ranks
 from initopt.model.shard_passes import ShardPasses, Slopes, precisions_of
-from initopt.model.sharded import has_shards, own_part
+from initopt.model.sharded import has_shards, own_part, tensor_parallel
 
 __all__ = ["ShardsEngine", "why_in_parts"]
 
@@ -88,10 +88,13 @@ class ShardsEngine(Differencing):
         """
         model = self.problem.model
         if _is_in_low_precision(model):
+            way_out = "run nio before parallelize_module" if self.passes.same_batches else (
+                'apply fully_shard without it, or give engine="exact", which has the whole weights on each device'
+            )  # fmt: skip
             raise ValueError(
                 "the model is in parts and computes in half precision (by a MixedPrecisionPolicy, autocast or its "
-                "weights), which rounds away the steps that finite differences need. Apply fully_shard without it for nio, "
-                'or give engine="exact", which has the whole weights on each device; measure works as it is'
+                f"weights), which rounds away the steps that finite differences need. For nio, {way_out}; measure works as "
+                "it is"
             )
 
     def step_for(self, evaluation: _OnShards, longest: int) -> float:
@@ -283,7 +286,7 @@ class _OnShards(Evaluation):
 def why_in_parts(
     model: nn.Module, ranks: Ranks, engine: str, count: int, memory_budget: float | None, differentiates: bool
 ) -> str | None:
-    """Why a model of ``fully_shard`` is to stay in parts, as a clause; ``None`` for one that is whole, or is to be.
+    """Why a model is to stay in parts, as a clause; ``None`` for one that is whole, or is to be.
 
     Args:
         model: the model.
@@ -300,9 +303,23 @@ def why_in_parts(
     if not has_shards(model) or not ranks.union:
         return None
     ranks.same({"engine": engine}, "options", "give the same on all ranks")
+    refusal = ShardPasses.refusal(model, ranks)
+    if tensor_parallel(model):
+        if refusal is not None:
+            raise ValueError(f"the model cannot be worked on under tensor parallelism: {refusal}")
+        if engine not in ("auto", "differences"):
+            raise ValueError(
+                f"engine {engine!r} needs whole weights, which a model has nowhere under tensor parallelism; "
+                'leave engine="auto", or run initopt before parallelize_module'
+            )
+        if differentiates and engine == "auto":
+            warn(
+                "initopt: the model computes in parts, by tensor parallelism, so derivatives are taken by finite "
+                "differences (engine 'differences'); before parallelize_module, they are exact"
+            )
+        return "the model computes in parts, by tensor parallelism"
     if engine not in ("auto", "differences"):
         return None
-    refusal = ShardPasses.refusal(model, ranks)
     if engine == "differences":
         if refusal is not None:
             raise ValueError(f"engine 'differences' cannot be used here: {refusal}")

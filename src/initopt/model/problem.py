@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from initopt._support._torch_messages import is_of_fixed_size, is_of_one_value
 from initopt.batches.first_look import refuse_dtype
-from initopt.batches.nested import batch_size, map_tensors, take, to_device
+from initopt.batches.nested import batch_size, map_tensors, named_tensors, take, to_device
 from initopt.batches.subbatches import BatchNorm, SubBatches, Windows
 from initopt.model.centring import Centring, Means, Output, slopes, watching_one_pass
+from initopt.model.checksums import checksums
 from initopt.model.double_backward import plain_kernels
 from initopt.model.losses import Loss
 from initopt.model.modes import has_batch_statistics, ran_in_evaluation_mode
@@ -132,16 +133,26 @@ class Problem:
         Args:
             data: a nest of tensors that share their first dimension.
             index: number of the batch; the same number means the same random draws inside the model.
+
+        Raises:
+            RankError: if the batches of processes differ that run one model on the same samples.
         """
+        if self._has_same_batches:
+            found = checksums(dict(named_tensors(data)))
+            self.ranks.same(found, "batches", "under tensor parallelism, all processes run the model on the same batch")
         if index == 0:
             self.loss.look_at(data)
         windows = self.subbatches.windows(batch_size(data))
         return Batch(to_device(data, self.device), windows, self.seed_of(index))
 
     def seed_of(self, *number: int) -> tuple[int, ...]:
-        """The seed for what the model draws on a batch: another one on each rank, whose samples are others."""
-        own = (self.ranks.number,) if self.ranks.size > 1 else ()
+        """The seed for what the model draws on a batch: another one on each rank, if its samples are others."""
+        own = (self.ranks.number,) if self.ranks.size > 1 and not self._has_same_batches else ()
         return (self.seed, *number, *own)
+
+    @property
+    def _has_same_batches(self) -> bool:
+        return self.shards is not None and self.shards.same_batches
 
     def shares(self, batch: Batch) -> list[float]:
         """What share of the samples of each sub-batch is on this rank: all of them, unless sub-batches are united."""

@@ -1,8 +1,11 @@
-"""Passes of a model of ``fully_shard`` that stays in parts: its own forward and backward, with nothing whole in between.
+"""Passes of a model that stays in parts: its own forward and backward, with nothing whole in between.
 
 The backward pass of ``fully_shard`` leaves each rank its part of the mean of the gradients of all ranks. Everything here is
 about that mean being what is wanted, about no rank waiting in it for another that has failed, and about the model being as
 it was afterwards.
+
+Under tensor parallelism all ranks have the same samples, and a backward pass leaves each its part of the gradient of these.
+That is the same mean: each rank has one of as many equal shares of the samples as there are ranks.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from initopt.model.centring import Means, Output
 from initopt.model.randomness import seeded
 from initopt.model.ranks import Ranks
 from initopt.model.reach import Reach
-from initopt.model.sharded import fully_sharded, is_sharded, own_part
+from initopt.model.sharded import fully_sharded, has_shards, is_sharded, own_part, tensor_parallel
 
 if TYPE_CHECKING:
     from initopt.model.problem import Batch, Part, Problem
@@ -43,16 +46,18 @@ class ShardPasses:
     """Passes of a model whose parameters stay in parts, on all ranks at a time.
 
     Args:
-        model: that ``fully_shard`` was applied to.
-        ranks: that have its parts, each with its own share of every batch.
+        model: that ``fully_shard`` was applied to, or tensor parallelism.
+        ranks: that have its parts; by ``fully_shard``, each with its own share of every batch.
         reason: why it stays in parts, as a clause.
 
     Attributes:
         reason: as given.
+        same_batches: whether all ranks have the same samples, by tensor parallelism.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, reason: str) -> None:
         self.reason = reason
+        self.same_batches = tensor_parallel(model)
         self._model, self._ranks = model, ranks
         self._wrapped = fully_sharded(model)
         self._order: list[Any] = list(self._wrapped)  # until a pass has shown it
@@ -64,8 +69,8 @@ class ShardPasses:
     def refusal(model: nn.Module, ranks: Ranks) -> str | None:
         """Why a model cannot be worked on in parts, as the end of a sentence."""
         wrapped = fully_sharded(model)
-        if not wrapped:
-            return "its parameters are not in parts by fully_shard"
+        if not has_shards(model):
+            return "its parameters are not in parts"
         meshes = {p.device_mesh for p in _sharded(model)}
         if len(meshes) > 1 or any(mesh.size() != ranks.size for mesh in meshes):
             return "its parameters have to be in parts on the very processes that share the batches, all in one mesh"
@@ -219,10 +224,14 @@ class ShardPasses:
             return loss.detach().double().cpu()
 
     def _part_of_gradient(self, value: Tensor) -> Tensor | None:
-        gradient = value.grad
-        if gradient is None or is_sharded(gradient):
-            return None if gradient is None else own_part(gradient)
-        return gradient.detach() / self._mean_of  # of a parameter that fully_shard was not given
+        gradient: Any = value.grad
+        if gradient is None:
+            return None
+        if not is_sharded(gradient):
+            return gradient.detach() / self._mean_of  # type: ignore[no-any-return]  # of one that every rank has whole
+        mine: Any = value
+        # Of a tensor that all have, and use on a part of a sequence each, they have summands of the gradient.
+        return own_part(gradient.redistribute(placements=mine.placements))
 
     def _with_whole_ones(self, values: Sequence[Tensor], found: list[Tensor | None]) -> list[Tensor | None]:
         """Gradients with the sums over ranks of those that no backward pass reduces."""

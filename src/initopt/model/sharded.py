@@ -21,6 +21,7 @@ __all__ = [
     "own_part",
     "part_of",
     "shard_group",
+    "tensor_parallel",
     "unsharded",
 ]
 
@@ -67,15 +68,25 @@ def fully_sharded(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
 
 
+def tensor_parallel(model: nn.Module) -> bool:
+    """Whether parameters of a model are in parts, and ``fully_shard`` does not gather them: these compute in parts, too."""
+    return has_shards(model) and not fully_sharded(model)
+
+
 def shard_group(model: nn.Module) -> Any:
-    """The group of the processes that ``fully_shard`` has shared the data of a model among; ``None`` if there is none.
+    """The group of the processes that have a model in parts; ``None`` if there is none.
 
     Raises:
         TypeError: if it is a part of a mesh of more dimensions, of which nothing public says which are of the data.
     """
-    if not fully_sharded(model):
+    if not has_shards(model):
         return None
     mesh = next(_sharded(model)).device_mesh
+    if tensor_parallel(model) and mesh.size() < dist.get_world_size():
+        raise TypeError(
+            f"the model is in parts on {mesh.size()} of {dist.get_world_size()} processes; the others have replicas of it, "
+            "which have to stay alike. Pass process_group=, the processes of one mesh, and give all meshes the same batches"
+        )
     if mesh.ndim == 1:
         return mesh.get_group()
     replicas = all(place.is_replicate() for p in _sharded(model) for place in p.placements[:-1])
@@ -125,7 +136,7 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
     what stays. Does nothing for a model of plain parameters.
 
     Raises:
-        TypeError: for DTensors that this does not gather, those of tensor parallelism.
+        TypeError: for parameters that ``fully_shard`` does not gather.
     """
     if not has_shards(model):
         yield None
@@ -161,5 +172,6 @@ def _refuse_parts(model: nn.Module) -> None:
         if is_sharded(parameter):
             raise TypeError(
                 f"parameter {name!r} is sharded over devices (DTensor), and not by fully_shard, so it cannot be gathered. "
-                "Run initopt before the model is sharded; initopt.schemes.apply_ works on it as it is"
+                "initopt.measure and initopt.nio work on such parts, called on all processes of one mesh, and so does "
+                "initopt.schemes.apply_; for the rest, run initopt before the model is sharded"
             )

@@ -21,7 +21,7 @@ from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
 from initopt.model.ranks import Ranks
 from initopt.model.shard_passes import ShardPasses, staying_sharded
-from initopt.model.sharded import Shards, is_sharded, unsharded
+from initopt.model.sharded import Shards, is_sharded, tensor_parallel, unsharded
 
 __all__ = [
     "compare_calls",
@@ -87,7 +87,7 @@ def weights_at_hand(
     method: Method | None = None,
     checkpoint: object = None,
 ) -> Iterator[tuple[Shards | None, ShardPasses | None]]:
-    """A block in which a model can be worked on: one of ``fully_shard`` has whole weights, or is run in parts.
+    """A block in which a model can be worked on: one that is sharded has whole weights, or is run in parts.
 
     Args:
         model: the model.
@@ -111,31 +111,31 @@ def weights_at_hand(
             yield shards, None
         return
     if method is not None:
-        _refuse_in_parts(method, reason, checkpoint)
+        whole = 'engine="exact" has the whole weights on each device'
+        _refuse_in_parts(method, reason, checkpoint, "do it before parallelize_module" if tensor_parallel(model) else whole)
     with staying_sharded(model, ranks, reason, loss_fn) as passes:
         yield None, passes
 
 
-def _refuse_in_parts(method: Method, reason: str, checkpoint: object) -> None:
+def _refuse_in_parts(method: Method, reason: str, checkpoint: object, way_out: str) -> None:
     """Refuse what a model in parts is not put through.
 
     Raises:
         ValueError: saying what can be done.
     """
-    whole = 'or engine="exact" has the whole weights on each device'
     if checkpoint is not None:
         raise ValueError(
-            f"checkpoint= keeps whole weights, which a model in parts has nowhere ({reason}); leave it out, {whole}"
+            f"checkpoint= keeps whole weights, which a model in parts has nowhere ({reason}); leave it out, or {way_out}"
         )
     if method.training is not None:
         raise ValueError(
             "optimizer= has the new weights tried in training steps, which are not taken with a model in parts "
-            f"({reason}); leave it out, {whole}"
+            f"({reason}); leave it out, or {way_out}"
         )
     if method.scheme is not None:
         raise ValueError(
             "scheme= draws weights that fit what follows each layer, which a model in parts does not show "
-            f"({reason}); draw them before, by initopt.schemes.apply_, {whole}"
+            f"({reason}); draw them before, by initopt.schemes.apply_, or {way_out}"
         )
 
 
