@@ -158,6 +158,7 @@ def here() -> dict[str, Any]:
         said(lambda: measure(parallel("mixed"), batches("mixed"), engine="exact")),
         said(lambda: measure(parallel("mixed"), batches("mixed"), process_group=None)),
         said(lambda: initopt.lsuv(parallel("mixed"), batches("mixed"), loss_fn)),
+        said(lambda: initopt.nio(parallel("mixed"), batches("mixed"), loss_fn, checkpoint="kept.pt", **RUN)),
         said(lambda: measure(parallelize_module(build("mixed"), alone, MODELS["mixed"][1]), batches("mixed"))),
     ]
     return found
@@ -201,9 +202,10 @@ class TestTwoRanks:
 @pytest.mark.heavy
 @pytest.mark.processes
 def test_what_cannot_be_is_refused(found: list[dict[str, Any]]) -> None:
-    data, engine, one, method, replicas = found[1]["said"]
+    data, engine, one, method, checkpoint, replicas = found[1]["said"]
     assert data.startswith("RankError: rank 1 and rank 0 differ in batches: 'batch[0]'. Under tensor parallelism, all")
     assert engine.startswith("ValueError: engine 'exact' needs whole weights, which a model has nowhere")
     assert one.startswith("TypeError: parameter 'up.weight' is sharded over devices (DTensor), and not by fully_shard")
     assert method.startswith("TypeError: parameter 'up.weight' is sharded")
+    assert checkpoint.endswith("by tensor parallelism); leave it out, or do it before parallelize_module")
     assert replicas.startswith("TypeError: the model is in parts on 1 of 2 processes")
