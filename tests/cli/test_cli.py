@@ -927,7 +927,7 @@ FEW = {
 @pytest.mark.training
 class TestDocumentation:
     @pytest.mark.heavy
-    @pytest.mark.parametrize("few", [FEW, pytest.param({}, marks=pytest.mark.heavy)], ids=["few steps", "as written"])
+    @pytest.mark.parametrize("few", [FEW, pytest.param({}, marks=pytest.mark.slow)], ids=["few steps", "as written"])
     def test_every_command_runs(self, cli, tmp_path, few):
         for name in ("my_net.py", "run.yaml"):
             shutil.copy(ROOT / "examples" / name, tmp_path)

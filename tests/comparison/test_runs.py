@@ -448,7 +448,7 @@ def test_same_results_whatever_was_drawn_before(tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 @pytest.mark.processes
 def test_two_processes_share_each_run(tmp_path, strategy):
     """By gloo; without batch norm, whose statistics each would have of its own half."""

@@ -254,7 +254,7 @@ def test_recurrence_is_exact_on_a_cpu() -> None:
         assert quick(Recurrent(), batches).engine == "graph"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_a_compiled_model_runs_uncompiled_and_is_exact() -> None:
     model = make_model()
@@ -273,7 +273,7 @@ def test_a_compiled_model_runs_uncompiled_and_is_exact() -> None:
     torch.testing.assert_close(compiled(inputs), model(inputs))
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_a_compiled_part_of_a_model() -> None:
     """A function that is compiled is met only when it is called."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -25,7 +26,7 @@ import initopt
 from initopt.model.group import Group
 from initopt.model.ranks import Alone
 from tests.engines._shards import COUNT, derivatives, whole
-from tests.processes import in_processes
+from tests.processes import in_processes, share_of
 
 RUN: dict[str, Any] = {
     "steps": 2,
@@ -164,6 +165,35 @@ def here() -> dict[str, Any]:
     return found
 
 
+def on_a_mesh(name: str) -> nn.Module:
+    """On 2 x 2 processes: fully_shard over the first dimension, tensor parallelism over the second."""
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "parts"))
+    model = parallelize_module(build(name), mesh["parts"], MODELS[name][1])
+    fully_shard(model.head, mesh=mesh["data"])
+    return fully_shard(model, mesh=mesh["data"])
+
+
+def even_batches(name: str) -> list[Any]:
+    """Of twelve samples, so that two shares have as many of each sub-batch."""
+    return [tuple(torch.cat([part, part[:3]]) for part in batch) for batch in batches(name)]
+
+
+def there() -> dict[str, Any]:
+    group, found = Group(dist.group.WORLD, torch.device("cpu"), "union"), {}
+    for name in MODELS:
+        own = [share_of(batch, COUNT, dist.get_rank() // 2, 2) for batch in even_batches(name)]
+        model = on_a_mesh(name)
+        found[name] = derivatives(model, own[0], loss_fn, group, "differences")
+    with pytest.warns(initopt.InitoptWarning, match="by tensor parallelism"):
+        result = initopt.nio(model, own, loss_fn, **RUN)
+    found["run"] = name, result.scales, whole(model)
+    mixed_up = [(x + dist.get_rank(), y) for x, y in own]
+    found["said"] = said(lambda: initopt.measure(on_a_mesh(name), mixed_up, loss_fn))
+    return found
+
+
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, Any]]:
     return in_processes(here, 2)
@@ -201,9 +231,33 @@ class TestTwoRanks:
 
 @pytest.mark.heavy
 @pytest.mark.processes
+@pytest.mark.skipif(not hasattr(torch.distributed.fsdp, "fully_shard"), reason="fully_shard is public since PyTorch 2.6")
+def test_beside_fully_shard_on_four_ranks() -> None:
+    ranks = in_processes(there, 4)
+    for name in MODELS:
+        expected = derivatives(build(name), even_batches(name)[0], loss_fn, Alone(), "plain")
+        for kind, (gram, derivative) in expected.items():
+            for rank in ranks:
+                torch.testing.assert_close(rank[name][kind][0], gram, rtol=0, atol=1e-14 * float(gram.abs().max()))
+                assert float((rank[name][kind][1] - derivative).abs().max() / derivative.abs().max()) < 3e-9, (name, kind)
+    name, _, _ = ranks[0]["run"]
+    model = build(name)
+    result = initopt.nio(model, even_batches(name), loss_fn, engine="plain", **RUN)
+    for rank in ranks:
+        _, scales, weights = rank["run"]
+        assert scales == pytest.approx(result.scales, abs=1e-9)
+        for key, parameter in model.named_parameters():
+            torch.testing.assert_close(weights[key], parameter.detach(), rtol=1e-9, atol=1e-10)
+        assert rank["said"].startswith("RankError: rank 0 and rank 1 have other batches (batch[0]); under tensor")
+
+
+@pytest.mark.heavy
+@pytest.mark.processes
 def test_what_cannot_be_is_refused(found: list[dict[str, Any]]) -> None:
     data, engine, one, method, checkpoint, replicas = found[1]["said"]
-    assert data.startswith("RankError: rank 1 and rank 0 differ in batches: 'batch[0]'. Under tensor parallelism, all")
+    assert data.startswith(
+        "RankError: rank 0 and rank 1 have other batches (batch[0]); under tensor parallelism, processes"
+    )
     assert engine.startswith("ValueError: engine 'exact' needs whole weights, which a model has nowhere")
     assert one.startswith("TypeError: parameter 'up.weight' is sharded over devices (DTensor), and not by fully_shard")
     assert method.startswith("TypeError: parameter 'up.weight' is sharded")

@@ -224,7 +224,7 @@ QUICKEST = "cifar10-resnet110-bn"
 @pytest.mark.heavy
 @pytest.mark.training
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == QUICKEST else pytest.mark.heavy) for name in CIFAR_RECIPES]
+    "name", [pytest.param(name, marks=() if name == QUICKEST else pytest.mark.slow) for name in CIFAR_RECIPES]
 )
 def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
     """The small scale as it is; of the other, the same with the small network. CIFAR-10 takes one, CIFAR-100 the other."""
@@ -234,7 +234,7 @@ def test_a_recipe_for_cifar_trains(name, pictures, tmp_path, capsys):
     assert all(run.before is not None for run in found.runs)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar10-evidence")])
 def test_a_recipe_of_the_evidence_trains(name, pictures, tmp_path, capsys):
     values = read_experiment(RECIPES[name])

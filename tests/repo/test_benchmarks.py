@@ -222,7 +222,7 @@ def test_steps_make_the_products_that_are_told(case: Case) -> None:
         assert 3 * operations(name) / training == pytest.approx(told, rel=0.1), name
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_measurement_and_a_profile_are_written_and_told(tmp_path: Path) -> None:
     measuring_step.main(["--smoke", "--threads", "1", "--out", str(tmp_path / "measuring.json")])

@@ -357,6 +357,7 @@ def settings_of_reductions() -> dict[str, Any]:
         found["put aside"] = whole.grad is None
     found["back"] = whole.grad is kept
     found["precisions"] = _torch_fsdp.precisions(model), _torch_fsdp.hooked_reduction(model)
+    found["mesh"] = _torch_fsdp.data_mesh(model).ndim, _torch_fsdp.data_mesh(fsdp.fully_shard(nn.Sequential(model)))
     return found
 
 
@@ -374,6 +375,7 @@ def test_settings_of_fully_shard() -> None:
         assert reductions == {
             "fresh": True, "gathered": "DTensor", "reduced": "DTensor", "ran": 0, "own": (False, False, True),
             "put aside": True, "back": True, "precisions": ([torch.float64], False),
+            "mesh": (1, None),
         }  # fmt: skip
 
 

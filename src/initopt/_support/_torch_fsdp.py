@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "data_mesh",
     "forget_passes",
     "hooked_reduction",
     "precisions",
@@ -129,6 +130,14 @@ def forget_passes(modules: Sequence[Any]) -> bool:
     for root in roots if able else ():
         root.reset_iter_state()
     return able
+
+
+def data_mesh(module: Any) -> Any:
+    """The mesh over which a module's parameters are in parts, and its gradients reduced; ``None`` if it has none itself.
+
+    A mesh of tensor parallelism beside it is not part of it.
+    """
+    return next((group.mesh_info.mesh for group in _groups(module._get_fsdp_state())), None)
 
 
 def precisions(module: Any) -> list[torch.dtype]:

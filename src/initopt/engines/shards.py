@@ -88,7 +88,7 @@ class ShardsEngine(Differencing):
         """
         model = self.problem.model
         if _is_in_low_precision(model):
-            way_out = "run nio before parallelize_module" if self.passes.same_batches else (
+            way_out = "run nio before parallelize_module" if len(self.passes.peers) > 1 else (
                 'apply fully_shard without it, or give engine="exact", which has the whole weights on each device'
             )  # fmt: skip
             raise ValueError(

@@ -135,11 +135,10 @@ class Problem:
             index: number of the batch; the same number means the same random draws inside the model.
 
         Raises:
-            RankError: if the batches of processes differ that run one model on the same samples.
+            RankError: if the batches of ranks differ that run the model on the same samples.
         """
-        if self._has_same_batches:
-            found = checksums(dict(named_tensors(data)))
-            self.ranks.same(found, "batches", "under tensor parallelism, all processes run the model on the same batch")
+        if self.shards is not None and len(self.shards.peers) > 1:
+            self.shards.refuse_others(checksums(dict(named_tensors(data))))
         if index == 0:
             self.loss.look_at(data)
         windows = self.subbatches.windows(batch_size(data))
@@ -147,12 +146,10 @@ class Problem:
 
     def seed_of(self, *number: int) -> tuple[int, ...]:
         """The seed for what the model draws on a batch: another one on each rank, if its samples are others."""
-        own = (self.ranks.number,) if self.ranks.size > 1 and not self._has_same_batches else ()
-        return (self.seed, *number, *own)
-
-    @property
-    def _has_same_batches(self) -> bool:
-        return self.shards is not None and self.shards.same_batches
+        if self.ranks.size == 1:
+            return (self.seed, *number)
+        peers = (self.ranks.number,) if self.shards is None else self.shards.peers
+        return (self.seed, *number) if len(peers) == self.ranks.size else (self.seed, *number, peers[0])
 
     def shares(self, batch: Batch) -> list[float]:
         """What share of the samples of each sub-batch is on this rank: all of them, unless sub-batches are united."""

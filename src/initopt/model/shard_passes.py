@@ -4,13 +4,13 @@ The backward pass of ``fully_shard`` leaves each rank its part of the mean of th
 about that mean being what is wanted, about no rank waiting in it for another that has failed, and about the model being as
 it was afterwards.
 
-Under tensor parallelism all ranks have the same samples, and a backward pass leaves each its part of the gradient of these.
-That is the same mean: each rank has one of as many equal shares of the samples as there are ranks.
+Under tensor parallelism some ranks have the same samples, and a backward pass leaves each its part of the gradient of them.
+That is the same mean: these samples count as often as ranks have them, and so do all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,14 @@ from initopt._support._torch_fsdp import (
     without_fetching,
     without_steps,
 )
+from initopt._support.errors import RankError
 from initopt._support.interrupts import signals_held
+from initopt._support.words import first_few
 from initopt.model.centring import Means, Output
 from initopt.model.randomness import seeded
 from initopt.model.ranks import Ranks
 from initopt.model.reach import Reach
-from initopt.model.sharded import fully_sharded, has_shards, is_sharded, own_part, tensor_parallel
+from initopt.model.sharded import fully_sharded, has_shards, is_sharded, mesh_of_data, own_part, tensor_parallel
 
 if TYPE_CHECKING:
     from initopt.model.problem import Batch, Part, Problem
@@ -52,13 +54,18 @@ class ShardPasses:
 
     Attributes:
         reason: as given.
-        same_batches: whether all ranks have the same samples, by tensor parallelism.
+        peers: by tensor parallelism, the numbers of all ranks that have the samples of this one; otherwise, its own alone.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, reason: str) -> None:
         self.reason = reason
-        self.same_batches = tensor_parallel(model)
         self._model, self._ranks = model, ranks
+        self.peers, self._sets = _peers(model, ranks)
+        places = ranks.gather([self.place(p) for p in model.parameters()], "the parts of parameters")
+        self._counts = {
+            id(p): at[ranks.number] not in at[: ranks.number]
+            for p, at in zip(model.parameters(), zip(*places, strict=True), strict=True)
+        }
         self._wrapped = fully_sharded(model)
         self._order: list[Any] = list(self._wrapped)  # until a pass has shown it
         self._entered: list[Any] = []
@@ -72,10 +79,9 @@ class ShardPasses:
         if not has_shards(model):
             return "its parameters are not in parts"
         meshes = {p.device_mesh for p in _sharded(model)}
-        if len(meshes) > 1 or any(mesh.size() != ranks.size for mesh in meshes):
+        smaller = {mesh for mesh in meshes if mesh.size() != ranks.size}
+        if len(meshes - smaller) != 1 or smaller - {mesh_of_data(model)}:
             return "its parameters have to be in parts on the very processes that share the batches, all in one mesh"
-        if not all(place.is_replicate() for p in _sharded(model) for place in p.placements[:-1]):
-            return "its parameters are in parts along more than one dimension of the mesh, as with tensor parallelism"
         if any(map(hooked_reduction, wrapped)):
             return "its gradients are reduced by a hook of your own (set_all_reduce_hook)"
         return None
@@ -87,11 +93,7 @@ class ShardPasses:
 
     def counts(self, parameter: Tensor) -> bool:
         """Whether what this rank has of a parameter is its to count: of replicas, only those of the first rank are."""
-        if not is_sharded(parameter):
-            return self._ranks.leads
-        mine: Any = parameter
-        coordinates = mine.device_mesh.get_coordinate()
-        return all(at == 0 or place.is_shard() for at, place in zip(coordinates, mine.placements, strict=True))
+        return self._counts[id(parameter)]
 
     def place(self, parameter: Tensor) -> int:
         """The number of the part of a parameter that is on this rank; of replicas, it is the same."""
@@ -100,8 +102,27 @@ class ShardPasses:
         mine: Any = parameter
         place = 0
         for at, size, kind in zip(mine.device_mesh.get_coordinate(), mine.device_mesh.shape, mine.placements, strict=True):
-            place = place * size + at if kind.is_shard() else place
+            place = place if kind.is_replicate() else place * size + at
         return place
+
+    def refuse_others(self, samples: Mapping[str, Any]) -> None:
+        """Refuse batches that differ among peers.
+
+        Args:
+            samples: what has to be the same, by name.
+
+        Raises:
+            RankError: on all ranks, naming two and what differs.
+        """
+        found = self._ranks.gather(dict(samples), "comparing batches")
+        for peers in self._sets:
+            for other in peers[1:]:
+                if found[other] != found[peers[0]]:
+                    names = [name for name in samples if found[other].get(name) != found[peers[0]].get(name)]
+                    raise RankError(
+                        f"rank {peers[0]} and rank {other} have other batches ({first_few(names)}); under tensor "
+                        "parallelism, processes that have parts of the same layers run the model on the same samples"
+                    )
 
     def counted(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients without those that another rank counts."""
@@ -299,6 +320,16 @@ def staying_sharded(model: nn.Module, ranks: Ranks, reason: str, loss_fn: Any) -
 def precisions_of(model: nn.Module) -> list[torch.dtype]:
     """In what a model computes, reduces and returns by its ``MixedPrecisionPolicy``, as far as that says."""
     return [dtype for module in fully_sharded(model) for dtype in precisions(module)]
+
+
+def _peers(model: nn.Module, ranks: Ranks) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The ranks that have the samples of this one, and all such sets of ranks."""
+    if not tensor_parallel(model):
+        return (ranks.number,), [(number,) for number in range(ranks.size)]
+    mesh = mesh_of_data(model)
+    places = ranks.gather(() if mesh is None else tuple(mesh.get_coordinate()), "the mesh of the data")
+    sets = {place: tuple(n for n, other in enumerate(places) if other == place) for place in places}
+    return sets[places[ranks.number]], list(sets.values())
 
 
 def _sharded(model: nn.Module) -> list[Any]:

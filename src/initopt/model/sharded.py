@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from initopt._support._torch_fsdp import forget_passes, resharding, set_resharding
+from initopt._support._torch_fsdp import data_mesh, forget_passes, resharding, set_resharding
 
 __all__ = [
     "Shards",
@@ -18,6 +18,7 @@ __all__ = [
     "has_entries",
     "has_shards",
     "is_sharded",
+    "mesh_of_data",
     "own_part",
     "part_of",
     "shard_group",
@@ -69,19 +70,25 @@ def fully_sharded(model: nn.Module) -> list[Any]:
 
 
 def tensor_parallel(model: nn.Module) -> bool:
-    """Whether parameters of a model are in parts, and ``fully_shard`` does not gather them: these compute in parts, too."""
-    return has_shards(model) and not fully_sharded(model)
+    """Whether parameters of a model are in parts that ``fully_shard`` does not gather: these compute in parts, too."""
+    mesh = mesh_of_data(model)
+    return has_shards(model) if mesh is None else any(p.device_mesh.ndim > mesh.ndim for p in _sharded(model))
+
+
+def mesh_of_data(model: nn.Module) -> Any:
+    """The mesh that ``fully_shard`` has shared the data of a model over; ``None`` if it has not."""
+    return next((mesh for mesh in map(data_mesh, fully_sharded(model)) if mesh is not None), None)
 
 
 def shard_group(model: nn.Module) -> Any:
     """The group of the processes that have a model in parts; ``None`` if there is none.
 
     Raises:
-        TypeError: if it is a part of a mesh of more dimensions, of which nothing public says which are of the data.
+        TypeError: if there are others beside these, as far as it is not known what they have.
     """
     if not has_shards(model):
         return None
-    mesh = next(_sharded(model)).device_mesh
+    mesh = max((p.device_mesh for p in _sharded(model)), key=lambda each: each.size())
     if tensor_parallel(model) and mesh.size() < dist.get_world_size():
         raise TypeError(
             f"the model is in parts on {mesh.size()} of {dist.get_world_size()} processes; the others have replicas of it, "
@@ -89,9 +96,8 @@ def shard_group(model: nn.Module) -> Any:
         )
     if mesh.ndim == 1:
         return mesh.get_group()
-    replicas = all(place.is_replicate() for p in _sharded(model) for place in p.placements[:-1])
-    if replicas and mesh.size() == dist.get_world_size():
-        return dist.group.WORLD  # replicas of shards
+    if mesh.size() == dist.get_world_size():
+        return dist.group.WORLD
     raise TypeError(
         f"the model is sharded over a mesh of {mesh.ndim} dimensions; pass process_group=, the processes whose data differ"
     )

@@ -62,7 +62,7 @@ def same_shards(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 
 def _is_sharded(value: Tensor) -> bool:
-    return any(placement.is_shard() for placement in getattr(value, "placements", ()))
+    return not all(placement.is_replicate() for placement in getattr(value, "placements", ()))
 
 
 def fingerprints(weights: Sequence[Weight]) -> list[tuple[float, float]]:
