@@ -93,8 +93,9 @@ def optimize(
         allow_trained: whether a model that looks trained is accepted. By default it is refused: a model looks trained if
             its loss is less than half of that with the targets of other samples.
         process_group: the processes of ``torch.distributed`` that do this together, each with its own part of the data,
-            when the call is made on all of them: a group; ``"auto"``, that of a ``DistributedDataParallel``; ``None`` for
-            this process alone. All end with the same weights and the same result, and an exception on one ends it on all.
+            when the call is made on all of them: a group; ``"auto"``, that of a ``DistributedDataParallel`` or of a sharded
+            model; ``None`` for this process alone. Under tensor parallelism, those that share layers are given the same
+            data. All end with the same weights and the same result, and an exception on one ends it on all.
         share: what processes have in common. ``"union"``: each sub-batch has a part on every process, so that the result
             is that of one process with all the data. ``"average"``: each has sub-batches of its own, and only norms and
             derivatives are averaged, where gradients are too large to be sent.

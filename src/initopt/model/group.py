@@ -33,7 +33,7 @@ def ranks_of(model: nn.Module | None, process_group: ProcessGroup = "auto", shar
     Args:
         model: as the user has it, with what was put around it; ``None`` for one that is still to be made.
         process_group: the group; ``None`` for this process alone; ``"auto"`` for the group of a
-            ``DistributedDataParallel`` or of ``fully_shard``, and this process alone where there is none.
+            ``DistributedDataParallel`` or of the parts of a model, and this process alone where there is none.
         share: what they have in common.
 
     Raises:
