@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +24,7 @@ RACE: dict[str, Any] = {
     "starts": {"kaiming": "kaiming_normal", "both": ["lsuv", NIO(steps=2, overlap=0.0)]},
     "steps": 8,
     "seeds": 2,
+    "more_seeds": 3,
     "held_out": 2,
     "clip_grad_norm": 0.5,
     "seed": 5,  # with which seeds are added
@@ -265,3 +267,44 @@ class TestTogether:
         for message, (said, seconds) in zip((others, own), (rank["errors"][wrong] for rank in found), strict=True):
             assert message in said
             assert seconds < 300  # on a busy machine; a group waits for half an hour
+
+
+def in_parts() -> dict[str, Any]:
+    """Rates of a model of ``fully_shard``, of one under tensor parallelism, and what is left of each."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    found: dict[str, Any] = {}
+    own = [share_of(batch, 1, dist.get_rank(), 2) for batch in whole()]
+    model = start()
+    fully_shard(model[0])
+    fully_shard(model)
+    rows = parallelize_module(start(), init_device_mesh("cpu", (2,)), {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    for name, made, data in (("fully_shard", model, own), ("tensor parallel", rows, whole())):
+        made[0].weight.grad = gradient = made[0].weight.detach().clone()
+        found[name] = rates_of(initopt.find_lr(made, data, SGD, **RATES))
+        same = all(map(torch.equal, (p.full_tensor() for p in made[:1].parameters()), start()[:1].parameters()))
+        found[f"{name}, left"] = same, made[0].weight.grad is gradient
+    mixed_up = [(inputs + dist.get_rank(), targets) for inputs, targets in whole()]
+    found["errors"] = [
+        error_of(partial(initopt.find_lr, rows, mixed_up, SGD, **RATES)),
+        error_of(partial(initopt.find_lr, model, own, SGD, process_group=None, **RATES)),
+        error_of(partial(initopt.choose, model, own, SGD, **RACE)),
+    ]
+    return found
+
+
+@pytest.mark.heavy
+@pytest.mark.processes
+@pytest.mark.skipif(not hasattr(torch.distributed.fsdp, "fully_shard"), reason="fully_shard is public since PyTorch 2.6")
+def test_rates_of_a_model_in_parts_are_those_of_one_process() -> None:
+    expected = rates_of(initopt.find_lr(start(), whole(), SGD, **RATES))
+    for rank in in_processes(in_parts, 2):
+        for name in ("fully_shard", "tensor parallel"):
+            close(rank[name], expected)
+            assert rank[f"{name}, left"] == (True, True)
+        batches_differ, alone, race = (words for words, _ in rank["errors"])
+        assert "rank 0 and rank 1 have other batches" in batches_differ
+        assert "cannot be trained here: its parameters have to be in parts on the very processes" in alone
+        assert "call this before it is sharded" in race

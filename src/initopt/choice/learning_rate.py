@@ -7,6 +7,7 @@ import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +17,22 @@ from torch import Tensor, nn
 from initopt._support.checks import accepting, check_integer, check_number
 from initopt._support.errors import LoaderError, NonFiniteError
 from initopt._support.progress import Progress, counter
+from initopt.batches.nested import named_tensors
 from initopt.batches.stream import check_batches
 from initopt.choice.batches import Batches, first_batches
 from initopt.choice.rate_result import LearningRates
 from initopt.choice.rate_runs import Plan
 from initopt.choice.rate_search import Search
-from initopt.choice.starts import refuse_shards
+from initopt.choice.starts import refuse_parts_of_others
+from initopt.model.checksums import checksums
 from initopt.model.group import ranks_of
 from initopt.model.losses import Loss, LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.preserve import Kept, preserving, put_values
 from initopt.model.randomness import derive_seed
 from initopt.model.ranks import ProcessGroup, Ranks
+from initopt.model.shard_passes import ShardPasses, staying_sharded
+from initopt.model.sharded import has_shards
 from initopt.model.wrappers import unreplicated
 from initopt.runs.shared import compare_calls, compare_weights
 from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, takes_rate
@@ -135,8 +140,8 @@ def find_lr(
     check_batches(loader)
     check_step(step)
     _check_optimizer(optimizer)
-    refuse_shards(model)
     ranks, model = ranks_of(model, process_group), unreplicated(model)
+    refuse_parts_of_others(model, ranks)
     parameters = [parameter.value for parameter in trainable_parameters(model)]
     loss = as_loss(loss_fn)
     name, own = _look_at(optimizer, parameters)
@@ -165,7 +170,10 @@ def find_lr(
         compare_calls(ranks, vars(plan) | {"seeds": seeds, "num_batches": most, "optimizer": name}, loader)
         compare_weights(ranks, model)
         shared = replace(plan, seeds=ranks.broadcast(plan.seeds, "the seeds"))
-        runs = _Runs(model, kept, parameters, optimizer, loss, step, _read(loader, most, ranks), ranks)
+        batches = _read(loader, most, ranks)
+        if passes is not None and len(passes.peers) > 1:
+            passes.refuse_others(checksums(dict(named_tensors(batches.training))))
+        runs = _Runs(model, kept, parameters, optimizer, loss, step, batches, ranks)
         with counter(progress if ranks.leads else False, "training steps") as count:
             search = Search(runs, shared, lambda doing, done: count(done, budget))
             try:
@@ -176,7 +184,10 @@ def find_lr(
         ranks.end()
         return _result(search, shared, type(model).__name__, name, seconds)
 
-    with ranks.together():
+    with ranks.together(), ExitStack() as stack:
+        passes: ShardPasses | None = None
+        if has_shards(model):
+            passes = stack.enter_context(staying_sharded(model, ranks, "it is trained as it is", (loss_fn, step)))
         return preserving(model, work, (loss_fn, step), loader)
 
 
@@ -260,7 +271,8 @@ class _Runs:
             self._model.train()
         optimizer = make_optimizer(self._optimizer, self._parameters, self._places, lr=rates[-1])
         groups = Rates(optimizer)
-        backward = only_own_gradients(optimizer)
+        # The backward pass of fully_shard is one of Tensor.backward; what else that reaches is put back.
+        backward = torch.Tensor.backward if has_shards(self._model) else only_own_gradients(optimizer)
         trainer = Replica(self._model, optimizer, self._loss, self._own, backward, ranks=self._ranks)
         course = Course()
 

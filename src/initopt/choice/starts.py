@@ -18,10 +18,20 @@ from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, inner_work, preserving
 from initopt.model.randomness import Stream, mixed_seed
 from initopt.model.ranks import ALONE, Ranks
+from initopt.model.shard_passes import ShardPasses
 from initopt.model.sharded import has_shards
 from initopt.schemes import apply_
 
-__all__ = ["OWN", "as_starts", "copied", "default_starts", "make_start", "nominal_steps", "refuse_shards"]
+__all__ = [
+    "OWN",
+    "as_starts",
+    "copied",
+    "default_starts",
+    "make_start",
+    "nominal_steps",
+    "refuse_parts_of_others",
+    "refuse_shards",
+]
 
 OWN = "own"
 """The name of the network's own start."""
@@ -80,6 +90,19 @@ def refuse_shards(model: Any) -> None:
         raise TypeError(
             "the model is sharded over devices (DTensor), and its short trainings here take the whole model on each; call "
             "this before it is sharded, with process_group= for several processes"
+        )
+
+
+def refuse_parts_of_others(model: nn.Module, ranks: Ranks) -> None:
+    """Refuse a network that is in parts on other processes than those that train it.
+
+    Raises:
+        TypeError: saying why.
+    """
+    if has_shards(model) and (reason := ShardPasses.refusal(model, ranks)) is not None:
+        raise TypeError(
+            f"the model is sharded over devices (DTensor), and cannot be trained here: {reason}. Call this on all of these "
+            "processes, or before it is sharded"
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from initopt.model.checksums import checksums
 from initopt.model.ranks import Alone, Ranks
+from initopt.model.sharded import is_sharded
 from initopt.training.steps import Trainer, parameters_of
 
 __all__ = ["Replica"]
@@ -21,6 +22,8 @@ __all__ = ["Replica"]
 @dataclass
 class Replica(Trainer):
     """A trainer of a model that every process has, with the same weights: gradients and losses are means over processes.
+
+    What is in parts on them, by ``fully_shard`` or tensor parallelism, has the gradient of its own backward pass.
 
     Before a step, buffers are those of rank 0. All ranks then have the same loss and do the same update, bit for bit, and
     come to the same decision by it. Where one fails, so do the others, in the exchange that they come to next; a
@@ -46,7 +49,10 @@ class Replica(Trainer):
     def differentiate(self, loss: Tensor) -> None:
         super().differentiate(loss)
         if self.ranks.size > 1:
-            self._average(parameters_of(self.optimizer), "gradients")
+            self._average(self._whole(), "gradients")
+
+    def _whole(self) -> list[Tensor]:
+        return [parameter for parameter in parameters_of(self.optimizer) if not is_sharded(parameter)]
 
     @contextmanager
     def _averaging(self) -> Iterator[None]:
@@ -55,7 +61,7 @@ class Replica(Trainer):
         A mean of means is the mean, so that a step may take several passes.
         """
         with ExitStack() as stack:
-            for number, parameter in enumerate(parameters_of(self.optimizer)):
+            for number, parameter in enumerate(self._whole()):
                 average = partial(self._average_one, f"gradient {number}")
                 hook = parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
                 stack.callback(hook.remove)
@@ -93,4 +99,5 @@ class Replica(Trainer):
                 "all ranks have to take the same steps: gradients are averaged in backward() of the loss, which a step of "
                 "your own has to call as often on each of them"
             )
-            self.ranks.same(checksums(dict(self.model.named_parameters())), "the weights that training has left", advice)
+            whole = {name: tensor for name, tensor in self.model.named_parameters() if not is_sharded(tensor)}
+            self.ranks.same(checksums(whole), "the weights that training has left", advice)
