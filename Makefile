@@ -41,10 +41,11 @@ test-zoo: $(ZOO)/.installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m sweeps.zoo
 
 # In an environment of its own: Ray on this machine alone, with one node and with two, which opens ports to do so. Ten kills
-# take minutes.
+# take minutes. A node that does not start within 30 seconds, as on a machine that has much else to do, would be an error.
+RAY_LIMITS := RAY_USAGE_STATS_ENABLED=0 RAY_raylet_start_wait_time_s=180
 test-ray: $(RAY)/.installed
-	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m "not slow" tests/integrations/test_ray.py tests/integrations/test_ray_nodes.py
-	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m slow tests/system/test_survival.py -k ray
+	$(RAY_LIMITS) OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m "not slow" tests/integrations/test_ray.py tests/integrations/test_ray_nodes.py
+	$(RAY_LIMITS) OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m slow tests/system/test_survival.py -k ray
 
 # In an environment of its own: the real Lightning, transformers, Accelerate, PEFT, skorch and Keras, in one process and, where
 # they know several, in two; and the examples.

@@ -609,6 +609,10 @@ if __name__ == "__main__":
 RUNS = {"quick": 2 * (2 * 2 + 4), "thorough": 2 * 2 * (2 * 2 + 4)}
 
 
+def is_a_worker(line):
+    return "spawn_main" in line or line.startswith("ray::_call")
+
+
 class Killed:
     """A comparison that is killed by kill -9 again and again, and then left alone."""
 
@@ -650,15 +654,16 @@ class Killed:
 
     def wait(self, process, goal):
         while self.stored() < goal:
-            assert process.poll() is None, f"it has ended by itself: {self.said.read_text()[-3000:]}"
-            time.sleep(0.01)
+            self.pause(process)
+
+    def pause(self, process):
+        assert process.poll() is None, f"it has ended by itself: {self.said.read_text()[-3000:]}"
+        time.sleep(0.01)
 
     def kill_a_worker(self, process):
-        while True:
-            for number, line in session(process.pid).items():
-                if "spawn_main" in line or line.startswith("ray::_call"):
-                    os.kill(number, signal.SIGKILL)
-                    return
+        while not (workers := [n for n, line in session(process.pid).items() if is_a_worker(line)]):
+            self.pause(process)
+        os.kill(workers[0], signal.SIGKILL)
 
     def check(self):
         for name, workers in (("killed", None), ("unbroken", 1)):
