@@ -29,9 +29,9 @@ _HEAD = """# Is what `choose` says right?
 <!-- Made by benchmarks/study/choosing_page.py from benchmarks/results/choosing.jsonl. -->
 
 [`initopt.choose`](choose.md) on networks of [our study](defaults.md), at the learning rate that is best for the network's
-own start. It saw training data alone, with three seeds, and six more where it was close. Then each start of the race was trained for
-{horizon} steps with a cosine schedule, from three other seeds, and judged on the validation split. Nothing was chosen on
-these figures, nor on test data. Images are CIFAR-10 (JPEG copy) of 16 x 16 pixels.
+own start. It saw training data alone, with three seeds, and six more where it was close. Then each start of the race was
+trained for {horizon} steps with a cosine schedule, from three other seeds, and judged on the validation split. Nothing was
+chosen on these figures, nor on test data. Images are CIFAR-10 (JPEG copy) of 16 x 16 pixels.
 
 """
 
