@@ -126,7 +126,6 @@ def found() -> list[dict[str, Any]]:
 @pytest.mark.heavy
 @pytest.mark.processes
 class TestManyWays:
-    @pytest.mark.heavy
     def test_engines_agree(self, found: list[dict[str, Any]]) -> None:
         for way in ("recompute", "plain", "microbatch"):
             torch.testing.assert_close(found[0][way]["scales"], found[0]["graph"]["scales"], rtol=1e-9, atol=1e-9)

@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from initopt._support.checks import accepting, check_integer, check_number
 from initopt._support.errors import LoaderError, NonFiniteError
 from initopt._support.progress import Progress, counter
-from initopt.batches.nested import named_tensors
 from initopt.batches.stream import check_batches
 from initopt.choice.batches import Batches, first_batches
 from initopt.choice.rate_result import LearningRates
 from initopt.choice.rate_runs import Plan
 from initopt.choice.rate_search import Search
 from initopt.choice.starts import refuse_parts_of_others
-from initopt.model.checksums import checksums
 from initopt.model.group import ranks_of
 from initopt.model.losses import Loss, LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
@@ -171,8 +169,8 @@ def find_lr(
         compare_weights(ranks, model)
         shared = replace(plan, seeds=ranks.broadcast(plan.seeds, "the seeds"))
         batches = _read(loader, most, ranks)
-        if passes is not None and len(passes.peers) > 1:
-            passes.refuse_others(checksums(dict(named_tensors(batches.training))))
+        if passes is not None:
+            passes.refuse_others(batches.training)
         runs = _Runs(model, kept, parameters, optimizer, loss, step, batches, ranks)
         with counter(progress if ranks.leads else False, "training steps") as count:
             search = Search(runs, shared, lambda doing, done: count(done, budget))

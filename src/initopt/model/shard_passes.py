@@ -10,7 +10,7 @@ That is the same mean: these samples count as often as ranks have them, and so d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,9 @@ from initopt._support._torch_fsdp import (
 from initopt._support.errors import RankError
 from initopt._support.interrupts import signals_held
 from initopt._support.words import first_few
+from initopt.batches.nested import named_tensors
 from initopt.model.centring import Means, Output
+from initopt.model.checksums import checksums
 from initopt.model.randomness import seeded
 from initopt.model.ranks import Ranks
 from initopt.model.reach import Reach
@@ -105,20 +107,23 @@ class ShardPasses:
             place = place if kind.is_replicate() else place * size + at
         return place
 
-    def refuse_others(self, samples: Mapping[str, Any]) -> None:
+    def refuse_others(self, samples: Any) -> None:
         """Refuse batches that differ among peers.
 
         Args:
-            samples: what has to be the same, by name.
+            samples: a batch, or a list of batches, of this rank.
 
         Raises:
             RankError: on all ranks, naming two and what differs.
         """
-        found = self._ranks.gather(dict(samples), "comparing batches")
+        if len(self.peers) == 1:
+            return
+        found = self._ranks.gather(checksums(dict(named_tensors(samples))), "comparing batches")
         for peers in self._sets:
             for other in peers[1:]:
                 if found[other] != found[peers[0]]:
-                    names = [name for name in samples if found[other].get(name) != found[peers[0]].get(name)]
+                    first, second = found[peers[0]], found[other]
+                    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
                     raise RankError(
                         f"rank {peers[0]} and rank {other} have other batches ({first_few(names)}); under tensor "
                         "parallelism, processes that have parts of the same layers run the model on the same samples"

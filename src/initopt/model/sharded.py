@@ -24,6 +24,7 @@ __all__ = [
     "shard_group",
     "tensor_parallel",
     "unsharded",
+    "whole_parameters",
 ]
 
 
@@ -35,6 +36,11 @@ def is_sharded(tensor: Tensor) -> bool:
 def has_shards(model: Any) -> bool:
     """Whether some parameters of a model are in parts on several devices; not of what is not a model."""
     return isinstance(model, nn.Module) and any(map(is_sharded, model.parameters()))
+
+
+def whole_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are not in parts, which differ by rank."""
+    return {name: tensor for name, tensor in model.named_parameters() if not is_sharded(tensor)}
 
 
 def part_of(parameter: Tensor, full: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from initopt.model.parameters import Parameters
 from initopt.model.problem import Problem
 from initopt.model.ranks import Ranks
 from initopt.model.shard_passes import ShardPasses, staying_sharded
-from initopt.model.sharded import Shards, is_sharded, tensor_parallel, unsharded
+from initopt.model.sharded import Shards, tensor_parallel, unsharded, whole_parameters
 
 __all__ = [
     "compare_calls",
@@ -155,12 +155,7 @@ def _compare_shapes(ranks: Ranks, model: nn.Module) -> None:
 
 
 def _compare_values(ranks: Ranks, model: nn.Module) -> None:
-    ranks.same(checksums(_wholes(model) | _buffers(model)), "weights", _AS_ONE)
-
-
-def _wholes(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters that are not in parts, which differ by rank."""
-    return {name: tensor for name, tensor in model.named_parameters() if not is_sharded(tensor)}
+    ranks.same(checksums(whole_parameters(model) | _buffers(model)), "weights", _AS_ONE)
 
 
 def refuse_ranks(ranks: Ranks, method: Method) -> None:
@@ -197,7 +192,7 @@ def same_weights(ranks: Ranks, model: nn.Module, what: str) -> None:
         RankError: naming a rank and tensors.
     """
     if ranks.size > 1:
-        ranks.same(checksums(_wholes(model)), f"the weights that {what} has left", "they are as before")
+        ranks.same(checksums(whole_parameters(model)), f"the weights that {what} has left", "they are as before")
 
 
 def same_scales(ranks: Ranks, scales: Mapping[str, float], what: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from initopt.model.checksums import checksums
 from initopt.model.ranks import Alone, Ranks
-from initopt.model.sharded import is_sharded
+from initopt.model.sharded import is_sharded, whole_parameters
 from initopt.training.steps import Trainer, parameters_of
 
 __all__ = ["Replica"]
@@ -99,5 +99,4 @@ class Replica(Trainer):
                 "all ranks have to take the same steps: gradients are averaged in backward() of the loss, which a step of "
                 "your own has to call as often on each of them"
             )
-            whole = {name: tensor for name, tensor in self.model.named_parameters() if not is_sharded(tensor)}
-            self.ranks.same(checksums(whole), "the weights that training has left", advice)
+            self.ranks.same(checksums(whole_parameters(self.model)), "the weights that training has left", advice)
