@@ -165,17 +165,21 @@ def test_polar_factors_keep_directions_and_norms() -> None:
 
 
 CHOOSING = """
-from choosing import Subject
+from choosing import WARM_UP, Subject
 from choosing_page import page
 from initopt.choice.starts import as_starts
 from initopt.data import digits
 
 subject = Subject("mlp-relu", digits(), 0.1, steps=2, horizon=3)
-found = [subject.train(start, seed) for start in as_starts(["orthogonal"]) for seed in (100, 101)]
-assert [row["start"] for row in found] == ["own", "own", "orthogonal", "orthogonal"]
-assert all(0 <= row["accuracy"] <= 1 and row["lr"] == 0.1 for row in found)
-for row, accuracy in zip(found, (0.1, 0.2, 0.4, 0.6)):
-    row["accuracy"] = accuracy
+warm = next(start for start in subject.starts() if start.name == WARM_UP)
+starts = [*as_starts(["orthogonal"]), warm]
+found = [subject.train(start, seed, times) for times in (1, 3) for start in starts for seed in (100, 101)]
+assert [row["start"] for row in found] == 2 * ["own", "own", "orthogonal", "orthogonal", WARM_UP, WARM_UP]
+assert all(0 <= row["accuracy"] <= 1 for row in found)
+assert [row["lr"] for row in found] == [0.1] * 6 + [3 * 0.1] * 6
+assert found[4]["loss"] != found[0]["loss"]  # after three steps at a fiftieth of the rate and more
+for row, accuracy in zip(found, (0.1, 0.2, 0.4, 0.6, 0.7, 0.7, 0.1, 0.1, 0.5, 0.7, 0.8, 0.8)):
+    row["accuracy"], row["diverged"] = accuracy, False
 rows = [{"start": name, "outcome": "better"} for name in ("own", "orthogonal")]
 choice = {"start": "orthogonal", "lr": 0.1, "changes": True, "verdict": "so", "cost": {"total": 48.0}, "rows": rows}
 race = {"kind": "choice", "network": "mlp-relu", "steps": 2, "epoch": 16, "choice": choice}
@@ -183,6 +187,7 @@ text = page([race, *found])
 line = "| 0.1 | 2 | orthogonal | 15.0 | 50.0 | orthogonal, 50.0 | +35.0 (+30.0 to +40.0) | same | 10 % |"
 assert f"| ReLU MLP, 10 layers {line}" in text
 assert "On 1 network, another start is chosen 1 time." in text
+assert "| orthogonal | 50.0 | 60.0 | -20.0 (-30.0 to -10.0) |" in text
 """
 
 
