@@ -18,7 +18,7 @@ from subjects import NETWORKS
 from initopt._support.words import counted
 from initopt.comparison.analysis.statistics import Paired, paired_difference
 
-__all__ = ["main", "page"]
+__all__ = ["Network", "main", "networks_in", "page"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "choosing.md"
 
@@ -81,12 +81,17 @@ def worse(found: Paired) -> bool:
     return found.estimate.mean < 0 and found.p is not None and found.p < 0.05
 
 
-def page(found: Sequence[dict[str, Any]]) -> str:
-    """The page; networks without a race, or without all of its trainings, are left out."""
+def networks_in(found: Sequence[dict[str, Any]]) -> list[Network]:
+    """The networks of the rows, without those that have no race, or not all of its trainings."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in found:
         by_name.setdefault(row["network"], []).append(row)
-    networks = [Network(name, mine) for name, mine in by_name.items() if _complete(mine)]
+    return [Network(name, mine) for name, mine in by_name.items() if _complete(mine)]
+
+
+def page(found: Sequence[dict[str, Any]]) -> str:
+    """The page."""
+    networks = networks_in(found)
     horizon = max(row["steps"] for row in found if row["kind"] == "training")
     lines = [_HEAD.format(horizon=horizon)]
     harmed = [n for n in networks if worse(n.against("own"))]

@@ -10,6 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from choosing import RESULTS as CHOSEN
+from choosing import WARM_UP
+from choosing_page import Network, networks_in
+from command import read_rows
 from rates_picture import LINES, draw, networks_of
 from records import RESULTS, WIDE, Results, load
 from subjects import NETWORKS, TWO_DECADES
@@ -122,6 +126,35 @@ def own_rates(comparisons: Sequence[Runs]) -> str:
     return markdown(["network", "start", "learning rate", "test accuracy, %", "difference, points"], rows)
 
 
+_COLUMNS = {"textbook": ("kaiming_normal", "xavier_normal")} | {
+    start: (start,)
+    for start in (
+        *("orthogonal", "lsuv", "nio", "orthogonal + nio", "lsuv + nio", "gradinit"),
+        *("mimetic", "zero_branches", "scaled_branches", WARM_UP),
+    )
+}
+"""Starts of a column: the scheme that fits the nonlinearities has one name or the other."""
+
+
+def by_network(networks: Sequence[Network]) -> str:
+    """Accuracy from the network's own start, and what ``choose`` and each start add; those that gain most come first."""
+    rows = []
+    for network in sorted(networks, key=lambda n: -fmean(n.accuracy[n.best].values()) + fmean(n.accuracy["own"].values())):
+        own = network.accuracy["own"]
+        cells = [NETWORKS[network.name].title, f"{fmean(own.values()):.1f}", _gain(network, network.chosen)]
+        for starts in _COLUMNS.values():
+            there = [start for start in starts if start in network.accuracy]
+            cells.append(_gain(network, there[0]) if there else "")
+        rows.append(cells)
+    return markdown(["network", "own, %", "choose", *_COLUMNS], rows)
+
+
+def _gain(network: Network, start: str) -> str:
+    """Over the network's own start, seed by seed, in points."""
+    own, found = network.accuracy["own"], network.accuracy[start]
+    return "own" if start == "own" else spread([found[seed] - own[seed] for seed in found], "+")
+
+
 def clipping(results: Results) -> str:
     """Accuracy at the best learning rate and, in brackets, over all of them."""
     starts = ("default", "default, clipping", "uncentred nio", "uncentred nio, clipping")
@@ -152,6 +185,7 @@ def main() -> None:
     results, wide = (Results(load(path)) for path in (RESULTS, WIDE))
     print(f"picture: {draw(wide)}")
     parts = {
+        "by network": by_network(networks_in(read_rows(CHOSEN))),
         "accuracies": accuracies(cifar),
         "differences": differences(cifar),
         "steps": steps(cifar),

@@ -22,6 +22,19 @@ from initopt.runs.shared import weights_at_hand
 COUNT = 3
 """Sub-batches of a batch."""
 
+OPTIONS: dict[str, Any] = {
+    "steps": 2,
+    "overlap": 0.0,
+    "num_subbatches": COUNT,
+    "measure_batches": 1,
+    "seed": 0,
+    "diagnose": False,
+}
+"""Of a short run."""
+
+LARGE: dict[str, Any] = OPTIONS | {"scale_grad_clip": 1e6, "on_harm": "warn"}
+"""Of one with scales that move as far as they will."""
+
 
 def derivatives(
     model: nn.Module, batch: Any, loss_fn: Any, ranks: Ranks, engine: str, microbatch: int | None = None

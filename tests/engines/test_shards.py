@@ -17,7 +17,7 @@ from initopt.batches.nested import concatenate, map_tensors
 from initopt.model.group import Group
 from initopt.model.ranks import Alone
 from initopt.testing import ENTRIES
-from tests.engines._shards import COUNT, derivatives, whole
+from tests.engines._shards import COUNT, LARGE, OPTIONS, derivatives, whole
 from tests.processes import OneByOne, in_processes, share_of
 
 fsdp = pytest.importorskip("torch.distributed.fsdp", reason="fully_shard is public since PyTorch 2.6")
@@ -59,15 +59,6 @@ def in_parts(name: str, dtype: torch.dtype = torch.float64, mesh: Any = None, mi
 # Runs of a network whose layers have other sizes than anything else has.
 
 SIZES = (10, 38, 46, 3)
-OPTIONS: dict[str, Any] = {
-    "steps": 2,
-    "overlap": 0.0,
-    "num_subbatches": COUNT,
-    "measure_batches": 1,
-    "seed": 0,
-    "diagnose": False,
-}
-LARGE: dict[str, Any] = OPTIONS | {"scale_grad_clip": 1e6, "on_harm": "warn"}
 
 
 def build(zero_last: bool = False) -> nn.Sequential:

@@ -25,20 +25,8 @@ from torch.nn import functional as F
 import initopt
 from initopt.model.group import Group
 from initopt.model.ranks import Alone
-from tests.engines._shards import COUNT, derivatives, whole
+from tests.engines._shards import COUNT, LARGE, derivatives, whole
 from tests.processes import in_processes, share_of
-
-RUN: dict[str, Any] = {
-    "steps": 2,
-    "num_subbatches": COUNT,
-    "overlap": 0.0,
-    "measure_batches": 1,
-    "seed": 0,
-    "diagnose": False,
-    "scale_grad_clip": 1e6,
-    "on_harm": "warn",
-}
-"""With scales that move as far as they will."""
 
 
 class Attention(nn.Module):
@@ -146,7 +134,7 @@ def here() -> dict[str, Any]:
         found[name] = derivatives(model, batches(name)[0], loss_fn, group, "differences")
         found[name]["kept"] = all(torch.equal(value, start[key]) for key, value in whole(model).items())
         with pytest.warns(initopt.InitoptWarning, match="by tensor parallelism, so derivatives are taken by finite"):
-            result = initopt.nio(model, batches(name), loss_fn, **RUN)
+            result = initopt.nio(model, batches(name), loss_fn, **LARGE)
         found[name]["run"] = result.scales, whole(model), (result.engine, result.engine_reason), result.before.gram
         found[name]["measured"] = initopt.measure(
             parallel(name), batches(name)[:1], loss_fn, num_subbatches=COUNT, seed=0
@@ -159,7 +147,7 @@ def here() -> dict[str, Any]:
         said(lambda: measure(parallel("mixed"), batches("mixed"), engine="exact")),
         said(lambda: measure(parallel("mixed"), batches("mixed"), process_group=None)),
         said(lambda: initopt.lsuv(parallel("mixed"), batches("mixed"), loss_fn)),
-        said(lambda: initopt.nio(parallel("mixed"), batches("mixed"), loss_fn, checkpoint="kept.pt", **RUN)),
+        said(lambda: initopt.nio(parallel("mixed"), batches("mixed"), loss_fn, checkpoint="kept.pt", **LARGE)),
         said(lambda: measure(parallelize_module(build("mixed"), alone, MODELS["mixed"][1]), batches("mixed"))),
     ]
     return found
@@ -187,7 +175,7 @@ def there() -> dict[str, Any]:
         model = on_a_mesh(name)
         found[name] = derivatives(model, own[0], loss_fn, group, "differences")
     with pytest.warns(initopt.InitoptWarning, match="by tensor parallelism"):
-        result = initopt.nio(model, own, loss_fn, **RUN)
+        result = initopt.nio(model, own, loss_fn, **LARGE)
     found["run"] = name, result.scales, whole(model)
     mixed_up = [(x + dist.get_rank(), y) for x, y in own]
     found["said"] = said(lambda: initopt.measure(on_a_mesh(name), mixed_up, loss_fn))
@@ -213,7 +201,7 @@ class TestTwoRanks:
 
     def test_a_run_is_as_on_one_process(self, name: str, found: list[dict[str, Any]]) -> None:
         model = build(name)
-        result = initopt.nio(model, batches(name), loss_fn, engine="plain", **RUN)
+        result = initopt.nio(model, batches(name), loss_fn, engine="plain", **LARGE)
         assert max(abs(scale - 1) for scale in result.scales.values()) > 0.01
         for rank in found:
             scales, weights, engine, gram = rank[name]["run"]
@@ -242,7 +230,7 @@ def test_beside_fully_shard_on_four_ranks() -> None:
                 assert float((rank[name][kind][1] - derivative).abs().max() / derivative.abs().max()) < 3e-9, (name, kind)
     name, _, _ = ranks[0]["run"]
     model = build(name)
-    result = initopt.nio(model, even_batches(name), loss_fn, engine="plain", **RUN)
+    result = initopt.nio(model, even_batches(name), loss_fn, engine="plain", **LARGE)
     for rank in ranks:
         _, scales, weights = rank["run"]
         assert scales == pytest.approx(result.scales, abs=1e-9)
