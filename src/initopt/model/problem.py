@@ -280,7 +280,7 @@ class Problem:
             if is_of_fixed_size(error):
                 error.add_note(
                     f"(the model was exported for another number of samples than {samples}, those of a sub-batch: export "
-                    "it with torch.export.Dim.DYNAMIC for the first dimension of its inputs)"
+                    "it with a torch.export.Dim for the first dimension of its inputs)"
                 )
             if isinstance(error, RuntimeError):
                 refuse_dtype(error, self.model, data)
