@@ -43,8 +43,14 @@ def unknown(kind: str, value: Any, known: Iterable[str]) -> str:
 
     >>> unknown("engine", "grap", ["graph", "exact"])
     "unknown engine 'grap'; known are 'graph', 'exact'"
+
+    What is not a name, such as an optimizer, is not shown whole.
+
+    >>> unknown("optimizer", {"lr": 0.1}, ["sgd", "adam"])
+    "unknown optimizer (a dict); known are 'sgd', 'adam'"
     """
-    return f"unknown {kind} {value!r}; known are {', '.join(map(repr, known))}"
+    given = repr(value) if isinstance(value, (str, int, float)) or value is None else f"(a {type(value).__name__})"
+    return f"unknown {kind} {given}; known are {', '.join(map(repr, known))}"
 
 
 def meant(name: str, known: Iterable[str]) -> str:

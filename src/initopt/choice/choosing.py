@@ -32,7 +32,7 @@ from initopt.model.ranks import ProcessGroup
 from initopt.model.reach import Reach
 from initopt.model.wrappers import unreplicated
 from initopt.runs.shared import compare_calls
-from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer
+from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, places_of
 from initopt.training.steps import OwnStep, check_step
 
 __all__ = ["choose"]
@@ -180,7 +180,7 @@ def choose(
         refuse_shards(own)
         places = None
         if isinstance(make_model, nn.Module):
-            places = {id(p.value): number for number, p in enumerate(trainable_parameters(make_model))}
+            places = places_of(p.value for p in trainable_parameters(make_model))
         rates = _rates(optimizer, own, places, multiples, step)
         if ranks.size > 1:
             options = {"rates": rates, "steps": steps, "seeds": seeds, "more_seeds": more_seeds, "budget": budget}

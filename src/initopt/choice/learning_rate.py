@@ -30,10 +30,10 @@ from initopt.model.preserve import Kept, preserving, put_values
 from initopt.model.randomness import derive_seed
 from initopt.model.ranks import ProcessGroup, Ranks
 from initopt.model.shard_passes import ShardPasses, staying_sharded
-from initopt.model.sharded import has_shards
+from initopt.model.sharded import class_name, has_shards
 from initopt.model.wrappers import unreplicated
 from initopt.runs.shared import compare_calls, compare_weights
-from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, takes_rate
+from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, places_of, takes_rate
 from initopt.training.replica import Replica
 from initopt.training.steps import Course, OwnStep, check_step, only_own_gradients, train_steps
 
@@ -180,7 +180,7 @@ def find_lr(
                 put_values(kept.originals)
         seconds = ranks.broadcast(time.perf_counter() - begun, "the time")
         ranks.end()
-        return _result(search, shared, type(model).__name__, name, seconds)
+        return _result(search, shared, class_name(model), name, seconds)
 
     with ranks.together(), ExitStack() as stack:
         passes: ShardPasses | None = None
@@ -201,7 +201,7 @@ def _look_at(optimizer: OptimizerFactory, parameters: Sequence[Tensor]) -> tuple
     Raises:
         ValueError: if its rate is zero.
     """
-    places = {id(p): i for i, p in enumerate(parameters)}
+    places = places_of(parameters)
     with_own = isinstance(optimizer, torch.optim.Optimizer) or not takes_rate(optimizer)
     made = make_optimizer(optimizer, parameters, places, lr=None if with_own else 0.001)
     rate = float(made.param_groups[0]["lr"])
@@ -260,7 +260,7 @@ class _Runs:
     ) -> None:
         self._model, self._kept, self._parameters, self._batches = model, kept, parameters, batches
         self._optimizer, self._loss, self._own, self._ranks = optimizer, loss, own, ranks
-        self._places = {id(p): i for i, p in enumerate(parameters)}
+        self._places = places_of(parameters)
         self._recorded = False
 
     def __call__(self, seed: int, rates: Sequence[float], hopeless: Callable[[int, float], bool]) -> list[float]:

@@ -22,6 +22,7 @@ from initopt.diagnosis.trace import trace
 from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.randomness import derive_seed
+from initopt.model.sharded import class_name, has_shards
 from initopt.model.wrappers import bare, hides_layers, replicated
 from initopt.schemes import NAMES
 from initopt.training.optimizers import OptimizerFactory, check_optimizer
@@ -50,7 +51,7 @@ def check(
     Args:
         model: the model, which stays as it is.
         batch: a batch of 2 samples or more, for the rules that need a forward and a backward pass; without it, only the
-            weights are looked at, which takes no data.
+            weights are looked at, which takes no data. For a model of ``fully_shard``, on all its processes.
         loss_fn: as for :func:`initopt.measure`.
         against: another start of the same architecture, of another library say, to compare the sizes of weights with.
         select: codes of the rules to ask, or their beginnings: ``["W", "A201"]``. All by default.
@@ -106,7 +107,8 @@ def diagnose(
     ``docs/rules.md`` read it. If something is wrong that other weights would cure, remedies are tried on a copy.
 
     Args:
-        model: the model; afterwards it is as it was, also after an exception.
+        model: the model; afterwards it is as it was, also after an exception. One of ``fully_shard`` has its whole weights
+            for the while, and all its processes have to call this, each with batches of its own.
         loader: an iterable of batches, as for :func:`initopt.measure`; a few are kept in memory.
         loss_fn: as for :func:`initopt.measure`.
         optimizer: a function of parameters that makes the optimizer, such as
@@ -146,6 +148,11 @@ def diagnose(
     model = bare(model)
     _refuse_hidden_layers(model)
     wanted = None if tries is None else _checked(tries)
+    if wanted and has_shards(model):
+        raise TypeError(
+            "tries: remedies are tried on copies of the model, and one that is sharded over devices (DTensor) has none; "
+            "leave tries out, or diagnose the model before it is sharded"
+        )
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
     batches = list(itertools.islice(loader, num_batches))
     if not batches:
@@ -156,6 +163,8 @@ def diagnose(
     names = remedies_for(findings) if wanted is None else wanted
     if not any(notable(findings)):
         names, untried = (), "nothing is wrong"
+    elif has_shards(model):
+        names, untried = (), "a model that is sharded over devices has no copies to try them on"
     else:
         untried = "" if names else "other weights are not what helps"
     remedies = Remedies(model, batches, loss_fn, seen, findings, optimizer, seed)
@@ -167,14 +176,14 @@ def diagnose(
     tried = unwritten(model, work, loss_fn) if names and budget else []
     if names and not tried:
         untried = f"a budget of {budget} training steps is not enough"
-    return Diagnosis(type(model).__name__, seen, tuple(findings), tuple(tried), untried)
+    return Diagnosis(class_name(model), seen, tuple(findings), tuple(tried), untried)
 
 
 def _ignored(model: nn.Module, select: Sequence[str] | None, ignore: Sequence[str] | None) -> list[str]:
     """Codes of rules not to ask: for a model of this process, also those for which processes wait for each other."""
     chosen_rules(select, ignore)
     given = [ignore] if isinstance(ignore, str) else list(ignore or ())
-    shared = replicated(model) is not None or any(hasattr(parameter, "to_local") for parameter in model.parameters())
+    shared = replicated(model) is not None or has_shards(model)
     wanted = not set(OF_ALL_RANKS).isdisjoint([select] if isinstance(select, str) else select or ())
     return given if shared or wanted else [*given, *OF_ALL_RANKS]
 

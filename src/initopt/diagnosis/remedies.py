@@ -22,7 +22,7 @@ from initopt.methods import LSUV, NIO
 from initopt.model.losses import LossFunction, as_loss
 from initopt.model.parameters import trainable_parameters
 from initopt.model.randomness import seeded
-from initopt.training.optimizers import OptimizerFactory, make_optimizer
+from initopt.training.optimizers import OptimizerFactory, make_optimizer, places_of
 from initopt.training.steps import OF_ANOTHER_MODEL, Trainer, only_own_gradients, train_steps
 
 __all__ = ["Remedies", "Trial", "remedies_for", "vital_signs"]
@@ -259,7 +259,7 @@ class Remedies:
         own = trainable_parameters(self.model)
         other = copy.deepcopy(model)
         parameters: list[Tensor] = [parameter.value for parameter in trainable_parameters(other)]
-        optimizer = make_optimizer(self.optimizer, parameters, {id(p.value): i for i, p in enumerate(own)})
+        optimizer = make_optimizer(self.optimizer, parameters, places_of(p.value for p in own))
         other.train()
         trainer = Trainer(other, optimizer, as_loss(self.loss_fn), backward=only_own_gradients(optimizer))
         course = train_steps(trainer, itertools.islice(itertools.cycle(self.batches), steps), self.seed)

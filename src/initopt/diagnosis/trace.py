@@ -32,6 +32,7 @@ from initopt.model.parameters import NamedParameter, Parameters, is_bias
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.problem import Batch, Part, Problem, as_real
 from initopt.model.randomness import derive_seed, seeded
+from initopt.model.sharded import unsharded
 from initopt.model.wrappers import bare
 from initopt.training.optimizers import OptimizerFactory, check_optimizer
 
@@ -57,7 +58,8 @@ def trace(
     the first batch runs.
 
     Args:
-        model: the model; afterwards it is as it was, also after an exception.
+        model: the model; afterwards it is as it was, also after an exception. One of ``fully_shard`` has its whole weights
+            for the while, and all its processes have to call this, each with batches of its own.
         batches: an iterable of batches, as for :func:`initopt.measure`.
         loss_fn: as for :func:`initopt.measure`.
         num_batches: the most batches to take; fewer if there are no more.
@@ -80,12 +82,11 @@ def trace(
     check_batches(batches)
     check_optimizer(optimizer)
     seed = derive_seed(None if seed is None else check_integer("seed", seed, 0))
-    model = bare(model)
-    parameters, loss = Parameters.of(model), as_loss(loss_fn)
+    model, loss = bare(model), as_loss(loss_fn)
     subbatches = SubBatches(count=num_subbatches)
 
     def work(kept: Kept) -> Trace:
-        problem = Problem(model, loss, parameters, subbatches, seed, state=kept.state)
+        problem = Problem(model, loss, Parameters.of(model), subbatches, seed, state=kept.state)
         tracer = _Tracer(problem, optimizer)
         total = min(num_batches, length_of(batches) or num_batches)
         with measuring(model), tracer.recorder.hooked(), reporter(progress, "tracing", total) as report:
@@ -99,7 +100,8 @@ def trace(
             raise LoaderError("batches is empty: iterating over it gave no batch, and at least one is needed")
         return tracer.trace()
 
-    return unwritten(model, work, loss_fn, batches)
+    with unsharded(model):
+        return unwritten(model, work, loss_fn, batches)
 
 
 class _Tracer:

@@ -12,7 +12,7 @@ from initopt.engines.invariance import in_precision
 from initopt.model.double_backward import plain_attention
 from initopt.model.problem import Batch, Part, Problem
 from initopt.model.randomness import seeded
-from initopt.training.optimizers import OptimizerFactory, make_optimizer
+from initopt.training.optimizers import OptimizerFactory, make_optimizer, places_of
 
 __all__ = ["few_samples", "first_updates", "woken"]
 
@@ -34,7 +34,7 @@ def _updates_of(
     problem: Problem, optimizer: OptimizerFactory, values: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> dict[str, float]:
     copies = [nn.Parameter(value.clone()) for value in values]
-    places = {id(p.value): i for i, p in enumerate(problem.grad_params)}
+    places = places_of(p.value for p in problem.grad_params)
     made = make_optimizer(optimizer, copies, places)
     for copy, gradient in zip(copies, gradients, strict=True):
         copy.grad = None if gradient is None else gradient.to_dense().to(copy.dtype)

@@ -12,7 +12,7 @@ from initopt.engines.base import Gradients
 from initopt.methods.base import Training
 from initopt.model.parameters import NamedParameter
 from initopt.model.problem import Problem, as_real, inner_product
-from initopt.training.optimizers import make_optimizer
+from initopt.training.optimizers import make_optimizer, places_of
 
 __all__ = ["Decrease", "FirstStep"]
 
@@ -58,7 +58,7 @@ class FirstStep:
         self._problem = problem
         self._clip = training.clip_grad_norm
         values = [p.value for p in problem.parameters.trainable]
-        self._optimizer = make_optimizer(training.optimizer, values, {id(value): i for i, value in enumerate(values)})
+        self._optimizer = make_optimizer(training.optimizer, values, places_of(values))
 
     def value(self, gradients: Gradients) -> float:
         """<g, u> alone.
@@ -94,7 +94,7 @@ class FirstStep:
         trainable: Sequence[NamedParameter] = self._problem.parameters.trainable
         before = {p.value: _to_wide(p.value.detach()) * weights for p in trainable}
         copies = {value: nn.Parameter(wide.clone()) for value, wide in before.items()}
-        optimizer = make_optimizer(self._optimizer, list(copies.values()), {id(v): i for i, v in enumerate(copies)})
+        optimizer = make_optimizer(self._optimizer, list(copies.values()), places_of(copies))
         for p, gradient in zip(self._problem.grad_params, gradients, strict=True):
             copies[p.value].grad = None if gradient is None else gradient.clone()
         if self._clip is not None:

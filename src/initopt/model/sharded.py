@@ -9,17 +9,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from initopt._support._torch_fsdp import data_mesh, forget_passes, resharding, set_resharding
 
 __all__ = [
     "Shards",
+    "class_name",
     "fully_sharded",
     "has_entries",
     "has_shards",
     "is_sharded",
     "mesh_of_data",
     "own_part",
+    "part_behind",
     "part_of",
     "shard_group",
     "tensor_parallel",
@@ -75,6 +78,12 @@ def fully_sharded(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
 
 
+def class_name(module: nn.Module) -> str:
+    """The name of a module's class; of one that ``fully_shard`` has given another class, that of its own."""
+    names = [kind.__name__ for kind in type(module).__mro__]
+    return names[names.index("FSDPModule") + 1] if "FSDPModule" in names else names[0]
+
+
 def tensor_parallel(model: nn.Module) -> bool:
     """Whether parameters of a model are in parts that ``fully_shard`` does not gather: these compute in parts, too."""
     mesh = mesh_of_data(model)
@@ -123,6 +132,12 @@ class Shards:
     def __init__(self, model: nn.Module) -> None:
         self._parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if is_sharded(p)}
 
+    def stand_behind(self, model: nn.Module) -> None:
+        """Have :func:`part_behind` find each of them by the whole parameter that the model has now."""
+        for name, whole in model.named_parameters():
+            if name in self._parameters:
+                _PARTS[whole] = self._parameters[name]
+
     @torch.no_grad()
     def scale(self, scales: Mapping[str, float]) -> None:
         """Multiply each by a number; the precision is that of the parts, which may be higher than that of computation."""
@@ -138,6 +153,16 @@ class Shards:
                 own, part = self._parameters[name].to_local(), part_of(self._parameters[name], full)
                 if not torch.equal(own.to(part.dtype), part):
                     own.copy_(part)
+
+
+_PARTS = WeakIdKeyDictionary()
+"""The parameters in parts, by the whole ones that stand for them in a block of :func:`unsharded`."""
+
+
+def part_behind(tensor: Tensor) -> Tensor:
+    """The parameter in parts that a whole one stands for in a block of :func:`unsharded`; of any other tensor, itself."""
+    part: Tensor = _PARTS.get(tensor, tensor)
+    return part
 
 
 @contextmanager
@@ -164,6 +189,7 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
             module.set_reshard_after_backward(False, recurse=False)
             module.unshard()
         _refuse_parts(model)
+        shards.stand_behind(model)
         yield shards
     except BaseException as error:
         if isinstance(error, torch.OutOfMemoryError):

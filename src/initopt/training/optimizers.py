@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["OptimizerFactory", "Rates", "check_optimizer", "make_optimizer", "takes_rate"]
+from initopt.model.sharded import part_behind
+
+__all__ = ["OptimizerFactory", "Rates", "check_optimizer", "make_optimizer", "places_of", "takes_rate"]
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer] | torch.optim.Optimizer
 """A function of parameters, or of parameters and a learning rate, such as ``functools.partial(torch.optim.AdamW,
@@ -108,6 +110,14 @@ def make_optimizer(
         if rates.first != lr:
             rates.scale(lr / rates.first)
     return made
+
+
+def places_of(parameters: Iterable[Tensor]) -> dict[int, int]:
+    """The place of each parameter by its id, for :func:`make_optimizer`.
+
+    One that is whole for a while has also the id of that in parts which it stands for, since an optimizer has those.
+    """
+    return {id(each): place for place, p in enumerate(parameters) for each in (p, part_behind(p))}
 
 
 def _like(
