@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -155,14 +155,13 @@ class Shards:
                     own.copy_(part)
 
 
-_PARTS = WeakIdKeyDictionary()
+_PARTS: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
 """The parameters in parts, by the whole ones that stand for them in a block of :func:`unsharded`."""
 
 
 def part_behind(tensor: Tensor) -> Tensor:
     """The parameter in parts that a whole one stands for in a block of :func:`unsharded`; of any other tensor, itself."""
-    part: Tensor = _PARTS.get(tensor, tensor)
-    return part
+    return _PARTS.get(tensor, tensor)
 
 
 @contextmanager
