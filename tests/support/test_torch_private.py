@@ -247,11 +247,12 @@ class TestCompiler:
     @pytest.mark.heavy
     @pytest.mark.processes
     def test_compiled_modules_are_known(self) -> None:
-        code = """
+        # Before 2.6, fully_shard, which the server of these processes has imported, brings the compiler along.
+        code = f"""
 import torch
 from torch import nn
 from initopt._support import _torch_private as private
-assert not private.compiler_is_loaded()
+assert private.compiler_is_loaded() is {TORCH < (2, 6)}
 model, other = nn.Linear(2, 2), nn.Linear(2, 2)
 assert not private.is_compiled(model)
 compiled = torch.compile(model)
