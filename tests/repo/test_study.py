@@ -166,7 +166,8 @@ def test_polar_factors_keep_directions_and_norms() -> None:
 
 CHOOSING = """
 from choosing import WARM_UP, Subject
-from choosing_page import page
+from choosing_page import networks_in, page
+from evidence_page import by_network
 from initopt.choice.starts import as_starts
 from initopt.data import digits
 
@@ -188,6 +189,9 @@ line = "| 0.1 | 2 | orthogonal | 15.0 | 50.0 | orthogonal, 50.0 | +35.0 (+30.0 t
 assert f"| ReLU MLP, 10 layers {line}" in text
 assert "On 1 network, another start is chosen 1 time." in text
 assert "| orthogonal | 50.0 | 60.0 | -20.0 (-30.0 to -10.0) |" in text
+table = by_network(networks_in([race, *found]))
+assert "| ReLU MLP, 10 layers | 15.0 | +35.0 ± 7.1 |  | +35.0 ± 7.1 |" in table
+assert table.endswith("| +55.0 ± 7.1 |")
 """
 
 
