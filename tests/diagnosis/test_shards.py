@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import initopt
-from initopt.model.sharded import class_name, has_shards
+from initopt.model.sharded import has_shards, own_class
 from tests.processes import in_processes
 
 pytestmark = pytest.mark.processes
@@ -22,9 +22,20 @@ if not hasattr(fsdp, "fully_shard"):
 ADAMW = functools.partial(torch.optim.AdamW, lr=0.03)
 
 
+class Remembering(nn.Linear):
+    """Keeps what it has seen, as recurrent states and metrics are kept."""
+
+    calls = 0
+    last = None
+
+    def forward(self, x):
+        self.calls, self.last = self.calls + 1, x.detach()
+        return super().forward(x + (self.calls > 1))
+
+
 def build():
     torch.manual_seed(0)
-    first, second, last = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+    first, second, last = Remembering(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
     nn.init.constant_(second.weight, 0.1)
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last).double()
 
@@ -58,10 +69,11 @@ def what_is_found():
         "diagnosis": initopt.diagnose(model, batches(), optimizer=optimizer, seed=0, progress=False),
         "by a function": initopt.diagnose(model, batches(), optimizer=ADAMW, seed=0, progress=False).rows,
         "refused": refusal(lambda: initopt.diagnose(model, batches(), tries=["orthogonal"])),
-        "name": class_name(model),
+        "name": own_class(model).__name__,
     }
     parts = [parameter.to_local() for parameter in model.parameters()]
-    found["kept"] = all(map(torch.equal, parts, before)), has_shards(model), not optimizer.state
+    remembered = model[0].calls, model[0].last
+    found["kept"] = all(map(torch.equal, parts, before)), has_shards(model), not optimizer.state, remembered == (0, None)
     nn.functional.cross_entropy(model(batches()[0][0]), batches()[0][1]).backward()
     found["trains"] = all(parameter.grad is not None for parameter in model.parameters())
     torch.manual_seed(0)  # so that both draw the same part
@@ -114,7 +126,7 @@ def test_the_findings_and_figures_are_those_of_the_whole_model(by_rank):
 
 def test_the_model_stays_in_parts_and_trains(by_rank):
     for found in by_rank:
-        assert found["kept"] == (True, True, True)
+        assert found["kept"] == (True, True, True, True)
         assert found["trains"]
 
 

@@ -30,7 +30,7 @@ from initopt.model.preserve import Kept, preserving, put_values
 from initopt.model.randomness import derive_seed
 from initopt.model.ranks import ProcessGroup, Ranks
 from initopt.model.shard_passes import ShardPasses, staying_sharded
-from initopt.model.sharded import class_name, has_shards
+from initopt.model.sharded import has_shards, own_class
 from initopt.model.wrappers import unreplicated
 from initopt.runs.shared import compare_calls, compare_weights
 from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, places_of, takes_rate
@@ -180,7 +180,7 @@ def find_lr(
                 put_values(kept.originals)
         seconds = ranks.broadcast(time.perf_counter() - begun, "the time")
         ranks.end()
-        return _result(search, shared, class_name(model), name, seconds)
+        return _result(search, shared, own_class(model).__name__, name, seconds)
 
     with ranks.together(), ExitStack() as stack:
         passes: ShardPasses | None = None

@@ -16,7 +16,7 @@ from initopt.diagnosis.rules.base import notable
 from initopt.diagnosis.rules.state import OF_ALL_RANKS
 from initopt.diagnosis.trace import trace
 from initopt.model.losses import LossFunction
-from initopt.model.sharded import class_name
+from initopt.model.sharded import own_class
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,5 +129,5 @@ def look_at(
         seed: base of the seeds for what the model draws.
     """
     seen = trace(model, batches, loss_fn, num_batches=num_batches, num_subbatches=num_subbatches, seed=seed, progress=False)
-    found = Diagnosis(class_name(model), seen, tuple(found_in(Evidence(model, seen), ignore=OF_ALL_RANKS)))
+    found = Diagnosis(own_class(model).__name__, seen, tuple(found_in(Evidence(model, seen), ignore=OF_ALL_RANKS)))
     return Checkup(found.verdict, found.findings, found.rows)

@@ -22,7 +22,7 @@ from initopt.diagnosis.trace import trace
 from initopt.model.losses import LossFunction
 from initopt.model.preserve import Kept, unwritten
 from initopt.model.randomness import derive_seed
-from initopt.model.sharded import class_name, has_shards
+from initopt.model.sharded import has_shards, own_class
 from initopt.model.wrappers import bare, hides_layers, replicated
 from initopt.schemes import NAMES
 from initopt.training.optimizers import OptimizerFactory, check_optimizer
@@ -176,7 +176,7 @@ def diagnose(
     tried = unwritten(model, work, loss_fn) if names and budget else []
     if names and not tried:
         untried = f"a budget of {budget} training steps is not enough"
-    return Diagnosis(class_name(model), seen, tuple(findings), tuple(tried), untried)
+    return Diagnosis(own_class(model).__name__, seen, tuple(findings), tuple(tried), untried)
 
 
 def _ignored(model: nn.Module, select: Sequence[str] | None, ignore: Sequence[str] | None) -> list[str]:

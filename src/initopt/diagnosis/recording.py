@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from initopt._support._torch_private import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, parameters_of, undisturbed
 from initopt.batches.nested import named_tensors
 from initopt.model.problem import as_real
-from initopt.model.sharded import class_name
+from initopt.model.sharded import own_class
 
 __all__ = ["ACTIVATIONS", "TINY", "Node", "Recorder", "is_tiny", "real", "root_mean_square"]
 
@@ -333,7 +333,7 @@ class Recorder(TorchFunctionMode):
                     inner, self._inner = self._inner, None
                     function = inner[1] if inner is not None and inner[0] is tensor else None
                     with undisturbed():  # what is computed here is not the model's
-                        self._record(tensor, name, class_name(module), function, module)
+                        self._record(tensor, name, own_class(module).__name__, function, module)
 
         return hook
 

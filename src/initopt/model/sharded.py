@@ -15,12 +15,12 @@ from initopt._support._torch_fsdp import data_mesh, forget_passes, resharding, s
 
 __all__ = [
     "Shards",
-    "class_name",
     "fully_sharded",
     "has_entries",
     "has_shards",
     "is_sharded",
     "mesh_of_data",
+    "own_class",
     "own_part",
     "part_behind",
     "part_of",
@@ -78,10 +78,11 @@ def fully_sharded(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
 
 
-def class_name(module: nn.Module) -> str:
-    """The name of a module's class; of one that ``fully_shard`` has given another class, that of its own."""
-    names = [kind.__name__ for kind in type(module).__mro__]
-    return names[names.index("FSDPModule") + 1] if "FSDPModule" in names else names[0]
+def own_class(module: nn.Module) -> type:
+    """The class of a module; of one that ``fully_shard`` has given another class, that which it had before."""
+    kinds = type(module).__mro__
+    names = [kind.__name__ for kind in kinds]
+    return kinds[names.index("FSDPModule") + 1] if "FSDPModule" in names else kinds[0]
 
 
 def tensor_parallel(model: nn.Module) -> bool:

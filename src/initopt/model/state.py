@@ -25,6 +25,7 @@ from initopt._support.interrupts import safe_point
 from initopt._support.words import first_few
 from initopt.model.randomness import OwnGenerator
 from initopt.model.reach import MANY, MODULE_OWN, Reach, is_container
+from initopt.model.sharded import own_class
 
 __all__ = ["StateGuard"]
 
@@ -310,7 +311,7 @@ class _Attributes:
     def __init__(self, reach: Reach) -> None:
         self._owners = [_Owner(vars(thing), frozenset(), whole=False) for thing in reach.objects]
         for module in reach.modules:
-            package = type(module).__module__
+            package = own_class(module).__module__
             if package.startswith("torch.distributed"):
                 continue
             left = {name for kind, name in _WHILE_MEASURING.items() if isinstance(module, kind)}
