@@ -241,6 +241,7 @@ _GROUPED: dict[Any, Callable[..., Any]] = {
     torch.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,  # without gradients, as of a teacher in the model; with them, see the base class
     F.instance_norm: _instance_norm,
     F.embedding: _embedding,
     F.multi_head_attention_forward: self_attention,
