@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
 import initopt
 from initopt.diagnosis import RULES, assert_healthy
@@ -130,6 +130,12 @@ def what_ranks_find():
         torch.manual_seed(seed)
         layer.weight = nn.Parameter(DTensor.from_local(torch.randn(4, 4), mesh, [Shard(0)]))
         found[name] = initopt.check(layer)
+    # One process holds a number of the bias, which is constant, and the other two; one row is on one process.
+    for name, rows in (("uneven shards", 3), ("a shard for one", 1)):
+        torch.manual_seed(0)
+        layer = nn.Linear(4, rows)
+        layer.weight, layer.bias = (nn.Parameter(distribute_tensor(p, mesh, [Shard(0)])) for p in layer.parameters())
+        found[name] = initopt.check(layer)
     return {name: [(finding.rule, finding.where) for finding in findings] for name, findings in found.items()}
 
 
@@ -142,6 +148,8 @@ def test_replicas_that_differ_and_shards_that_do_not():
         "wrapped, changed": [("S601", ("bias",))],
         "equal shards": [("S602", ("weight",))],
         "shards": [],
+        "uneven shards": [],
+        "a shard for one": [],
     }
     assert in_processes(what_ranks_find, 2) == [expected | {"alone, of its own model": []}, expected]
 

@@ -35,7 +35,7 @@ class Remembering(nn.Linear):
 
 def build():
     torch.manual_seed(0)
-    first, second, last = Remembering(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+    first, second, last = Remembering(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
     nn.init.constant_(second.weight, 0.1)
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last).double()
 
@@ -50,7 +50,7 @@ def sharded():
 
 def batches():
     generator = torch.Generator().manual_seed(1)
-    inputs, targets = torch.randn(4, 16, 8, generator=generator), torch.randint(4, (4, 16), generator=generator)
+    inputs, targets = torch.randn(4, 16, 8, generator=generator), torch.randint(3, (4, 16), generator=generator)
     return list(zip(inputs.double(), targets, strict=True))
 
 

@@ -124,7 +124,7 @@ class TestAccelerate:
         accelerator = Accelerator(cpu=True)
         monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.DEEPSPEED))
         with pytest.raises(
-            ValueError, match="DEEPSPEED spreads the weights over processes, and here initopt knows one device"
+            ValueError, match="DEEPSPEED spreads the weights over processes in a way that initopt does not know here"
         ):
             accelerate.measure(accelerator, net(), loader())
 
@@ -175,7 +175,7 @@ class TestFabric:
 @pytest.mark.processes
 def test_two_processes(tmp_path):
     ranks = in_two_processes("two_accelerate.py", tmp_path)
-    for name in ("accelerate", "fabric"):
+    for name in ("accelerate", "accelerate, sharded", "fabric", "fabric, sharded"):
         first, second = (rank[name] for rank in ranks)
         assert first["equal"], name
         assert first["order"], name
@@ -183,3 +183,5 @@ def test_two_processes(tmp_path):
         assert first["scales"] == second["scales"], name
         assert first["measured"] == second["measured"], name
         assert any(scale != 1 for scale in first["scales"].values())
+        assert first["sharded"] == name.endswith("sharded")
+        assert first["scales"] == pytest.approx(ranks[0][name.partition(",")[0]]["scales"], rel=1e-6)

@@ -236,6 +236,12 @@ class TestInitialize:
         assert first["losses"] == second["losses"]
         assert first["order_after_search"]
         assert any(scale != 1 for scale in first["scales"].values())
+        assert first["equal_parts"]
+        assert first["in_parts"]
+        assert first["order_of_parts"]
+        assert first["scales_of_parts"] == second["scales_of_parts"] == pytest.approx(first["scales"], rel=1e-6)
+        assert not {"S601", "S602"} & set(first["findings_of_parts"])
+        assert first["losses_of_parts"] == second["losses_of_parts"]
 
 
 class TestLogging:

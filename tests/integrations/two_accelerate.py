@@ -1,45 +1,86 @@
 """Accelerate and Fabric in two processes: a script for ``tests/integrations/test_accelerate.py``."""
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from lightning.fabric import Fabric
-from torch import distributed
+from lightning.fabric.strategies import ModelParallelStrategy
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 
 from initopt.integrations import accelerate, fabric
+from initopt.model.sharded import has_shards
 from tests.integrations._small import loader, net, order
 from tests.integrations._two import found
 
 SHORT = {"steps": 4, "measure_batches": 1, "on_harm": "warn", "progress": False, "seed": 0}
 
 
-def same(model: torch.nn.Module) -> bool:
+def same(model):
     """Whether both processes have the same weights, to the bit."""
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    weights = torch.cat([getattr(p, "full_tensor", lambda p=p: p)().detach().flatten() for p in model.parameters()])
     both = [torch.zeros_like(weights) for _ in range(2)]
     distributed.all_gather(both, weights)
     return bool((both[0] == both[1]).all())
 
 
-if __name__ == "__main__":
-    accelerator = Accelerator(cpu=True)
-    model, batches = accelerator.prepare(net(), loader())
-    result = accelerate.optimize(accelerator, model, batches, **SHORT)
-    first = {
+def trains(model, batches, optimizer, backward):
+    """Whether a training step moves the weights."""
+    before = [p.detach().clone() for p in model.parameters()]
+    inputs, targets = next(iter(batches))
+    backward(nn.functional.cross_entropy(model(inputs), targets))
+    optimizer.step()
+    return all(not bool((p == old).all()) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def what_is_found(module, prepared, which, prepare, backward):
+    """What both frameworks are asked for."""
+    model, optimizer, batches = prepared
+    result = module.optimize(which, model, batches, **SHORT)
+    return {
         "equal": same(model),
         "scales": result.scales,
-        "order": order(batches) == order(accelerator.prepare(loader())),
-        "measured": accelerate.measure(accelerator, model, batches, progress=False).grad_cosine,
-        "found": len(accelerate.diagnose(accelerator, model, batches, tries=(), progress=False).findings) >= 0,
+        "order": order(batches) == order(prepare(loader())),
+        "measured": module.measure(which, model, batches, progress=False).grad_cosine,
+        "found": len(module.diagnose(which, model, batches, optimizer=optimizer, progress=False).findings),
+        "sharded": has_shards(model),
+        "trains": trains(model, batches, optimizer, backward),
     }
-    lit = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+
+
+def accelerated(sharded):
+    accelerator = Accelerator(cpu=True)
+    if sharded:  # for which Accelerate itself wants a GPU; what follows is its own way
+        accelerator.state.distributed_type = DistributedType.FSDP
+        options = {"auto_wrap_policy": "size_based_wrap", "min_num_params": 10}
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
+    model = net()
+    prepared = accelerator.prepare(model, adamw(model), loader())
+    return what_is_found(accelerate, prepared, accelerator, accelerator.prepare, accelerator.backward)
+
+
+def by_fabric(sharded):
+    strategy = ModelParallelStrategy(in_parts, data_parallel_size=2, tensor_parallel_size=1) if sharded else "ddp"
+    lit = Fabric(accelerator="cpu", devices=2, strategy=strategy)
     lit.launch()
-    wrapped, loaded = lit.setup(net()), lit.setup_dataloaders(loader())
-    result = fabric.optimize(lit, wrapped, loaded, **SHORT)
-    second = {
-        "equal": same(wrapped),
-        "scales": result.scales,
-        "order": order(loaded) == order(lit.setup_dataloaders(loader())),
-        "measured": fabric.measure(lit, wrapped, loaded, progress=False).grad_cosine,
-    }
-    found(accelerate=first, fabric=second)
+    model = lit.setup(net())
+    prepared = model, lit.setup_optimizers(adamw(model)), lit.setup_dataloaders(loader())
+    return what_is_found(fabric, prepared, lit, lit.setup_dataloaders, lit.backward)
+
+
+def in_parts(model, mesh):
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh["data_parallel"])
+    return fully_shard(model, mesh=mesh["data_parallel"])
+
+
+if __name__ == "__main__":
+    results = {"accelerate": accelerated(False), "accelerate, sharded": accelerated(True)}
+    results |= {"fabric": by_fabric(False), "fabric, sharded": by_fabric(True)}
+    found(**results)
     distributed.destroy_process_group()

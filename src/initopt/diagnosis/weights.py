@@ -52,9 +52,12 @@ class Weight:
 
     @cached_property
     def has_values(self) -> bool:
-        """Whether there are values to look at: a tensor on the meta device, or a lazy or empty one, has none."""
+        """Whether there are values to look at: a tensor on the meta device, or a lazy or empty one, has none.
+
+        Nor has a sharded one of which this process holds nothing.
+        """
         uninitialized = isinstance(self.value, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer))
-        return not uninitialized and not self.value.is_meta and self.value.numel() > 0
+        return not uninitialized and not self.value.is_meta and self.local.numel() > 0
 
     @cached_property
     def local(self) -> Tensor:

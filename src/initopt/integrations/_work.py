@@ -240,8 +240,9 @@ def refuse_sharded(what: str) -> None:
         ValueError: says what is spread by whom, and what to do.
     """
     raise ValueError(
-        f"{what} spreads the weights over processes, and here initopt knows one device and DDP. Call initopt.nio itself on "
-        "a model of fully_shard (FSDP2), or run initopt before the weights are spread and begin from its"
+        f"{what} spreads the weights over processes in a way that initopt does not know here. It knows DDP and fully_shard "
+        "(ModelParallelStrategy in Lightning and Fabric, FSDP of version 2 in Accelerate). Or call initopt.nio before the "
+        "weights are spread, and begin from its"
     )
 
 

@@ -61,7 +61,7 @@ def optimize(
         options: of the method, and of :func:`initopt.optimize`.
 
     Raises:
-        ValueError, TypeError: as :func:`initopt.optimize`, and for FSDP, DeepSpeed and Megatron.
+        ValueError, TypeError: as :func:`initopt.optimize`, and for DeepSpeed, Megatron and FSDP but of version 2.
 
     Example::
 
@@ -120,7 +120,7 @@ def _done(
 ) -> Any:
     if not isinstance(accelerator, Accelerator):
         raise TypeError(f"accelerator must be an accelerate.Accelerator; got {type(accelerator).__name__}")
-    if accelerator.distributed_type in _SHARDED:
+    if accelerator.distributed_type in _SHARDED and not getattr(accelerator, "is_fsdp2", False):
         refuse_sharded(accelerator.distributed_type.value)
     check_batches(batches)
     where = {"process_group": torch.distributed.group.WORLD} if accelerator.num_processes > 1 else {}

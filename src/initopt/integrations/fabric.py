@@ -97,7 +97,7 @@ def diagnose(
     return found
 
 
-_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
+_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
 
 
 def _done(work: Work, fabric: Any, model: nn.Module, batches: Iterable[Any], loss_fn: LossFunction | None) -> Any:

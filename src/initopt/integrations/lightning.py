@@ -26,7 +26,7 @@ from initopt.runs.result import Result
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
-    from lightning.pytorch.strategies import DDPStrategy
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
     from lightning.pytorch.utilities import rank_zero_info
 except ImportError as error:
     raise ImportError(
@@ -187,7 +187,7 @@ class FindLearningRate(_AtTheStart):
 
 def _refuse_strategy(trainer: Trainer) -> None:
     strategy = trainer.strategy
-    if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
+    if trainer.world_size > 1 and not isinstance(strategy, (DDPStrategy, ModelParallelStrategy)):
         refuse_sharded(type(strategy).__name__)
     if type(strategy).__name__ in ("DeepSpeedStrategy", "FSDPStrategy"):
         raise ValueError(f"{type(strategy).__name__} has no second derivative; use strategy='auto' or 'ddp'")

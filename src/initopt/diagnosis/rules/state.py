@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule
 from initopt.diagnosis.weights import Weight
 
 __all__ = ["OF_ALL_RANKS", "fingerprints", "unlike"]
+
+_T = TypeVar("_T")
 
 OF_ALL_RANKS = ("S601", "S602")
 """Rules for which processes wait for each other: one that asks alone would wait for ever."""
@@ -34,7 +37,7 @@ def replicas(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     model is asked only if the rule is selected (``select=["S601"]``), so that one process can look at its own.
     """
     whole = [weight for weight in evidence.parameters if not hasattr(weight.value, "to_local")]
-    names = unlike([weight.name for weight in whole], _gathered(whole))
+    names = unlike([weight.name for weight in whole], _gathered(fingerprints(whole)))
     if names:
         text = f"{len(names)} parameters differ between the processes"
         yield rule.finding(names, text, "draw with the same seed everywhere, or broadcast the weights of process 0")
@@ -51,11 +54,16 @@ def replicas(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 def same_shards(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A sharded tensor whose shards were drawn from one random state is made of copies.
 
-    Constant shards, as of norms and zero biases, are left out.
+    Constant shards, as of norms and zero biases, are left out, and so are those without values.
     """
-    shards = [w for w in evidence.parameters if hasattr(w.value, "to_local") and _is_sharded(w.value) and not w.is_constant]
-    found = _gathered(shards)
-    names = [shard.name for i, shard in enumerate(shards) if len(found) > 1 and len({row[i] for row in found}) < len(found)]
+    shards = [w for w in evidence.weights if not w.is_buffer and _is_sharded(w.value) and not w.value.is_meta]
+    told_apart = [shard.has_values and not shard.is_constant for shard in shards]  # which differs between processes
+    own = [fingerprints([shard])[0] if told else None for shard, told in zip(shards, told_apart, strict=True)]
+    names = []
+    for shard, parts in zip(shards, zip(*_gathered(own), strict=True), strict=False):
+        known = [part for part in parts if part is not None]
+        if len(set(known)) < len(known):
+            names.append(shard.name)
     if names:
         text = f"{len(names)} sharded tensors are made of shards that are copies of one another"
         yield rule.finding(names, text, "draw the whole tensor and distribute it, or seed every process with its rank")
@@ -84,12 +92,12 @@ def unlike(names: Sequence[str], found: Sequence[Sequence[tuple[float, float]]])
     return [name for i, name in enumerate(names) if len({repr(row[i]) for row in found}) > 1]
 
 
-def _gathered(weights: Sequence[Weight]) -> list[list[tuple[float, float]]]:
-    """The fingerprints of all processes; none without others."""
+def _gathered(own: list[_T]) -> list[list[_T]]:
+    """The lists of all processes; none without others."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
         return []
-    found: list[list[tuple[float, float]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, fingerprints(weights))
+    found: list[list[_T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(found, own)
     return found
 
 
@@ -114,7 +122,7 @@ def meta(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
 def _is_empty(weight: Weight) -> bool:
     uninitialized = isinstance(weight.value, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
-    return not uninitialized and weight.value.numel() == 0
+    return not uninitialized and (weight.value.numel() == 0 or (not weight.value.is_meta and weight.local.numel() == 0))
 
 
 @rule(
