@@ -176,6 +176,18 @@ class TestInitialize:
         assert first["losses"] == second["losses"]
         assert first["order_after_search"]
         assert any(scale != 1 for scale in first["scales"].values())
+        assert first["in_parts"]
+        assert first["order_of_parts"]
+        assert first["scales_of_parts"] == second["scales_of_parts"] == pytest.approx(first["scales"], rel=1e-6)
+        assert not {"S601", "S602"} & set(first["findings_of_parts"])
+
+    @pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+    def test_what_spreads_weights_otherwise_is_refused(self, tmp_path, name):
+        made = trainer(tmp_path)
+        start = Initialize("nio", trainer=made)
+        setattr(made.args, name, ["full_shard"])
+        with pytest.raises(ValueError, match="spreads the weights over processes in a way that initopt does not know"):
+            begun(made, start)
 
 
 def test_diagnose_looks_at_the_optimizer(tmp_path):

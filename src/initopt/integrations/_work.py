@@ -241,8 +241,8 @@ def refuse_sharded(what: str) -> None:
     """
     raise ValueError(
         f"{what} spreads the weights over processes in a way that initopt does not know here. It knows DDP and fully_shard "
-        "(ModelParallelStrategy in Lightning and Fabric, FSDP of version 2 in Accelerate). Or call initopt.nio before the "
-        "weights are spread, and begin from its"
+        "(ModelParallelStrategy in Lightning and Fabric, FSDP of version 2 in Accelerate and transformers). Or call "
+        "initopt.nio before the weights are spread, and begin from its"
     )
 
 

@@ -26,6 +26,7 @@ from initopt.integrations._work import (
 )
 from initopt.methods import Method
 from initopt.model.losses import LossFunction, as_loss
+from initopt.model.sharded import has_shards
 from initopt.runs.result import Result
 
 try:
@@ -70,7 +71,7 @@ class _WhenItBegins(TrainerCallback):  # type: ignore[misc]
                 f"trainer.add_callback({name}(..., trainer=trainer)) in the place of callbacks=[...]; or give it "
                 "loss=, a function of (model, batch)"
             )
-        _refuse_strategy(args)
+        _refuse_strategy(args, present["model"])
         if trainer is not None and trainer.callback_handler is not None and trainer.model is not present["model"]:
             raise ValueError(f"{type(self).__name__} was given another trainer than the one that it is a callback of")
         loader, model = present["train_dataloader"], present["model"]
@@ -114,7 +115,7 @@ class Initialize(_WhenItBegins):
 
     Raises:
         ValueError, TypeError: for an unknown method or option, when it is made; without ``trainer`` and ``loss``, or with
-            DeepSpeed or FSDP, when training begins, before any step.
+            DeepSpeed or FSDP but of version 2, when training begins, before any step.
 
     Example::
 
@@ -212,8 +213,8 @@ class FindLearningRate(_WhenItBegins):
         self._search.set(self.result, own, [getattr(scheduler, "scheduler", scheduler)])
 
 
-def _refuse_strategy(args: TrainingArguments) -> None:
-    for name, used in {"DeepSpeed": args.deepspeed, "FSDP": args.fsdp}.items():
+def _refuse_strategy(args: TrainingArguments, model: nn.Module) -> None:
+    for name, used in {"DeepSpeed": args.deepspeed, "FSDP": args.fsdp and not has_shards(model)}.items():
         if used:
             refuse_sharded(name)
 
