@@ -62,6 +62,19 @@ def share_of(batch: Any, count: int, rank: int, size: int) -> Any:
     return take(batch, torch.cat([window.tensor_split(size)[rank] for window in windows]), samples)
 
 
+def whole(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a model, gathered where they are in parts on several processes."""
+    return {name: getattr(p, "full_tensor", lambda p=p: p)().detach().clone() for name, p in model.named_parameters()}
+
+
+def alike(model: nn.Module) -> bool:
+    """Whether all processes have the same weights, to the bit."""
+    weights = torch.cat([value.flatten() for value in whole(model).values()])
+    found = [torch.zeros_like(weights) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, weights)
+    return all(torch.equal(other, weights) for other in found)
+
+
 class OneByOne(nn.Module):
     """A model that runs the shares of ranks one after the other, as ranks do at a time: batch norms see a share."""
 

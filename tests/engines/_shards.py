@@ -57,7 +57,3 @@ def derivatives(
                 by_gram /= evaluation.gram.diagonal().mean()
                 found["centred" if centred else "whole"] = evaluation.gram, evaluation.scale_derivatives(by_gram)
     return found
-
-
-def whole(model: nn.Module) -> dict[str, Tensor]:
-    return {name: getattr(p, "full_tensor", lambda p=p: p)().detach().clone() for name, p in model.named_parameters()}

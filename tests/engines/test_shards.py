@@ -17,8 +17,8 @@ from initopt.batches.nested import concatenate, map_tensors
 from initopt.model.group import Group
 from initopt.model.ranks import Alone
 from initopt.testing import ENTRIES
-from tests.engines._shards import COUNT, LARGE, OPTIONS, derivatives, whole
-from tests.processes import OneByOne, in_processes, share_of
+from tests.engines._shards import COUNT, LARGE, OPTIONS, derivatives
+from tests.processes import OneByOne, in_processes, share_of, whole
 
 fsdp = pytest.importorskip("torch.distributed.fsdp", reason="fully_shard is public since PyTorch 2.6")
 if not hasattr(fsdp, "fully_shard"):

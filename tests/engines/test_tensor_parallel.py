@@ -25,8 +25,8 @@ from torch.nn import functional as F
 import initopt
 from initopt.model.group import Group
 from initopt.model.ranks import Alone
-from tests.engines._shards import COUNT, LARGE, derivatives, whole
-from tests.processes import in_processes, share_of
+from tests.engines._shards import COUNT, LARGE, derivatives
+from tests.processes import in_processes, share_of, whole
 
 
 class Attention(nn.Module):

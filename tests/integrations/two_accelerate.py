@@ -12,16 +12,9 @@ from initopt.integrations import accelerate, fabric
 from initopt.model.sharded import has_shards
 from tests.integrations._small import loader, net, order
 from tests.integrations._two import found
+from tests.processes import alike
 
 SHORT = {"steps": 4, "measure_batches": 1, "on_harm": "warn", "progress": False, "seed": 0}
-
-
-def same(model):
-    """Whether both processes have the same weights, to the bit."""
-    weights = torch.cat([getattr(p, "full_tensor", lambda p=p: p)().detach().flatten() for p in model.parameters()])
-    both = [torch.zeros_like(weights) for _ in range(2)]
-    distributed.all_gather(both, weights)
-    return bool((both[0] == both[1]).all())
 
 
 def trains(model, batches, optimizer, backward):
@@ -42,7 +35,7 @@ def what_is_found(module, prepared, which, prepare, backward):
     model, optimizer, batches = prepared
     result = module.optimize(which, model, batches, **SHORT)
     return {
-        "equal": same(model),
+        "equal": alike(model),
         "scales": result.scales,
         "order": order(batches) == order(prepare(loader())),
         "measured": module.measure(which, model, batches, progress=False).grad_cosine,

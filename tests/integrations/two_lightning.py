@@ -2,21 +2,13 @@
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import distributed
 from torch.distributed.fsdp import fully_shard
 
 from initopt.integrations.lightning import Diagnose, FindLearningRate, Initialize
 from initopt.model.sharded import has_shards
 from tests.integrations._lit import SEARCH, Lit, fit
 from tests.integrations._two import found
-
-
-def gathered(module):
-    """Whether both processes have the same weights, to the bit."""
-    weights = torch.cat([getattr(p, "full_tensor", lambda p=p: p)().detach().flatten() for p in module.parameters()])
-    both = [torch.zeros_like(weights) for _ in range(2)]
-    distributed.all_gather(both, weights)
-    return bool((both[0] == both[1]).all())
+from tests.processes import alike
 
 
 class Sharded(Lit):
@@ -42,18 +34,18 @@ if __name__ == "__main__":
     look, search_of_parts = Diagnose(), FindLearningRate(**SEARCH)
     parts, _ = sharded(of_parts, look, search_of_parts)
     found(
-        equal_parts=gathered(parts),
+        equal_parts=alike(parts),
         scales_of_parts=of_parts.result.scales,
         in_parts=has_shards(parts),
         order_of_parts=parts.seen == plain.seen,
         findings_of_parts=[finding.rule for finding in look.result.findings],
         losses_of_parts=[run.losses for run in search_of_parts.result.runs],
-        equal=gathered(module),
+        equal=alike(module),
         scales=start.result.scales,
         cosine=start.result.before.grad_cosine,
         order=module.seen == plain.seen,
         count=float(trainer.callback_metrics["count"]),
-        searched=gathered(searched),
+        searched=alike(searched),
         suggested=search.result.suggested,
         losses=[run.losses for run in search.result.runs],
         rate=after.optimizers[0].param_groups[0]["lr"],

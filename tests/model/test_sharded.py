@@ -16,7 +16,7 @@ import initopt
 from initopt.model.sharded import part_of, unsharded
 from initopt.schemes import apply_, materialize_
 from tests.helpers import make_batches
-from tests.processes import in_processes, share_of
+from tests.processes import in_processes, share_of, whole
 
 fsdp = pytest.importorskip("torch.distributed.fsdp", reason="fully_shard is public since PyTorch 2.6")
 if not hasattr(fsdp, "fully_shard"):
@@ -35,10 +35,6 @@ def sharded(model: nn.Sequential) -> nn.Sequential:
             fsdp.fully_shard(layer)
     fsdp.fully_shard(model)
     return model
-
-
-def whole(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: getattr(p, "full_tensor", lambda p=p: p)().detach().clone() for name, p in model.named_parameters()}
 
 
 RUNS: dict[str, dict[str, Any]] = {
