@@ -165,6 +165,7 @@ def _starts(networks: Sequence[Network]) -> list[str]:
 def _against_warm_up(network: Network) -> list[str]:
     """A table of the starts of a network at each of its rates, and how each stands to a warm-up."""
     rates = sorted(network.at_rate)
+    at_all = [start for start in network.at_rate[rates[0]] if all(start in network.at_rate[rate] for rate in rates)]
 
     def best(start: str) -> dict[int, float]:
         return max((network.at_rate[rate][start] for rate in rates), key=lambda found: fmean(found.values()))
@@ -176,7 +177,7 @@ def _against_warm_up(network: Network) -> list[str]:
         f"| start | {' | '.join(f'rate {rate:.3g}' for rate in rates)} | less warm-up |",
         f"| --- |{' ---: |' * (len(rates) + 1)}",
     ]
-    for start in network.at_rate[rates[0]]:
+    for start in at_all:
         means = [f"{fmean(network.at_rate[rate][start].values()):.1f}" for rate in rates]
         less = "" if start == WARM_UP else _points(paired_difference(best(start), best(WARM_UP)))
         lines.append(f"| {start} | {' | '.join(means)} | {less} |")
