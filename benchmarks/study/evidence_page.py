@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -50,7 +50,12 @@ class Runs:
     def difference(self, network: str, start: str) -> str:
         """Paired difference to the network's own start in points; nothing for that itself."""
         own, found = self.by_seed(network, "default"), self.by_seed(network, start)
-        return "" if start == "default" else spread([found[seed] - own[seed] for seed in found if seed in own], "+")
+        return "" if start == "default" else gained(own, found)
+
+
+def gained(own: Mapping[int, float], found: Mapping[int, float]) -> str:
+    """How much more there is than from the network's own start, over the seeds that both have."""
+    return spread([found[seed] - own[seed] for seed in found if seed in own], "+")
 
 
 def accuracy(run: Run) -> float:
@@ -151,8 +156,7 @@ def by_network(networks: Sequence[Network]) -> str:
 
 def _gain(network: Network, start: str) -> str:
     """Over the network's own start, seed by seed, in points."""
-    own, found = network.accuracy["own"], network.accuracy[start]
-    return "own" if start == "own" else spread([found[seed] - own[seed] for seed in found], "+")
+    return "own" if start == "own" else gained(network.accuracy["own"], network.accuracy[start])
 
 
 def clipping(results: Results) -> str:

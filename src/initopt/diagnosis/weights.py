@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from initopt._support._torch_private import BATCH_NORMS, INSTANCE_NORMS, buffers_of, parameters_of
 from initopt.diagnosis.recording import real, root_mean_square
 from initopt.model.parameters import is_bias
+from initopt.model.sharded import own_part
 from initopt.schemes.matrices import is_embedding, matrices_of
 
 __all__ = ["Weight", "weights_of"]
@@ -62,9 +63,7 @@ class Weight:
     @cached_property
     def local(self) -> Tensor:
         """The values, or those of them that this process holds."""
-        value = self.value.detach()
-        shard: Tensor = value.to_local() if hasattr(value, "to_local") else value
-        return shard
+        return own_part(self.value)
 
     @cached_property
     def rms(self) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from initopt._support._torch_fsdp import data_mesh, forget_passes, resharding, set_resharding
 
@@ -133,11 +132,17 @@ class Shards:
     def __init__(self, model: nn.Module) -> None:
         self._parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if is_sharded(p)}
 
-    def stand_behind(self, model: nn.Module) -> None:
-        """Have :func:`part_behind` find each of them by the whole parameter that the model has now."""
-        for name, whole in model.named_parameters():
-            if name in self._parameters:
-                _PARTS[whole] = self._parameters[name]
+    @contextmanager
+    def standing_behind(self, model: nn.Module) -> Iterator[None]:
+        """A block in which :func:`part_behind` finds each of them by the whole parameter that the model has now."""
+        named = dict(model.named_parameters())
+        parts: dict[Tensor, Tensor] = {named[name]: part for name, part in self._parameters.items()}
+        _PARTS.update(parts)
+        try:
+            yield
+        finally:
+            for whole in parts:
+                del _PARTS[whole]
 
     @torch.no_grad()
     def scale(self, scales: Mapping[str, float]) -> None:
@@ -156,7 +161,7 @@ class Shards:
                     own.copy_(part)
 
 
-_PARTS: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+_PARTS: dict[Tensor, Tensor] = {}
 """The parameters in parts, by the whole ones that stand for them in a block of :func:`unsharded`."""
 
 
@@ -189,8 +194,8 @@ def unsharded(model: nn.Module) -> Iterator[Shards | None]:
             module.set_reshard_after_backward(False, recurse=False)
             module.unshard()
         _refuse_parts(model)
-        shards.stand_behind(model)
-        yield shards
+        with shards.standing_behind(model):
+            yield shards
     except BaseException as error:
         if isinstance(error, torch.OutOfMemoryError):
             error.add_note(

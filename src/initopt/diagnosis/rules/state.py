@@ -13,6 +13,7 @@ from initopt._support._torch_private import BATCH_NORMS
 from initopt.diagnosis.recording import real
 from initopt.diagnosis.rules.base import Evidence, Finding, Rule, rule
 from initopt.diagnosis.weights import Weight
+from initopt.model.sharded import is_sharded
 
 __all__ = ["OF_ALL_RANKS", "fingerprints", "unlike"]
 
@@ -36,7 +37,7 @@ def replicas(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     Fingerprints of all parameters that are not sharded are gathered from the processes, which all have to call this. A bare
     model is asked only if the rule is selected (``select=["S601"]``), so that one process can look at its own.
     """
-    whole = [weight for weight in evidence.parameters if not hasattr(weight.value, "to_local")]
+    whole = [weight for weight in evidence.parameters if not is_sharded(weight.value)]
     names = unlike([weight.name for weight in whole], _gathered(fingerprints(whole)))
     if names:
         text = f"{len(names)} parameters differ between the processes"
@@ -56,9 +57,9 @@ def same_shards(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
 
     Constant shards, as of norms and zero biases, are left out, and so are those without values.
     """
-    shards = [w for w in evidence.weights if not w.is_buffer and _is_sharded(w.value) and not w.value.is_meta]
-    told_apart = [shard.has_values and not shard.is_constant for shard in shards]  # which differs between processes
-    own = [fingerprints([shard])[0] if told else None for shard, told in zip(shards, told_apart, strict=True)]
+    shards = [w for w in evidence.weights if not w.is_buffer and _in_parts(w.value) and not w.value.is_meta]
+    # What is constant, or holds nothing, differs between processes, which all have to tell of the same shards.
+    own = [fingerprints([shard])[0] if shard.has_values and not shard.is_constant else None for shard in shards]
     names = []
     for shard, parts in zip(shards, zip(*_gathered(own), strict=True), strict=False):
         known = [part for part in parts if part is not None]
@@ -69,7 +70,7 @@ def same_shards(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
         yield rule.finding(names, text, "draw the whole tensor and distribute it, or seed every process with its rank")
 
 
-def _is_sharded(value: Tensor) -> bool:
+def _in_parts(value: Tensor) -> bool:
     return not all(placement.is_replicate() for placement in getattr(value, "placements", ()))
 
 
