@@ -65,18 +65,19 @@ def fail():
     raise KeyError("what I did")
 
 
+@pytest.fixture(scope="class")
+def executor():
+    pytest.importorskip("ray")
+    handler = signal.getsignal(signal.SIGTERM)
+    with RayExecutor("local", num_cpus=1) as executor:
+        assert signal.getsignal(signal.SIGTERM) is handler
+        yield executor
+    with pytest.raises(RuntimeError, match="Ray has been shut down in this process"):
+        executor.submit(add, 1, 2)
+
+
 @pytest.mark.filterwarnings("default")  # those of Ray about itself
 class TestReal:
-    @pytest.fixture(scope="class")
-    def executor(self):
-        pytest.importorskip("ray")
-        handler = signal.getsignal(signal.SIGTERM)
-        with RayExecutor("local", num_cpus=1) as executor:
-            assert signal.getsignal(signal.SIGTERM) is handler
-            yield executor
-        with pytest.raises(RuntimeError, match="Ray has been shut down in this process"):
-            executor.submit(add, 1, 2)
-
     def test_calls(self, executor):
         array = np.ones(3)
         futures = [executor.submit(add, array, number) for number in range(3)]

@@ -33,7 +33,7 @@ from initopt.model.shard_passes import ShardPasses, staying_sharded
 from initopt.model.sharded import has_shards, own_class
 from initopt.model.wrappers import unreplicated
 from initopt.runs.shared import compare_calls, compare_weights
-from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, places_of, takes_rate
+from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, takes_rate
 from initopt.training.replica import Replica
 from initopt.training.steps import Course, OwnStep, check_step, only_own_gradients, train_steps
 
@@ -201,9 +201,8 @@ def _look_at(optimizer: OptimizerFactory, parameters: Sequence[Tensor]) -> tuple
     Raises:
         ValueError: if its rate is zero.
     """
-    places = places_of(parameters)
     with_own = isinstance(optimizer, torch.optim.Optimizer) or not takes_rate(optimizer)
-    made = make_optimizer(optimizer, parameters, places, lr=None if with_own else 0.001)
+    made = make_optimizer(optimizer, parameters, lr=None if with_own else 0.001)
     rate = float(made.param_groups[0]["lr"])
     if rate <= 0:
         raise ValueError(
@@ -260,14 +259,13 @@ class _Runs:
     ) -> None:
         self._model, self._kept, self._parameters, self._batches = model, kept, parameters, batches
         self._optimizer, self._loss, self._own, self._ranks = optimizer, loss, own, ranks
-        self._places = places_of(parameters)
         self._recorded = False
 
     def __call__(self, seed: int, rates: Sequence[float], hopeless: Callable[[int, float], bool]) -> list[float]:
         put_values(self._kept.originals)
         if not self._model.training:
             self._model.train()
-        optimizer = make_optimizer(self._optimizer, self._parameters, self._places, lr=rates[-1])
+        optimizer = make_optimizer(self._optimizer, self._parameters, lr=rates[-1])
         groups = Rates(optimizer)
         # The backward pass of fully_shard is one of Tensor.backward; what else that reaches is put back.
         backward = torch.Tensor.backward if has_shards(self._model) else only_own_gradients(optimizer)

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from initopt._support._torch_private import BATCH_NORMS, INSTANCE_NORMS, buffers_of, parameters_of
 from initopt.diagnosis.recording import real, root_mean_square
@@ -57,8 +58,7 @@ class Weight:
 
         Nor has a sharded one of which this process holds nothing.
         """
-        uninitialized = isinstance(self.value, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer))
-        return not uninitialized and not self.value.is_meta and self.local.numel() > 0
+        return not is_lazy(self.value) and not self.value.is_meta and self.local.numel() > 0
 
     @cached_property
     def local(self) -> Tensor:

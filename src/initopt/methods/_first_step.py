@@ -58,7 +58,7 @@ class FirstStep:
         self._problem = problem
         self._clip = training.clip_grad_norm
         values = [p.value for p in problem.parameters.trainable]
-        self._optimizer = make_optimizer(training.optimizer, values, places_of(values))
+        self._optimizer = make_optimizer(training.optimizer, values)
 
     def value(self, gradients: Gradients) -> float:
         """<g, u> alone.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from initopt._support.words import unknown
 
@@ -104,7 +105,7 @@ def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
 
 
 def _check(name: str, parameter: nn.Parameter) -> None:
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
+    if is_lazy(parameter):
         raise ValueError(f"parameter {name!r} has no values yet (a lazy module); run the model once on a batch first")
     if parameter.requires_grad and parameter.is_inference():
         raise ValueError(

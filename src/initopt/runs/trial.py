@@ -20,7 +20,7 @@ from initopt.model.parameters import Parameters
 from initopt.model.preserve import Originals, weights_as
 from initopt.model.problem import Problem
 from initopt.model.randomness import seeded
-from initopt.training.optimizers import Rates, make_optimizer, places_of
+from initopt.training.optimizers import Rates, make_optimizer
 from initopt.training.steps import Trainer, clipping, train_steps
 
 __all__ = ["Trial", "TrialRun", "check_training", "try_out"]
@@ -174,7 +174,7 @@ def check_training(training: Training, parameters: Parameters) -> None:
 
 def _made(training: Training, parameters: Parameters) -> torch.optim.Optimizer:
     values = [parameter.value for parameter in parameters.trainable]
-    return make_optimizer(training.optimizer, values, places_of(values))
+    return make_optimizer(training.optimizer, values)
 
 
 def try_out(

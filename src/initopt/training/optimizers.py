@@ -87,7 +87,7 @@ def make_optimizer(
         optimizer: what makes it, or one whose class and settings it has.
         parameters: for which it is made.
         places: the parameters that stand for those of the given optimizer, by the id of the latter; for one that is given
-            as such.
+            as such. By default, the parameters are its own.
         lr: the learning rate of its first group, in the place of the one that ``optimizer`` gives by itself. A function
             that takes a rate is called with it; else the rates of all groups are multiplied by one number.
 
@@ -96,7 +96,7 @@ def make_optimizer(
         ValueError: if the optimizer has none of the parameters.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
-        made = _like(optimizer, parameters, places or {})
+        made = _like(optimizer, parameters, places_of(parameters) if places is None else places)
     else:
         argument = None if lr is None else _rate_argument(optimizer)
         if lr is None or argument is None:

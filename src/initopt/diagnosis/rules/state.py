@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.nn.parameter import is_lazy
 
 from initopt._support._torch_private import BATCH_NORMS
 from initopt.diagnosis.recording import real
@@ -112,18 +113,17 @@ def _gathered(own: list[_T]) -> list[list[_T]]:
 )
 def meta(evidence: Evidence, rule: Rule) -> Iterator[Finding]:
     """A tensor on the meta device has a shape and no values; to_empty() gives it memory, and something has to fill that."""
-    names = [
-        w.name for w in evidence.weights if not w.has_values and (w.value.is_meta or not w.is_buffer) and not _is_empty(w)
-    ]
+    names = [weight.name for weight in evidence.weights if _wants_values(weight)]
     if names:
         text = f"{len(names)} tensors have no values yet, on the meta device or in a lazy module"
         remedy = "call to_empty(device=...) and initialize them, or run a lazy module once"
         yield rule.finding(names, text, remedy)
 
 
-def _is_empty(weight: Weight) -> bool:
-    uninitialized = isinstance(weight.value, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
-    return not uninitialized and (weight.value.numel() == 0 or (not weight.value.is_meta and weight.local.numel() == 0))
+def _wants_values(weight: Weight) -> bool:
+    if is_lazy(weight.value):
+        return not weight.is_buffer  # a lazy norm makes its buffers itself
+    return weight.value.is_meta and weight.value.numel() > 0
 
 
 @rule(
