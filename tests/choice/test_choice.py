@@ -2,6 +2,8 @@
 
 import json
 import math
+from functools import partial
+from statistics import fmean
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 import initopt
 from initopt.choice.choice import Choice
-from initopt.choice.rows import Cost, Row
+from initopt.choice.rows import Cost, Curve, Row
 from initopt.choice.starts import as_starts, make_start
 from initopt.comparison.spec.initialization import Initialization
 from tests.choice.races import SGD, batches, dying
@@ -122,7 +124,33 @@ def test_a_verdict_that_keeps_the_own_start():
         "interval from -50 % to -10 %, lower in all 3 seeds)"
     )
     worse = rows_of(("own", 0.1, "yours", 1.93), ("nio", 0.1, "worse", 2.1))
-    assert worse.verdict == "keep yours at 0.1: no other start ends below it (loss 1.93 after 100 steps)"
+    assert worse.verdict == (
+        "keep yours at 0.1: no other start is better (loss 1.93 after 100 steps; of the others 1 clearly worse)"
+    )
     hopeless = rows_of(("own", 0.1, "yours", math.inf), ("nio", 0.1, "diverged", math.inf))
     assert "no start trains" in hopeless.verdict
     assert hopeless.advice.startswith("Lower the learning rate first")
+
+
+def test_a_start_that_learns_nothing_is_not_praised():
+    found = initopt.choose(dying, batches(), SGD, starts=["normal"], steps=40, more_seeds=0, seed=0, progress=False)
+    assert not found.changes
+    assert not found.own.learns
+    assert found.verdict == (
+        "your own start learns nothing at 0.1, and nothing else that was tried is clearly better "
+        f"(loss {found.own.loss:.3f} after 40 steps, {found.own.start_loss:.3f} before the first)"
+    )
+    assert found.advice.startswith(
+        "Do not train like this yet, unless the network is trained already: a race at other rates"
+    )
+    assert found.to_dict()["own_learns"] is False
+
+
+def test_a_start_that_trains_learns(choice):
+    assert not choice.own.learns
+    assert all(row.learns for row in choice.rows if row.outcome == "better")
+    slow = Curve(tuple(2.3 - 0.002 * step for step in range(50)), ())
+    noisy = Curve(tuple(2.3 - 0.002 * step + 0.1 * (-1) ** step for step in range(50)), ())
+    row = partial(Row, "own", 0.1, "yours", 50, 2.2, 0.0, 0.0, 0.0, fmean(slow.training[-10:]), 1, 0, 0, 1.0, "")
+    assert row((slow,)).learns
+    assert not row((noisy,)).learns

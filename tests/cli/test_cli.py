@@ -736,7 +736,9 @@ class TestCompare:
         assert (status, err) == (0, "")
         assert "mine: test accuracy" in out
         assert re.search(r"lsuv +0.01 +2 of 2", out)
-        assert out.splitlines()[-1] == "Report: out/report/report.html"
+        assert "cannot be told from default" in out.replace("\n", " ")
+        last = "Next, open out/report/report.html: it has curves, tests and what cannot be concluded."
+        assert out.splitlines()[-1] == last
         assert Path("out/report/report.html").exists()
         found = initopt.comparison.load_comparison("out")
         assert [(run.initialization, run.seed) for run in found.runs] == [
@@ -899,7 +901,9 @@ class TestCompare:
     def test_report(self, cli):
         line = f"compare --models.mine USER.Net --data USER.Pieces --initializations [default,lsuv] {QUICK}"
         cli(f"{line} --report false --out out")
-        assert cli("report out") == (0, "Report: out/report/report.html\n", "")
+        status, out, err = cli("report out")
+        assert (status, err) == (0, "")
+        assert out.startswith("Report: out/report/report.html\nNext, open it: ")
         assert Path("out/report/report.html").exists()
 
     @pytest.mark.parametrize(

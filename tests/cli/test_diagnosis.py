@@ -17,7 +17,12 @@ def run(capsys, *arguments):
 
 
 def test_a_healthy_start_has_status_0(capsys):
-    assert run(capsys, "check", "--model", "plain_mlp", "--model.depth", "3")[:2] == (0, "nothing found\n")
+    status, out, _ = run(capsys, "check", "--model", "plain_mlp", "--model.depth", "3")
+    assert status == 0
+    assert out.startswith("Nothing found in the weights. Whether signals and gradients get through them takes data: ")
+    status, out, _ = run(capsys, "check", *DEEP, "--model.depth", "3")
+    assert status == 0
+    assert out.splitlines()[-1].endswith("Train; initopt.choose tells whether another start trains better.")
 
 
 def test_a_sick_start_has_status_1(capsys):
@@ -25,6 +30,9 @@ def test_a_sick_start_has_status_1(capsys):
     assert status == 1
     assert out.startswith("A204 error: 1,3...59: the signal shrinks")
     assert out.splitlines()[-1].startswith("1 error")
+    assert out.endswith(
+        "Begin with the first; initopt.diagnose says what it does on your data, and tries remedies on a copy.\n"
+    )
 
 
 @pytest.mark.heavy

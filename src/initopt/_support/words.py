@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["counted", "did_you_mean", "first_few", "listed", "meant", "unknown"]
+__all__ = ["columns", "counted", "did_you_mean", "first_few", "listed", "meant", "unknown"]
 
 
 def counted(count: int, noun: str) -> str:
@@ -71,3 +71,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     return meant(name, names) or f"; it has {', '.join(names)}"
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column flush left, the others flush right.
+
+    >>> print(columns(["start", "loss"], [["own", "2.31"], ["nio", "0.402"]]))
+      start   loss
+      own     2.31
+      nio    0.402
+    """
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [head, *rows]
+    ]
+    return "\n".join(f"  {line.rstrip()}" for line in lines)

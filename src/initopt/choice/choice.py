@@ -16,7 +16,7 @@ from torch import nn
 from initopt._support.checks import data_frame
 from initopt._support.files import Contents, write_folder
 from initopt._support.words import counted
-from initopt.choice.rows import Cost, Curve, Row, change, figure, plain_row, table
+from initopt.choice.rows import Cost, Curve, Row, change, counted_outcomes, figure, plain_row, table
 from initopt.choice.starts import OWN, make_start, refuse_shards
 from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
 from initopt.methods import METHODS
@@ -92,15 +92,20 @@ class Choice:
                 f"loss {figure(best.loss)} {against} after {best.steps} steps, lower in {_of_all(best.lower, best.seeds)}"
             )
             return f"{what} {self._at(best)}: {found}{self._elsewhere()}"
+        ours = f"loss {figure(own.loss)} after {own.steps} steps"
+        if math.isfinite(own.loss) and not own.learns:
+            before = f"{figure(own.start_loss)} before the first"
+            nothing = f"your own start learns nothing at {own.lr:.3g}, and nothing else that was tried is clearly better"
+            return f"{nothing} ({ours}, {before})"
         ended = [row for row in self.rows[1:] if row.outcome in ("not told apart", "better")]
         if not ended:
-            worse = "no other start ends below it" if math.isfinite(own.loss) else "no start trains"
-            return f"keep yours at {own.lr:.3g}: {worse} (loss {figure(own.loss)} after {own.steps} steps)"
+            worse = "no other start is better" if math.isfinite(own.loss) else "no start trains"
+            others = counted_outcomes(self.rows[1:])
+            return f"keep yours at {own.lr:.3g}: {worse} ({ours}{f'; of the others {others}' if others else ''})"
         near = min(ended, key=lambda row: row.difference)
         mean, low, high = (change(value, self.relative) for value in (near.difference, near.low, near.high))
         among = _of_all(near.lower, near.seeds)
         found = f"{near.start} {self._at(near)} has {figure(near.loss)}, {mean} with an interval from {low} to {high}"
-        ours = f"loss {figure(own.loss)} after {own.steps} steps"
         return f"cannot be told apart: keep yours at {own.lr:.3g} ({ours}; {found}, lower in {among})"
 
     def _at(self, row: Row) -> str:
@@ -138,6 +143,12 @@ class Choice:
             return f"Before its first training step, {before}; then train{rate or ' as you did'}."
         if math.isinf(self.own.loss):
             return "Lower the learning rate first: your own start diverges, and no other start is clearly better."
+        if not self.own.learns:
+            other = "" if len(rates) > 1 else "a race at other rates (lrs='around') may tell more, "
+            return (
+                f"Do not train like this yet, unless the network is trained already: {other}initopt.find_lr looks for "
+                "a rate that suits this start, and initopt.diagnose says what is wrong with it."
+            )
         return "Train as you did; more seeds (seeds=, more_seeds=) and longer runs (steps=) would tell smaller differences."
 
     @property
@@ -219,6 +230,7 @@ class Choice:
             "start": self.best.start,
             "lr": self.best.lr,
             "own_lr": self.own.lr,
+            "own_learns": self.own.learns,
             "seeds": self.seeds,
             "held_out": self.held_out,
             "relative": self.relative,

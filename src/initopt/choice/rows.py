@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from statistics import fmean, pstdev
 from typing import Any, Literal
 
-__all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "change", "figure", "plain_row", "table"]
+__all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "change", "counted_outcomes", "figure", "plain_row", "table"]
 
 Outcome = Literal["yours", "better", "not told apart", "worse", "dropped", "diverged", "unchanged", "failed"]
 """What became of a start: whether its interval is below or above the loss of the network's own, or holds it; or why it has
@@ -68,6 +70,24 @@ class Row:
     why: str = ""
     curves: tuple[Curve, ...] = field(default=(), repr=False)
 
+    @property
+    def start_loss(self) -> float:
+        """Mean training loss of the first step of all runs: that of the start; nan without runs."""
+        return fmean([curve.training[0] for curve in self.curves if curve.training] or [math.nan])
+
+    @property
+    def learns(self) -> bool:
+        """Whether the training loss ends below that of the start, by a hundredth of it and by more than batches differ.
+
+        Each run has one loss of its start, so batches are taken to differ as in its last fifth, and twice their standard
+        error over the runs is asked for. A row without curves counts as one that learns.
+        """
+        ends = [curve.training[-max(1, len(curve.training) // 5) :] for curve in self.curves if curve.training]
+        if not ends:
+            return True
+        noise = fmean(map(pstdev, ends)) / math.sqrt(len(ends))
+        return self.start_loss - self.training_loss > max(0.01 * abs(self.start_loss), 2 * noise)
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -112,6 +132,23 @@ def change(value: float, relative: bool) -> str:
     ('-40 %', '-0.4')
     """
     return f"{100 * value:+.0f} %" if relative else f"{value:+.2g}"
+
+
+def counted_outcomes(rows: Iterable[Row]) -> str:
+    """How many rows came to which end, in words.
+
+    >>> row = Row("nio", 0.1, "diverged", 9, math.inf, math.nan, math.nan, math.nan, math.inf, 3, 0, 3, 0.0)
+    >>> counted_outcomes([row, row])
+    '2 diverged'
+    """
+    words = {
+        "worse": "clearly worse",
+        "dropped": "dropped on the way",
+        "unchanged": "without a change",
+        "failed": "not made",
+    }
+    counts = Counter(words.get(row.outcome, row.outcome) for row in rows)
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
 
 
 def figure(value: float) -> str:

@@ -3,6 +3,7 @@
 from initopt.diagnosis.change import Change, Checkup
 from initopt.diagnosis.checking import assert_healthy, check, diagnose
 from initopt.diagnosis.diagnosis import Diagnosis
+from initopt.diagnosis.findings import Findings
 from initopt.diagnosis.rows import Row
 from initopt.diagnosis.rules import RULES, Finding, Rule
 from initopt.diagnosis.seen import Trace
@@ -14,6 +15,7 @@ __all__ = [
     "Checkup",
     "Diagnosis",
     "Finding",
+    "Findings",
     "Row",
     "Rule",
     "Trace",

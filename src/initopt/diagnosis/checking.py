@@ -15,8 +15,9 @@ from initopt._support.words import unknown
 from initopt.batches.nested import batch_size
 from initopt.batches.stream import check_batches
 from initopt.diagnosis.diagnosis import Diagnosis
+from initopt.diagnosis.findings import Findings
 from initopt.diagnosis.remedies import Remedies, remedies_for
-from initopt.diagnosis.rules.base import RULES, Evidence, Finding, chosen_rules, found_in, notable
+from initopt.diagnosis.rules.base import RULES, Evidence, chosen_rules, found_in, notable
 from initopt.diagnosis.rules.state import OF_ALL_RANKS
 from initopt.diagnosis.trace import trace
 from initopt.model.losses import LossFunction
@@ -45,7 +46,7 @@ def check(
     against: nn.Module | None = None,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
-) -> list[Finding]:
+) -> Findings:
     """Look for what is visibly wrong with the weights of a model: a linter for starts.
 
     Args:
@@ -58,7 +59,8 @@ def check(
         ignore: codes of rules not to ask, likewise.
 
     Returns:
-        The findings, errors first, then warnings, then notes. Empty for a healthy model.
+        A list of the findings, errors first, then warnings, then notes, whose ``str()`` ends in what to do next. Empty
+        where nothing is found; without a batch, that says nothing of signals and gradients.
 
     Raises:
         ValueError, TypeError: for arguments that cannot work; the message says what is allowed.
@@ -79,10 +81,10 @@ def check(
     _refuse_hidden_layers(model)
     alone = Evidence(model, against=against)
     if batch is None or any(True for code in _HOPELESS for _ in RULES[code].find(alone)):
-        return found_in(alone, select, ignore)
+        return Findings(found_in(alone, select, ignore), on_data=False)
     count = min(4, batch_size(batch))
     seen = trace(model, [batch], loss_fn, num_batches=1, num_subbatches=count, progress=False)
-    return found_in(Evidence(model, seen, against), select, ignore)
+    return Findings(found_in(Evidence(model, seen, against), select, ignore), on_data=True)
 
 
 @accepting()

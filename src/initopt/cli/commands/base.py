@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from initopt.cli.components import Component
 
-__all__ = ["Command", "Request", "table"]
+__all__ = ["Command", "Request"]
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,3 @@ class Command:
     renamed: Mapping[str, str] = field(default_factory=dict)
     renamed_hint: str = ""
     experiments: bool = False
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns with the first flush left and the others flush right."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [head, *rows]
-    ]
-    return "\n".join(f"  {line.rstrip()}" for line in lines)

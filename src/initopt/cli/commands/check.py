@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
@@ -13,7 +12,7 @@ import initopt
 from initopt._support.files import plain
 from initopt.cli.commands.base import Command, Request
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_model, make_problem
-from initopt.diagnosis import Finding
+from initopt.diagnosis import Finding, Findings
 from initopt.diagnosis.diagnosis import as_plain
 from initopt.diagnosis.rules.base import notable
 
@@ -52,10 +51,11 @@ def _run(request: Request) -> int:
     return int(any(notable(found)))
 
 
-def shown(findings: Sequence[Finding], form: str) -> str:
+def shown(findings: Findings, form: str) -> str:
     """Findings in a form: ``"text"``, ``"json"`` or ``"github"``.
 
-    >>> print(shown([Finding("W106", "error", ("0.weight",), "all its entries are 1", "draw it at random")], "github"))
+    >>> found = Finding("W106", "error", ("0.weight",), "all its entries are 1", "draw it at random")
+    >>> print(shown(Findings([found], on_data=False), "github"))
     ::error title=W106::0.weight: all its entries are 1. Draw it at random.
     """
     if form == "json":
@@ -63,9 +63,7 @@ def shown(findings: Sequence[Finding], form: str) -> str:
         return json.dumps(plain(record), indent=1, allow_nan=False)
     if form == "github":
         return "\n".join(_annotation(finding) for finding in findings)
-    counts = [(name, sum(f.severity == name for f in findings)) for name in ("error", "warning", "note")]
-    words = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts if count)
-    return "\n".join([*map(str, findings), words or "nothing found"])
+    return str(findings)
 
 
 def _annotation(finding: Finding) -> str:

@@ -15,11 +15,11 @@ from jsonargparse import ArgumentParser
 import initopt
 from initopt._support.words import counted
 from initopt.cli.arguments import reworded
-from initopt.cli.commands.base import Command, Request, table
+from initopt.cli.commands.base import Command, Request
 from initopt.cli.components import find_component
 from initopt.cli.files import path_and_arguments
 from initopt.cli.own_model import OWN_MODEL
-from initopt.comparison import Comparison, Network, Recipe, RunRecord
+from initopt.comparison import Network, Recipe, RunRecord
 from initopt.comparison.storage.job import Job
 from initopt.data import SOURCES
 from initopt.integrations.ray import RayExecutor
@@ -99,9 +99,7 @@ def _run(request: Request) -> int:
             progress=request.progress,
             **{name: value for name, value in options.items() if name not in _OWN_OPTIONS},
         )
-    _show(found)
-    if options["report"]:
-        print(f"\nReport: {Path(out).expanduser() / 'report' / 'report.html'}")
+    print(f"\n{found}")
     sys.stdout.flush()  # what follows is on standard error
     failed = [run for run in [*found.selection, *found.runs] if run.status == "failed"]
     for reason in _reasons(failed, Path(out).expanduser()):
@@ -160,16 +158,6 @@ def _data(request: Request) -> Any:
     if component is None or component.path == "digits":
         return "digits"
     return component.maker(request.arguments["data"])
-
-
-def _show(found: Comparison) -> None:
-    from initopt.comparison.analysis.summary import summarize
-    from initopt.comparison.report.tables import results_table
-
-    for network in summarize(found).networks:
-        results = results_table(network)
-        print(f"\n{network.name}: {results.title.lower()}")
-        print(table(results.columns, results.rows))
 
 
 COMMAND = Command(

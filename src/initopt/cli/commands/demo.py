@@ -16,8 +16,8 @@ from jsonargparse import ArgumentParser
 import initopt
 from initopt._support.checks import check_integer
 from initopt._support.files import Contents, check_replaceable, write_folder
-from initopt._support.words import counted
-from initopt.cli.commands.base import Command, Request, table
+from initopt._support.words import columns, counted
+from initopt.cli.commands.base import Command, Request
 from initopt.comparison import Comparison
 from initopt.comparison.analysis.statistics import estimate
 from initopt.comparison.analysis.summary import Summary, over_runs, summarize
@@ -141,7 +141,7 @@ def _show(summary: Summary) -> None:
     ]
     spread = "Mean ± standard deviation over seeds. " if len(summary.comparison.seeds) > 1 else ""
     _say(f"\n{outcome_name(outcome).capitalize()}, and the gradients before the first step of training:\n")
-    _print(table(head, rows) + "\n")
+    _print(columns(head, rows) + "\n")
     _say(f"{spread}GradCosine and gradient norm are those of batches that NIO does not see.")
     for paragraph in findings(summary):
         _say(paragraph)

@@ -9,7 +9,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 import initopt
-from initopt.cli.commands.base import Command, Request, table
+from initopt._support.words import columns
+from initopt.cli.commands.base import Command, Request
 from initopt.cli.output import Output
 from initopt.cli.own_model import OWN_MODEL, add_common_options, make_problem
 from initopt.gram.measurement import TITLES, Measurement
@@ -45,7 +46,7 @@ def _figures(measurement: Measurement) -> str:
         [TITLES[name], _number(getattr(measurement, name), 4), _number(measurement.sem[name], 2)]
         for name in measurement.measured()
     ]
-    return table(["", "mean", "std. error"], rows) + f"\n{_over(measurement)}"
+    return columns(["", "mean", "std. error"], rows) + f"\n{_over(measurement)}"
 
 
 def _in_words(measurement: Measurement) -> list[str]:

@@ -21,7 +21,8 @@ def _run(request: Request) -> None:
 
     if request.options["folder"] is None:
         raise ValueError("DIR is missing: the folder that initopt compare --out wrote")
-    print(f"Report: {write_report(request.options['folder'].expanduser())}")
+    page = write_report(request.options["folder"].expanduser())
+    print(f"Report: {page}\nNext, open it: it begins with what is clearly better, and ends with what cannot be concluded.")
 
 
 COMMAND = Command(

@@ -61,17 +61,25 @@ class Comparison:
         details: everything else that was the same for all runs: how the networks are made, what the initializations do
             and change in the recipe, the data, the hardware.
         problems: stored runs that cannot be read, a sentence each; they count as missing.
+        folder: that holds all of it; ``None`` for a file of published runs.
     """
 
     recipe: dict[str, Any]
     networks: list[str]
     initializations: list[str]
     seeds: list[int]
-    runs: list[RunRecord]
-    selection: list[RunRecord]
+    runs: list[RunRecord] = field(repr=False)
+    selection: list[RunRecord] = field(repr=False)
     versions: dict[str, str]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()
+    folder: Path | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        from initopt.comparison.analysis.summary import summarize
+        from initopt.comparison.report.text import as_text
+
+        return as_text(summarize(self), self.folder)
 
     def to_dataframe(self, curves: bool = False) -> pd.DataFrame:
         """All runs as a pandas table, those that chose learning rates (``purpose``) among them.
@@ -158,6 +166,7 @@ def load_comparison(folder: str | os.PathLike[str]) -> Comparison:
         versions=record["versions"],
         details={name: unplain(value) for name, value in record.items() if name not in known},
         problems=tuple(problems),
+        folder=folder,
     )
 
 
