@@ -1,13 +1,14 @@
 """Which batches a race is run on."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from initopt import InitoptWarning, LoaderError
+from initopt import InitoptWarning, LoaderError, NonFiniteError
 from initopt.choice import batches as module
-from initopt.choice.batches import read_batches
+from initopt.choice.batches import Batches, read_batches, refuse_broken
 
 
 def numbered(count):
@@ -32,6 +33,27 @@ def test_they_are_a_quarter_at_most():
         read_batches(numbered(3), steps=100, held_out=10)
     with pytest.raises(LoaderError, match="held_out is empty"):
         read_batches(numbered(3), steps=100, held_out=[])
+
+
+def test_a_batch_that_judges_alone_is_worth_a_warning():
+    with pytest.warns(InitoptWarning, match="of 4 batches, one alone judges"):
+        read_batches(numbered(4), steps=100, held_out=10)
+
+
+def losses_of(*found):
+    """A function that gives some batches these losses."""
+    return lambda batches: list(found[: len(batches)])
+
+
+def test_a_batch_without_a_finite_loss_is_refused_with_what_is_in_it():
+    fine, ignored = (torch.ones(4, 3), torch.arange(4)), (torch.ones(4, 3), torch.full((4,), -100))
+    broken = (torch.tensor([[1.0, math.nan], [math.inf, 0.0]]), torch.arange(2))
+    refuse_broken(Batches([fine], [fine]), losses_of())
+    refuse_broken(Batches([fine, broken], [ignored]), losses_of(1.0, 2.0))  # a network that bears both
+    with pytest.raises(NonFiniteError, match=r"is nan before any training: batch\[0\] has values .* not finite \(2 of 4\)"):
+        refuse_broken(Batches([fine], [broken]), losses_of(math.nan))
+    with pytest.raises(NonFiniteError, match=r"all values of batch\[1\] are negative, as targets are that a loss ignores"):
+        refuse_broken(Batches([fine, ignored], []), losses_of(math.nan))
 
 
 def test_the_loader_is_iterated_over_once_and_no_further_than_needed():

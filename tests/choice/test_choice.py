@@ -87,7 +87,7 @@ def test_rows_and_curves(choice):
 def rows_of(*figures):
     """A choice of rows of (start, rate, outcome, loss), the first of which is the network's own."""
     rows = tuple(
-        Row(start, lr, outcome, 100, loss, loss / figures[0][3] - 1, -0.5, -0.1, loss, 3, 3, 0, 1.0)
+        Row(start, lr, outcome, 100, loss, loss / figures[0][3] - 1, -0.5, -0.1, loss, 3, 3, 3 * math.isinf(loss), 1.0)
         for start, lr, outcome, loss in figures
     )
     better = [row for row in rows if row.outcome == "better"]
@@ -120,16 +120,51 @@ def test_a_verdict_for_the_own_start_at_another_rate():
 def test_a_verdict_that_keeps_the_own_start():
     near = rows_of(("own", 0.1, "yours", 1.93), ("nio", 0.1, "not told apart", 1.9))
     assert near.verdict == (
-        "cannot be told apart: keep yours at 0.1 (loss 1.93 after 100 steps; nio at your rate 0.1 has 1.90, -2 % with an "
+        "cannot be told apart: keep yours at 0.1 (loss 1.93 after 100 steps; nio at your rate 0.1 with 1.90, -2 % with an "
         "interval from -50 % to -10 %, lower in all 3 seeds)"
     )
     worse = rows_of(("own", 0.1, "yours", 1.93), ("nio", 0.1, "worse", 2.1))
-    assert worse.verdict == (
-        "keep yours at 0.1: no other start is better (loss 1.93 after 100 steps; of the others 1 clearly worse)"
-    )
+    assert worse.verdict == ("keep yours at 0.1: no other start is better (loss 1.93 after 100 steps; 1 clearly worse)")
+
+
+def test_a_verdict_where_the_own_start_diverges():
     hopeless = rows_of(("own", 0.1, "yours", math.inf), ("nio", 0.1, "diverged", math.inf))
-    assert "no start trains" in hopeless.verdict
+    assert hopeless.verdict == "your own start diverges at 0.1 in all 3 seeds, and no other start trains"
     assert hopeless.advice.startswith("Lower the learning rate first")
+    assert not hopeless.trains
+    unclear = rows_of(("own", 0.1, "yours", math.inf), ("nio", 0.1, "not told apart", 1.5))
+    assert unclear.verdict == "your own start diverges at 0.1 in all 3 seeds, and no other start is clearly better"
+    found = rows_of(("own", 0.1, "yours", math.inf), ("nio", 0.1, "better", 1.5))
+    assert found.verdict == "nio at your rate 0.1: loss 1.50 after 100 steps, where yours diverges in all 3 seeds"
+
+
+def test_a_start_that_could_not_be_made_is_shown_with_the_reason():
+    def broken(model, batches, loss_fn):
+        raise RuntimeError("no such weights")
+
+    found = initopt.choose(dying, batches(), SGD, starts=[broken, "kaiming_normal"], steps=20, seeds=2, seed=0)
+    assert "broken could not be made: RuntimeError: no such weights" in str(found)
+
+
+def test_the_call_that_is_advised_has_the_loss():
+    def loss_fn(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    found = initopt.choose(dying, batches(), SGD, loss_fn, starts=["kaiming_normal"], steps=40, seed=0, progress=False)
+    assert 'call initopt.schemes.apply_(model, "kaiming_normal", batch, loss_fn), or .apply(model)' in found.advice
+
+
+def test_a_choice_of_a_loader_that_is_used_up_can_be_applied():
+    found = initopt.choose(
+        dying, (batch for batch in batches()), SGD, starts=["kaiming_normal"], steps=40, seed=0, progress=False
+    )
+    model = dying()
+    before = model[0].weight.detach().clone()
+    found.apply(model)
+    assert found.changes
+    assert not torch.equal(model[0].weight, before)
+    with pytest.raises(TypeError, match="batches"):
+        found.apply(model, batches=torch.zeros(2))
 
 
 def test_a_start_that_learns_nothing_is_not_praised():
@@ -137,8 +172,8 @@ def test_a_start_that_learns_nothing_is_not_praised():
     assert not found.changes
     assert not found.own.learns
     assert found.verdict == (
-        "your own start learns nothing at 0.1, and nothing else that was tried is clearly better "
-        f"(loss {found.own.loss:.3f} after 40 steps, {found.own.start_loss:.3f} before the first)"
+        f"your own start learns nothing at 0.1 (loss {found.own.loss:.3f} after 40 steps, "
+        f"{found.own.start_loss:.3f} before the first), and nothing else that was tried is clearly better"
     )
     assert found.advice.startswith(
         "Do not train like this yet, unless the network is trained already: a race at other rates"

@@ -96,7 +96,7 @@ def test_a_start_is_preferred_where_the_users_own_diverges():
     assert found.own.diverged == 3
     assert found.best.start == "xavier_normal"
     assert "loss 0." in found.verdict
-    assert "which diverges" in found.verdict
+    assert found.verdict.endswith("after 20 steps, where yours diverges in all 3 seeds")
 
 
 def test_the_users_rate_is_found_wherever_it_is():
@@ -448,6 +448,34 @@ def test_a_loss_that_holds_another_model_is_refused():
             steps=2,
             progress=False,
         )
+
+
+@pytest.mark.parametrize("place", [3, 20])
+def test_a_batch_that_gives_no_finite_loss_is_refused(place):
+    data = batches(24)
+    data[place][0][0, 0] = float("nan")
+    with pytest.raises(initopt.NonFiniteError, match=r"batch\[0\] has values that are not finite \(1 of 512\). Leave such"):
+        initopt.choose(shallow, data, SGD, starts=["normal"], steps=20, progress=False)
+
+
+def test_a_rate_in_a_tensor_is_every_runs_own():
+    rate = torch.tensor(0.1)
+    made, plain = (
+        initopt.choose(
+            shallow,
+            batches(24),
+            lambda parameters, lr=lr: torch.optim.SGD(parameters, lr=lr),
+            starts=["normal"],
+            lrs="around",
+            steps=20,
+            seeds=2,
+            seed=0,
+            progress=False,
+        )
+        for lr in (rate, 0.1)
+    )
+    assert float(rate) == pytest.approx(0.1)
+    assert [row.loss for row in made.rows] == pytest.approx([row.loss for row in plain.rows], rel=1e-4)
 
 
 def test_a_race_beyond_the_memory_of_the_machine_is_refused(monkeypatch):

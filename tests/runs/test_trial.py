@@ -223,6 +223,12 @@ def test_what_is_clear(old: list[float], new: list[float], outcome: str, words: 
     assert trial.advice() is None
 
 
+def test_old_weights_that_end_lower_and_learn_nothing_are_told_from_equal_ones() -> None:
+    trial = Trial(20, of([0.7, 0.71, 0.69], begun=0.7), of([0.9, 0.91, 0.89], begun=1.2))
+    assert trial.outcome == "alike"
+    assert str(trial).endswith("the loss is 0.9 and falls, where that of the old weights stays at 0.7")
+
+
 @pytest.mark.parametrize(
     ("slower", "bears", "words"),
     [

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from initopt import InitoptWarning
 from initopt.training.optimizers import Rates, check_optimizer, make_optimizer, takes_rate
 
 
@@ -49,6 +50,30 @@ def test_an_optimizer_is_made_anew_for_other_parameters_with_its_groups_and_sett
     assert [(group["weight_decay"], group["lr"]) for group in made.param_groups] == [(0.1, 0.6), (0.0, 0.6)]
     with pytest.raises(ValueError, match="has none of the model's trainable parameters"):
         make_optimizer(torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1), list(other.parameters()), places)
+
+
+def test_a_rate_in_a_tensor_is_not_shared():
+    layer, rate = nn.Linear(2, 2), torch.tensor(0.1)
+    given = torch.optim.SGD(layer.parameters(), lr=rate)
+    for factory in (given, lambda parameters: torch.optim.SGD(parameters, lr=rate)):
+        made = make_optimizer(factory, list(layer.parameters()))
+        Rates(made).scale(0.5)
+        assert float(made.param_groups[0]["lr"]) == pytest.approx(0.05)
+    assert float(rate) == float(given.param_groups[0]["lr"]) == pytest.approx(0.1)
+
+
+def test_one_of_other_parameters_is_refused():
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="has none of the parameters that it is given; make it of its first argument"):
+        make_optimizer(lambda parameters: torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1), list(layer.parameters()))
+
+
+def test_a_schedule_that_has_begun_is_worth_a_warning():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    check_optimizer(optimizer)
+    torch.optim.lr_scheduler.LinearLR(optimizer, 0.001)
+    with pytest.warns(InitoptWarning, match=r"at 0\.0001 now, and 0\.1 is its base; 0\.0001 is taken as yours"):
+        check_optimizer(optimizer)
 
 
 def test_what_makes_no_optimizer_is_refused():

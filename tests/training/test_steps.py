@@ -110,13 +110,30 @@ def test_training_ends_with_a_loss_that_is_not_finite():
     assert course.diverged == "the training loss of step 3 is nan"
 
 
-def test_a_run_that_ends_far_above_its_first_loss_has_diverged():
+def ended(*losses):
+    course = Course(list(losses))
+    course.end()
+    return course.diverged
+
+
+def test_a_run_that_ends_far_above_its_first_losses_has_diverged():
+    begun = [1.0] * 8
+    assert ended(*begun, 3.0, 3.0) is None
+    assert ended(*begun, 3.1, 3.1) == "the training loss is 3.1 in the end, and was 1 in the first steps"
+    assert ended(2.3, 2.5, 40.0, 300.0, 900.0, 700.0, 800.0, 900.0, 800.0, 900.0) is not None
+    assert ended() is None
+
+
+def test_batches_that_differ_are_not_taken_for_a_run_that_diverged():
+    assert ended(0.05, 0.9, 1.3, 0.4, 2.0, 1.1, 0.2, 0.8, 0.5, 1.4) is None  # of one sample each, and nothing to learn
+    assert ended(*[1.0] * 45, 0.1, 0.1, 0.1, 0.1, 20.0) is None  # one spike at the end
+    assert ended(0.0, -0.1, 0.1, 0.0, 0.1, -0.1, 0.0, 0.1, 0.0, 0.2) is None  # a loss around zero
+    assert ended(0.0, -0.1, 0.1, 0.0, 0.1, -0.1, 0.0, 0.1, 5.0, 5.2) is not None
+
+
+def test_a_course_counts_losses_up_to_one_that_is_not_finite():
     course = Course()
     assert course.note([1.0, 2.0]) == [1.0, 2.0]
-    course.end(3.0)
-    assert course.diverged is None
-    course.end(3.1)
-    assert course.diverged == "the training loss is 3.1 in the end, and was 1 before the first step"
     cut = Course()
     assert cut.note([1.0, math.inf, 2.0]) == [1.0, math.inf]
     assert cut.steps == 2

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from initopt._support.errors import LoaderError, warn
+from initopt._support.errors import LoaderError, NonFiniteError, warn
 from initopt.batches.nested import named_tensors
 from initopt.model.randomness import Stream, mixed_seed
 from initopt.model.ranks import ALONE, Ranks
 
-__all__ = ["MOST_BYTES", "Batches", "first_batches", "read_batches"]
+__all__ = ["MOST_BYTES", "Batches", "first_batches", "read_batches", "refuse_broken"]
 
 MOST_BYTES = 4 * 2**30
 """Memory that batches may take."""
 
 _FEWEST = 4
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,41 @@ def first_batches(loader: Iterable[Any], wanted: int, ranks: Ranks = ALONE) -> l
     return read[: min(ranks.gather(len(read), "the batches read"))]
 
 
+def refuse_broken(batches: Batches, losses: Callable[[list[Any]], list[float]]) -> None:
+    """Refuse a batch that gives a network no finite loss before any training, so that no start or rate is blamed for it.
+
+    Only batches that look like it are tried: those with values that are not finite, or integers that are all negative, as
+    targets are that a loss ignores. Some networks bear both.
+
+    Args:
+        batches: of a race or a search.
+        losses: of some batches, in training mode, before any training.
+
+    Raises:
+        NonFiniteError: saying what is in the batch.
+    """
+    every = [*batches.training, *batches.held_out]
+    suspects = [(batch, what) for batch in every if (what := _suspicion(batch))]
+    for (_, what), loss in zip(suspects, losses([batch for batch, _ in suspects]), strict=True):
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss of a batch is {loss} before any training: {what}. Leave such batches out, or have the loss mask "
+                "what is missing; every start, at every rate, would end there"
+            )
+
+
+def _suspicion(batch: Any) -> str:
+    """What may be wrong with a batch; ``""`` if nothing is seen."""
+    for name, tensor in named_tensors(batch):
+        if tensor.layout != torch.strided:
+            continue
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return f"{name} has values that are not finite ({int((~tensor.isfinite()).sum())} of {tensor.numel()})"
+        if tensor.numel() and tensor.dtype in _INTEGERS and bool((tensor < 0).all()):
+            return f"all values of {name} are negative, as targets are that a loss ignores"
+    return ""
+
+
 def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any], ranks: Ranks = ALONE) -> Batches:
     """Read one pass of a loader, or as much of it as is needed.
 
@@ -97,6 +135,11 @@ def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any
         )
     assert isinstance(held_out, int)
     count = min(held_out, len(read) // 4)
+    if count == 1:
+        warn(
+            f"of {len(read)} batches, one alone judges, and what is better on it may not be on others: pass smaller "
+            "batches, or validation data as held_out="
+        )
     held = {int((number + 0.5) * len(read) / count) for number in range(count)}
     return Batches(
         [batch for number, batch in enumerate(read) if number not in held], [read[number] for number in sorted(held)]

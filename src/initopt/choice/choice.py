@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from initopt._support.checks import data_frame
-from initopt._support.files import Contents, write_folder
+from initopt._support.files import Contents, plain, write_folder
 from initopt._support.words import counted
+from initopt.batches.stream import check_batches
 from initopt.choice.rows import Cost, Curve, Row, change, counted_outcomes, figure, plain_row, table
 from initopt.choice.starts import OWN, make_start, refuse_shards
 from initopt.comparison.spec.initialization import Drawing, Initialization, as_initialization
@@ -63,7 +63,7 @@ class Choice:
     relative: bool
     _starts: dict[str, Initialization] = field(repr=False)
     _loss_fn: LossFunction | None = field(repr=False)
-    _loader: Iterable[Any] = field(repr=False)
+    _batches: Iterable[Any] = field(repr=False)
     _process_group: ProcessGroup = field(repr=False, default=None)
 
     @property
@@ -86,27 +86,47 @@ class Choice:
         """The start to train from, in a sentence without its full stop."""
         own, best = self.own, self.best
         if self.changes:
-            against = "which diverges" if own.diverged else f"against {figure(own.loss)}"
             what = "your own start" if best.start == OWN else best.start
-            found = (
-                f"loss {figure(best.loss)} {against} after {best.steps} steps, lower in {_of_all(best.lower, best.seeds)}"
-            )
+            after = f"after {counted(best.steps, 'step')}"
+            if own.diverged:
+                found = f"loss {figure(best.loss)} {after}, where yours diverges in {_of_all(own.diverged, own.seeds)}"
+            else:
+                among = f"lower in {_of_all(best.lower, best.seeds)}"
+                found = f"loss {figure(best.loss)} against {figure(own.loss)} {after}, {among}"
             return f"{what} {self._at(best)}: {found}{self._elsewhere()}"
-        ours = f"loss {figure(own.loss)} after {own.steps} steps"
-        if math.isfinite(own.loss) and not own.learns:
+        if own.diverged:
+            others = "no other start trains" if self._none_trains else "no other start is clearly better"
+            return f"your own start diverges at {own.lr:.3g} in {_of_all(own.diverged, own.seeds)}, and {others}"
+        ours = f"loss {figure(own.loss)} after {counted(own.steps, 'step')}"
+        ended = [row for row in self.rows[1:] if row.outcome == "not told apart"]
+        if not own.learns:
             before = f"{figure(own.start_loss)} before the first"
-            nothing = f"your own start learns nothing at {own.lr:.3g}, and nothing else that was tried is clearly better"
-            return f"{nothing} ({ours}, {before})"
-        ended = [row for row in self.rows[1:] if row.outcome in ("not told apart", "better")]
+            nothing = f"your own start learns nothing at {own.lr:.3g} ({ours}, {before})"
+            lower = [row for row in ended if row.difference < 0 and row.learns]
+            nearest = f"; the nearest is {self._nearest(lower)}" if lower else ""
+            return f"{nothing}, and nothing else that was tried is clearly better{nearest}"
         if not ended:
-            worse = "no other start is better" if math.isfinite(own.loss) else "no start trains"
             others = counted_outcomes(self.rows[1:])
-            return f"keep yours at {own.lr:.3g}: {worse} ({ours}{f'; of the others {others}' if others else ''})"
-        near = min(ended, key=lambda row: row.difference)
+            return f"keep yours at {own.lr:.3g}: no other start is better ({ours}{f'; {others}' if others else ''})"
+        return f"cannot be told apart: keep yours at {own.lr:.3g} ({ours}; {self._nearest(ended)})"
+
+    def _nearest(self, rows: Sequence[Row]) -> str:
+        """The best of some rows that cannot be told from the network's own, with its interval."""
+        near = min(rows, key=lambda row: row.difference)
         mean, low, high = (change(value, self.relative) for value in (near.difference, near.low, near.high))
-        among = _of_all(near.lower, near.seeds)
-        found = f"{near.start} {self._at(near)} has {figure(near.loss)}, {mean} with an interval from {low} to {high}"
-        return f"cannot be told apart: keep yours at {own.lr:.3g} ({ours}; {found}, lower in {among})"
+        among = f"lower in {_of_all(near.lower, near.seeds)}"
+        return (
+            f"{near.start} {self._at(near)} with {figure(near.loss)}, {mean} with an interval from {low} to {high}, {among}"
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the start to take does; the network's own may diverge, or learn nothing."""
+        return self.changes or (not self.own.diverged and self.own.learns)
+
+    @property
+    def _none_trains(self) -> bool:
+        return all(row.diverged or not row.seeds for row in self.rows[1:])
 
     def _at(self, row: Row) -> str:
         return f"at your rate {row.lr:.3g}" if row.lr == self.own.lr else f"at the rate {row.lr:.3g}"
@@ -141,9 +161,9 @@ class Choice:
             call = self._call
             before = f"call {call}, or .apply(model) of this choice" if call else "call .apply(model) of this choice"
             return f"Before its first training step, {before}; then train{rate or ' as you did'}."
-        if math.isinf(self.own.loss):
-            return "Lower the learning rate first: your own start diverges, and no other start is clearly better."
-        if not self.own.learns:
+        if self.own.diverged:
+            return "Lower the learning rate first; initopt.find_lr looks for one that suits this start."
+        if not self.trains:
             other = "" if len(rates) > 1 else "a race at other rates (lrs='around') may tell more, "
             return (
                 f"Do not train like this yet, unless the network is trained already: {other}initopt.find_lr looks for "
@@ -158,10 +178,11 @@ class Choice:
         if len(steps) != 1:
             return ""
         (step,) = steps
+        loss = "" if self._loss_fn is None else ", loss_fn"
         if isinstance(step, Drawing) and step.name in NAMES and step == as_initialization(step.name).steps[0]:
-            return f'initopt.schemes.apply_(model, "{step.name}", batch)'
+            return f'initopt.schemes.apply_(model, "{step.name}", batch{loss})'
         name = getattr(step, "name", None)
-        return f"initopt.{name}(model, batches)" if name in METHODS and step == METHODS[name]() else ""
+        return f"initopt.{name}(model, batches{loss})" if name in METHODS and step == METHODS[name]() else ""
 
     def apply(self, model: nn.Module, batches: Iterable[Any] | None = None, seed: int | None = None) -> None:
         """Give a model the best start, in place; nothing changes where that is its own.
@@ -176,7 +197,8 @@ class Choice:
         start = self._starts[self.best.start]
         if not start.steps:
             return
-        data = self._loader if batches is None else batches
+        data = self._batches if batches is None else batches
+        check_batches(data)
         ranks, model = ranks_of(model, self._process_group), unreplicated(model)
         if ranks.size > 1:
             refuse_shards(model)
@@ -199,6 +221,7 @@ class Choice:
             f"{head}, judged by {self.held_out} batch{'es' if self.held_out > 1 else ''} that no start was trained on",
             "",
             table(self.rows[:_LINES], self.relative),
+            *self._reasons(),
             *([f"and {len(self.rows) - _LINES} more: .table has all"] if len(self.rows) > _LINES else []),
             "",
             *textwrap.wrap(f"Verdict: {self.verdict}.", 100),
@@ -206,6 +229,12 @@ class Choice:
             *textwrap.wrap(f"This cost {cost}.", 100),
         ]
         return "\n".join(lines)
+
+    def _reasons(self) -> Iterator[str]:
+        """Why starts could not be made, a line for each."""
+        reasons = {row.start: row.why for row in self.rows if row.outcome == "failed"}
+        for start, why in reasons.items():
+            yield from textwrap.wrap(f"{start} could not be made: {why}", 100, subsequent_indent="  ")
 
     def _repr_html_(self) -> str:
         from initopt.choice.page import fragment
@@ -221,8 +250,8 @@ class Choice:
         return data_frame(list(map(plain_row, self.rows)))
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole choice as plain values, in the form that docs/choose.md describes."""
-        return {
+        """The whole choice as plain values for JSON, in the form that docs/choose.md describes."""
+        found = {
             "format": FORMAT,
             "verdict": self.verdict,
             "advice": self.advice,
@@ -231,6 +260,7 @@ class Choice:
             "lr": self.best.lr,
             "own_lr": self.own.lr,
             "own_learns": self.own.learns,
+            "trains": self.trains,
             "seeds": self.seeds,
             "held_out": self.held_out,
             "relative": self.relative,
@@ -241,6 +271,7 @@ class Choice:
                 for row in self.rows
             ],
         }
+        return dict(plain(found))
 
     def plot(self) -> Figure:
         """Draw the losses on the batches held out over the steps, and the differences with their intervals.
@@ -277,4 +308,6 @@ _LINES = 14
 
 
 def _of_all(count: int, seeds: int) -> str:
-    return f"all {seeds} seeds" if count == seeds else f"{count} of {seeds} seeds"
+    if count < seeds:
+        return f"{count} of {seeds} seeds"
+    return {1: "the one seed", 2: "both seeds"}.get(seeds, f"all {seeds} seeds")

@@ -16,7 +16,7 @@ from torch import nn
 from initopt._support.checks import accepting, check_integer, check_number
 from initopt._support.progress import Progress, reporter
 from initopt.batches.stream import check_batches
-from initopt.choice.batches import read_batches
+from initopt.choice.batches import read_batches, refuse_broken
 from initopt.choice.choice import Choice
 from initopt.choice.outcomes import Judging, best_of
 from initopt.choice.race import begin_runs, plan_race, run_race
@@ -32,8 +32,9 @@ from initopt.model.ranks import ProcessGroup
 from initopt.model.reach import Reach
 from initopt.model.wrappers import unreplicated
 from initopt.runs.shared import compare_calls
+from initopt.training.looks import losses_on
 from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, places_of
-from initopt.training.steps import OwnStep, check_step
+from initopt.training.steps import OwnStep, check_step, refuse_closure
 
 __all__ = ["choose"]
 
@@ -118,6 +119,7 @@ def choose(
     Raises:
         ValueError, TypeError: for arguments that cannot work, before any work; the message says what is allowed.
         LoaderError: if there are too few batches.
+        NonFiniteError: if a batch gives no finite loss before any training, for what is in it.
         RankError: if processes that work together differ in weights, options or number of batches, or another one fails.
 
     >>> import torch, initopt
@@ -189,6 +191,8 @@ def choose(
             compare_calls(ranks, options, loader)
         batches = read_batches(loader, steps, held_out, ranks)
         loss.look_at(batches.training[0])
+        if ranks.size == 1:
+            refuse_broken(batches, lambda some: losses_on(copied(own), some, loss, first, training=True) if some else [])
         chosen = given or default_starts(own, batches.training[0], loss_fn, first, ranks)
         plan = plan_race(chosen, len(rates), steps, seeds, len(batches.held_out), budget, step is not None)
         _refuse_beyond_memory(own, len(chosen) * len(rates) * seeds)
@@ -227,7 +231,7 @@ def choose(
             judging.relative,
             {s.name: s for s in chosen},
             loss_fn,
-            loader,
+            batches.training if isinstance(loader, Iterator) else loader,
             ranks.group,
         )
 
@@ -288,8 +292,7 @@ def _rates(
             ) from None
         own = wanted[0]
     made = make_optimizer(optimizer, parameters, places, own)
-    if isinstance(made, torch.optim.LBFGS) and step is None:
-        raise ValueError("LBFGS computes the loss several times in a step: give a step=(model, optimizer, batch) -> loss")
+    refuse_closure(made, step)
     own = Rates(made).first
     check_number("the learning rate of the optimizer", own, above=0, finite=True)
     others = [own * multiple for multiple in AROUND] if isinstance(wanted, str) else wanted or []

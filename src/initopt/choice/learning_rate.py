@@ -18,7 +18,7 @@ from initopt._support.checks import accepting, check_integer, check_number
 from initopt._support.errors import LoaderError, NonFiniteError
 from initopt._support.progress import Progress, counter
 from initopt.batches.stream import check_batches
-from initopt.choice.batches import Batches, first_batches
+from initopt.choice.batches import Batches, first_batches, refuse_broken
 from initopt.choice.rate_result import LearningRates
 from initopt.choice.rate_runs import Plan
 from initopt.choice.rate_search import Search
@@ -33,9 +33,10 @@ from initopt.model.shard_passes import ShardPasses, staying_sharded
 from initopt.model.sharded import has_shards, own_class
 from initopt.model.wrappers import unreplicated
 from initopt.runs.shared import compare_calls, compare_weights
+from initopt.training.looks import losses_on
 from initopt.training.optimizers import OptimizerFactory, Rates, check_optimizer, make_optimizer, takes_rate
 from initopt.training.replica import Replica
-from initopt.training.steps import Course, OwnStep, check_step, only_own_gradients, train_steps
+from initopt.training.steps import Course, OwnStep, check_step, only_own_gradients, refuse_closure, train_steps
 
 __all__ = ["find_lr"]
 
@@ -142,7 +143,7 @@ def find_lr(
     refuse_parts_of_others(model, ranks)
     parameters = [parameter.value for parameter in trainable_parameters(model)]
     loss = as_loss(loss_fn)
-    name, own = _look_at(optimizer, parameters)
+    name, own = _look_at(optimizer, parameters, step)
     low, high = _range(min_lr, max_lr, own)
     base = derive_seed(None if seed is None else check_integer("seed", seed, 0))
     plan = Plan(
@@ -172,6 +173,8 @@ def find_lr(
         if passes is not None:
             passes.refuse_others(batches.training)
         runs = _Runs(model, kept, parameters, optimizer, loss, step, batches, ranks)
+        if ranks.size == 1:
+            refuse_broken(batches, lambda some: runs.before_training(some, shared.seeds[0]) if some else [])
         with counter(progress if ranks.leads else False, "training steps") as count:
             search = Search(runs, shared, lambda doing, done: count(done, budget))
             try:
@@ -195,14 +198,15 @@ def _check_optimizer(optimizer: Any) -> None:
     check_optimizer(optimizer, with_rate=True)
 
 
-def _look_at(optimizer: OptimizerFactory, parameters: Sequence[Tensor]) -> tuple[str, float | None]:
+def _look_at(optimizer: OptimizerFactory, parameters: Sequence[Tensor], step: OwnStep | None) -> tuple[str, float | None]:
     """The name of the class, and the user's rate, if there is one.
 
     Raises:
-        ValueError: if its rate is zero.
+        ValueError: if its rate is zero, or its step needs a closure.
     """
     with_own = isinstance(optimizer, torch.optim.Optimizer) or not takes_rate(optimizer)
     made = make_optimizer(optimizer, parameters, lr=None if with_own else 0.001)
+    refuse_closure(made, step)
     rate = float(made.param_groups[0]["lr"])
     if rate <= 0:
         raise ValueError(
@@ -295,6 +299,14 @@ class _Runs:
                 parameter.grad = None
             self._kept.state.put_back()
         return course.losses
+
+    def before_training(self, batches: list[Any], seed: int) -> list[float]:
+        """The losses of the start on some batches, in training mode."""
+        try:
+            with self._kept.state.recording():
+                return losses_on(self._model, batches, self._loss, seed, training=True)
+        finally:
+            self._kept.state.put_back()
 
     def _refuse_broken(self, course: Course) -> None:
         if course.diverged:

@@ -98,13 +98,13 @@ class LearningRates:
         """The finding, in a sentence without its full stop."""
         if self.suggested is None:
             return f"no suggestion: {self.why}"
-        found = f"{self.optimizer} does best at {_rate(self.suggested)}{self._spread()}, {self._stability()}"
+        found = f"{self.optimizer} does best around {_rate(self.suggested)}{self._spread()}, {self._stability()}"
         own = None if self.own is None else self.at(self.own)
-        if own is None:
+        if self.own is None or own is None:
             return found
         assert self.best is not None
         ends = f"ends at a loss of {own.loss:.3g}" if math.isfinite(own.loss) else "diverges"
-        return f"{found}; your {_rate(own.lr)} {ends}, the best rate at {self.best.loss:.3g}"
+        return f"{found}; your {_rate(self.own)} {ends}, the best rate at {self.best.loss:.3g}"
 
     def _spread(self) -> str:
         if self.interval is None:
@@ -124,8 +124,8 @@ class LearningRates:
         if self.suggested is None:
             return self._without()
         own, best = None if self.own is None else self.at(self.own), self.best
-        if own is not None and best is not None and own.whole and own.gain >= _AS_GOOD * best.gain:
-            advice = f"Keep your rate of {_rate(own.lr)}, which does nearly as well as any"
+        if self.own and own is not None and best is not None and own.whole and own.gain >= _AS_GOOD * best.gain:
+            advice = f"Keep your rate of {_rate(self.own)}, which does nearly as well as any"
         else:
             advice = f"Train at {_rate(self.suggested)}"
             if self.own is not None:
@@ -174,7 +174,7 @@ class LearningRates:
         for one in self.runs:
             marks = []
             if one is best and self.suggested is not None:
-                marks.append("best")
+                marks.append("lowest")
             if self.own is not None and self.at(self.own) is one:
                 marks.append("yours")
             if one.lr == self.largest_stable:

@@ -8,6 +8,7 @@ from statistics import fmean
 
 import numpy as np
 
+from initopt._support.errors import NonFiniteError
 from initopt._support.words import counted
 from initopt.choice.rate_runs import Plan, RateRuns, Runner, Start, Sweep, Warmup
 
@@ -92,6 +93,12 @@ class Search:
             seed: tuple(self._train("the start", seed, [_NO_RATE] * steps, lambda step, loss: False))
             for seed in self._plan.seeds
         }
+        for seed, losses in found.items():
+            if len(losses) < steps or not math.isfinite(losses[-1]):
+                raise NonFiniteError(
+                    f"the loss of the start is {losses[-1]} on batch {len(losses) - 1} of the order of seed {seed}, before "
+                    "any training: is there a NaN in its data, or are all of its targets ignored? Leave such batches out"
+                )
         self.start = Start(found)
 
     def _sweep(self) -> None:
@@ -176,6 +183,8 @@ class Search:
         lr = first * _STEP
         while self._within(lr) and self._try(lr, enough=True).stable:
             lr *= _STEP
+        if not self._within(lr):
+            self._try(plan.max_lr, enough=True)
         lr = first / _STEP
         while self._within(lr):
             self._try(lr)

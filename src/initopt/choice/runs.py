@@ -77,8 +77,7 @@ class Run:
 
     def training_loss(self) -> float:
         """The mean over the last fifth of the steps; infinite if it diverged."""
-        losses = self.course.losses
-        return math.inf if self.course.diverged or not losses else fmean(losses[-max(1, len(losses) // 5) :])
+        return math.inf if self.course.diverged or not self.course.losses else fmean(self.course.last_fifth)
 
 
 @dataclass
@@ -182,7 +181,7 @@ class Shared:
         if not course.diverged:
             trainer.refuse_apart()
         if rung == self.end and not course.diverged:
-            course.end(run.training_loss())
+            course.end()
         if trainer.own is None:
             trainer.optimizer.zero_grad()  # whose memory the others need
         if rung == self.end or course.diverged:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from initopt.model.parameters import Parameters
 from initopt.model.preserve import Originals, weights_as
 from initopt.model.problem import Problem
 from initopt.model.randomness import seeded
-from initopt.training.optimizers import Rates, make_optimizer
+from initopt.training.optimizers import Rates, make_optimizer, needs_closure
 from initopt.training.steps import Trainer, clipping, train_steps
 
 __all__ = ["Trial", "TrialRun", "check_training", "try_out"]
@@ -115,6 +114,8 @@ class Trial:
         new, old = _in_words(self.new.loss), _in_words(self.old.loss)
         if self.outcome == "neither":
             return f"{after}, neither old weights nor new ones have learned anything (loss {old} and {new})"
+        if self.outcome == "alike" and _clearly_lower(self.old.losses, self.new.losses):
+            return f"{after}, the loss is {new} and falls, where that of the old weights stays at {old}"
         if self.outcome == "alike":
             return f"{after}, old weights and new ones cannot be told apart (loss {old} and {new})"
         return f"{after}, the loss is {new}, and with the old weights {old}"
@@ -156,8 +157,7 @@ def check_training(training: Training, parameters: Parameters) -> None:
         ValueError: if it is one of another model, or its learning rate is 0.
     """
     made = _made(training, parameters)
-    step = inspect.signature(type(made).step).parameters.get("closure")
-    if step is not None and step.default is inspect.Parameter.empty:
+    if needs_closure(made):
         raise TypeError(
             f"optimizer makes {type(made).__name__}, whose step evaluates the loss several times; initopt knows first "
             "steps of optimizers that take one gradient. Leave optimizer out"

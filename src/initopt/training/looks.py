@@ -16,19 +16,20 @@ from initopt.model.randomness import Stream, seeded
 __all__ = ["losses_on"]
 
 
-def losses_on(model: nn.Module, batches: Iterable[Any], loss: Loss, seed: int) -> list[float]:
+def losses_on(model: nn.Module, batches: Iterable[Any], loss: Loss, seed: int, training: bool = False) -> list[float]:
     """The mean loss of each batch in evaluation mode.
 
     Args:
         model: its modules are in the modes of before afterwards.
         batches: of any device; they stay as they are.
         loss: what is computed.
-        seed: of what a model draws in evaluation mode; the same in each look.
+        seed: of what a model draws; the same in each look.
+        training: whether to look in training mode, in which buffers may change.
     """
     device = next(iter(model.parameters())).device
     guard = ModeGuard(model)
     try:
-        model.eval()
+        model.train(training)
         losses = []
         for number, data in enumerate(batches):
 

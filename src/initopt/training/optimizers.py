@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from initopt._support.errors import warn
 from initopt.model.sharded import part_behind
 
-__all__ = ["OptimizerFactory", "Rates", "check_optimizer", "make_optimizer", "places_of", "takes_rate"]
+__all__ = ["OptimizerFactory", "Rates", "check_optimizer", "make_optimizer", "needs_closure", "places_of", "takes_rate"]
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer] | torch.optim.Optimizer
 """A function of parameters, or of parameters and a learning rate, such as ``functools.partial(torch.optim.AdamW,
@@ -29,7 +31,12 @@ def check_optimizer(optimizer: OptimizerFactory | None, with_rate: bool = False)
 
     Raises:
         TypeError: the message says what does.
+
+    Warns:
+        InitoptWarning: if a schedule has changed the rate of one that is given as such.
     """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        _look_for_schedule(optimizer)
     if optimizer is None or isinstance(optimizer, torch.optim.Optimizer):
         return
     if not callable(optimizer):
@@ -44,6 +51,24 @@ def check_optimizer(optimizer: OptimizerFactory | None, with_rate: bool = False)
         raise TypeError(f"optimizer cannot be called with the parameters alone ({error}); {_HINT}") from None
     except ValueError:  # has no signature
         pass
+
+
+def _look_for_schedule(optimizer: torch.optim.Optimizer) -> None:
+    """Warn where a schedule begins below the rate that it is a schedule of."""
+    for group in optimizer.param_groups:
+        now, base = float(group["lr"]), float(group.get("initial_lr", group["lr"]))
+        if now > 0 and not math.isclose(now, base, rel_tol=1e-6):
+            warn(
+                f"a schedule has the optimizer's learning rate at {now:g} now, and {base:g} is its base; {now:g} is taken "
+                "as yours. For another one, pass functools.partial of the optimizer's class with it"
+            )
+            return
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of an optimizer evaluates the loss itself, several times, as that of LBFGS does."""
+    step = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return step is not None and step.default is inspect.Parameter.empty
 
 
 def takes_rate(optimizer: OptimizerFactory) -> bool:
@@ -93,7 +118,7 @@ def make_optimizer(
 
     Raises:
         TypeError: if what was made is not an optimizer.
-        ValueError: if the optimizer has none of the parameters.
+        ValueError: if the optimizer has none of the parameters, or of those that it is made for.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
         made = _like(optimizer, parameters, places_of(parameters) if places is None else places)
@@ -105,6 +130,15 @@ def make_optimizer(
             made = optimizer(parameters, lr=lr) if argument else optimizer(parameters, lr)
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"optimizer made {type(made).__name__}, which is not a torch.optim.Optimizer")
+    known = set(map(id, parameters))
+    if not any(id(p) in known for group in made.param_groups for p in group["params"]):
+        raise ValueError(
+            "optimizer makes one that has none of the parameters that it is given; make it of its first argument, since "
+            "these may be those of a copy"
+        )
+    for group in made.param_groups:
+        if isinstance(group.get("lr"), Tensor):  # the user's own, which a change of the rate would write to
+            group["lr"] = group["lr"].clone()
     if lr is not None:
         rates = Rates(made)
         if rates.first != lr:

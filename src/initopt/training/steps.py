@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean, median, pstdev
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from initopt._support.errors import LossError
 from initopt.batches.nested import batch_size, map_tensors, to_device
 from initopt.model.losses import Loss
 from initopt.model.randomness import Stream, seeded
+from initopt.training.optimizers import needs_closure
 
 __all__ = [
     "OF_ANOTHER_MODEL",
@@ -25,6 +27,7 @@ __all__ = [
     "clipping",
     "only_own_gradients",
     "parameters_of",
+    "refuse_closure",
     "train_steps",
 ]
 
@@ -51,6 +54,19 @@ def check_step(step: OwnStep | None) -> None:
         raise TypeError(
             f"step must be a function (model, optimizer, batch) -> loss that does one training step; got "
             f"{type(step).__name__}"
+        )
+
+
+def refuse_closure(optimizer: torch.optim.Optimizer, step: OwnStep | None) -> None:
+    """Refuse an optimizer whose step needs a closure, where there is no training step of the user's own to call it.
+
+    Raises:
+        ValueError: saying what to give.
+    """
+    if step is None and needs_closure(optimizer):
+        raise ValueError(
+            f"{type(optimizer).__name__} computes the loss several times in a step: give a step=(model, optimizer, batch) "
+            "-> loss"
         )
 
 
@@ -166,12 +182,24 @@ class Course:
             self.diverged = f"the training loss of step {self.steps} is {losses[bad]}"
         return counted
 
-    def end(self, last: float) -> None:
-        """Say at the end whether the run has diverged, from the mean training loss of its last steps."""
-        if not self.diverged and self.losses and last > FAR_ABOVE * abs(self.losses[0]):
-            self.diverged = (
-                f"the training loss is {last:.3g} in the end, and was {self.losses[0]:.3g} before the first step"
-            )
+    @property
+    def last_fifth(self) -> list[float]:
+        """The losses of the last fifth of the steps, of one at least."""
+        return self.losses[-max(1, len(self.losses) // 5) :]
+
+    def end(self) -> None:
+        """Say at the end whether the run has diverged: whether its last fifth lies far above its first steps.
+
+        Single batches differ, small ones by far more than three times. So the median of the first five steps stands for
+        the beginning, and the rise has to be beyond the noise of the end. Where losses are not above zero, "three times" of
+        one says nothing, and the rise has to be beyond what single batches differ by, too.
+        """
+        if self.diverged or not self.losses:
+            return
+        first, last, noise = median(self.losses[:5]), fmean(self.last_fifth), pstdev(self.last_fifth)
+        size = abs(first) if min(self.losses) > 0 else max(abs(first), noise)
+        if last - first > max((FAR_ABOVE - 1) * size, 2 * noise / math.sqrt(len(self.last_fifth))):
+            self.diverged = f"the training loss is {last:.3g} in the end, and was {first:.3g} in the first steps"
 
 
 def train_steps(

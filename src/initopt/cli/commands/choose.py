@@ -47,6 +47,7 @@ def _add_options(parser: ArgumentParser) -> None:
         as_group=False,
         skip={
             *("make_model", "loader", "optimizer", "loss_fn", "starts", "lrs", "step", "held_out", "seed", "progress"),
+            "process_group",
         },
         fail_untyped=False,
     )
@@ -74,6 +75,8 @@ def _run(request: Request) -> int:
     options = request.options
     output = Output.checked(request, CONTENTS)
     optimizer = needed_optimizer(options)
+    if options["lr"] is None and "lr" not in (options["optimizer_options"] or {}):
+        raise ValueError("--lr is missing: the learning rate that you train at; others to try go into --lrs")
     model, batches, loss = make_problem(request)
     device = next(model.parameters()).device
 
@@ -92,6 +95,8 @@ def _run(request: Request) -> int:
     print(found)
     output.save(found)
     output.write(found.to_dict(), request)
+    if not found.trains:
+        return 1
     return _CHANGES if found.changes else 0
 
 
@@ -104,7 +109,7 @@ learning rate: side by side, on the same batches, judged on others. The network
 is left alone where none is clearly better.
 
 The exit status is 0 if the network's own start at its own rate is to be kept,
-and 10 if another one is clearly better.""",
+10 if another one is clearly better, and 1 if nothing trains.""",
     examples="""\
 examples:
   initopt choose --model plain_mlp --model.depth 20 --data digits --optimizer SGD --lr 0.03 --optimizer_options.momentum 0.9

@@ -22,7 +22,7 @@ def _add_options(parser: ArgumentParser) -> None:
     group.add_function_arguments(
         initopt.find_lr,
         as_group=False,
-        skip={"model", "loader", "loss_fn", "optimizer", "step", "seed", "progress"},
+        skip={"model", "loader", "loss_fn", "optimizer", "step", "seed", "progress", "process_group"},
         fail_untyped=False,
     )
     add_common_options(parser)

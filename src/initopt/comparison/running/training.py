@@ -172,7 +172,7 @@ class _Training:
         last = {point.subset: point.loss for point in self._found.curve}
         if not math.isfinite(last[self._subset]):
             return f"the {self._subset} loss is {last[self._subset]} after the last step"
-        self._course.end(last["train"])
+        self._course.end()
         return self._course.diverged
 
 
