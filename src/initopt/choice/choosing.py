@@ -66,11 +66,12 @@ def choose(
     """Find out by short trainings which start is best for a network, and leave it alone where none is clearly better.
 
     Copies of the network train from several starts, on the same batches in the same order, with the same draws, and are
-    judged on batches that none has seen. After a quarter and after half of the steps, the worse half is dropped; the others
-    go on. The network's own start at its own rate always runs to the end. Another one is preferred only if the interval of
-    its paired difference to that, over seeds and batches and corrected for the number of starts and rates, is below zero,
-    and its training loss is lower, too (:mod:`initopt.choice.judging`). Where none is, and a start has ended lower in every
-    seed, more seeds decide. The rate is constant, and falls to zero over the last 40 % of a run.
+    judged on batches that none has seen. After a quarter and after half of the steps, the worse half is dropped, but three
+    go on to the end, so that none of three or fewer is dropped. The network's own start at its own rate always runs to the
+    end. Another one is preferred only if the interval of its paired difference to that, over seeds and batches and
+    corrected for the number of starts and rates, is below zero, and its training loss is lower, too
+    (:mod:`initopt.choice.judging`). Where none is, and a start has ended lower in every seed, more seeds decide. The
+    rate is constant, and falls to zero over the last 40 % of a run.
 
     Args:
         make_model: a function that makes the network, a new one with other weights in each call: the choice is then for

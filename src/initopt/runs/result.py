@@ -100,8 +100,9 @@ class Result:
         weights: the new values of the trainable parameters, on the CPU; empty for a model that stayed in parts on several
             devices, which has them.
         versions: of initopt, torch and Python.
-        verdict: what became of the network, as a word and a reason: "improved: ...", "applied: ..." (by a method that
-            minimizes nothing), "left alone: ...", "restored: ..." or "harmed: ..." (:func:`initopt.optimize`, ``on_harm``).
+        verdict: what became of the network, as a word and a reason: "improved: ...", "applied: ..." (by a method whose
+            gain is not judged on the batches held back: LSUV, GradInit, MetaInit), "left alone: ...", "restored: ..." or
+            "harmed: ..." (:func:`initopt.optimize`, ``on_harm``).
         tried_scales: the scales that were learned and given up, if the weights were put back.
         trial: some training steps from the old and the new weights, where the method knows the optimizer
             (:class:`initopt.runs.trial.Trial`).

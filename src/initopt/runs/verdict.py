@@ -33,8 +33,8 @@ class Verdict:
     """The verdict on a network after a run.
 
     Attributes:
-        word: ``"improved"``, ``"applied"`` (by a method that minimizes nothing, so that nothing says whether it is better),
-            ``"left alone"`` or ``"harmed"``.
+        word: ``"improved"``, ``"applied"`` (by a method whose gain is not judged, so that nothing says whether it is
+            better), ``"left alone"`` or ``"harmed"``.
         why: the reason, as a sentence without its full stop.
         instead: what to do where it was harmed, if that is known better than in general.
     """
