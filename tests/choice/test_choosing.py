@@ -458,6 +458,23 @@ def test_a_batch_that_gives_no_finite_loss_is_refused(place):
         initopt.choose(shallow, data, SGD, starts=["normal"], steps=20, progress=False)
 
 
+def test_a_step_that_trains_another_network_is_worth_a_warning():
+    other = shallow()
+    optimizer = SGD(other.parameters())
+
+    def step(model, given, batch):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(other(batch[0]), batch[1])
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with pytest.warns(
+        initopt.InitoptWarning, match="step= has changed no parameter of the network that it was given, in 5"
+    ):
+        initopt.choose(shallow, batches(24), SGD, step=step, starts=["normal"], steps=5, seeds=2, progress=False)
+
+
 def test_a_rate_in_a_tensor_is_every_runs_own():
     rate = torch.tensor(0.1)
     made, plain = (

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initopt._support.errors import InitoptWarning
+from initopt._support.errors import InitoptWarning, warn
+from initopt._support.words import counted
 from initopt.choice.batches import Batches
 from initopt.choice.starts import copied, make_start
 from initopt.comparison.running.workers import Workers
@@ -138,13 +139,20 @@ class Shared:
         _, failure = self.ranks.attempt_together(make, f"the start {start.name}")
         if failure:  # whatever a start does not bear: the race goes on without it
             return Begun(failure=failure.partition("\n")[0])
-        if start.steps and _are_equal(model, self._own[seed]):
+        if start.steps and _equal(*(itertools.chain(m.parameters(), m.buffers()) for m in (model, self._own[seed]))):
             return Begun(failure=NOTHING)
         seconds = time.perf_counter() - begun if start.steps else 0.0
         models = [*(copied(model) for _ in rates[1:]), model]
         made = zip(models, rates, strict=True)
         runs = [Run(seed, self._trainer(mine, lr), seconds_of_start=seconds) for mine, lr in made]
-        return Begun([self.go_on(run, rung) for run in runs])
+        begun_runs = [self.go_on(run, rung) for run in runs]
+        if self.step is not None and not start.steps and _equal(models[0].parameters(), self._own[seed].parameters()):
+            warn(
+                "step= has changed no parameter of the network that it was given, in "
+                f"{counted(runs[0].course.steps, 'step')}: does it train another network, or with another optimizer "
+                "than its arguments?"
+            )
+        return Begun(begun_runs)
 
     def _trainer(self, model: nn.Module, lr: float) -> Replica:
         if not model.training:
@@ -189,9 +197,8 @@ class Shared:
         return run
 
 
-def _are_equal(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two models of one kind have the same parameters and buffers, bit for bit."""
-    own, others = (itertools.chain(model.parameters(), model.buffers()) for model in (one, other))
+def _equal(own: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Whether tensors of two models of one kind are the same, bit for bit."""
     return all(map(torch.equal, own, others))
 
 
