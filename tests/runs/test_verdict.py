@@ -208,7 +208,7 @@ class TestJudge:
         assert judge(ALIVE, ALIVE, None, torch.tensor([0.1]), True).word == "improved"
 
     def test_nothing_to_scale(self) -> None:
-        assert judge(ALIVE, ALIVE, None, GAIN, False).why == "nothing to scale"
+        assert judge(ALIVE, ALIVE, None, GAIN, False).why == "no scale has moved"
 
     def test_a_method_that_minimizes_nothing_is_applied(self) -> None:
         assert judge(ALIVE, ALIVE, None, None, True).word == "applied"

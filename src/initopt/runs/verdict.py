@@ -55,7 +55,7 @@ def judge(before: Measurement, after: Measurement, harm: str | None, gain: Tenso
         anything: whether a scale has changed.
     """
     if not anything:
-        return Verdict("left alone", "nothing to scale")
+        return Verdict("left alone", "no scale has moved")
     why = _common_harm(before, after) or harm
     if why is not None:
         return Verdict("harmed", why)
