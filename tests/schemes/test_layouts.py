@@ -225,6 +225,22 @@ def test_what_cannot_be_tried_is_left_alone(model: nn.Module, reason: str) -> No
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_few_samples_are_tried_or_all_where_a_model_needs_them() -> None:
+    sizes: list[int] = []
+
+    def of_one_size(inner: Any, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return inner(x.view(20, 5, 16))
+
+    batch = sequences(20)
+    assert "inner.qkv.weight" in schemes.apply_(Called(Ordered(), of_one_size), "mimetic", batch, seed=0).set
+    assert sizes == [8, 20]
+    sizes.clear()
+    seen = Called(Ordered(), lambda inner, x: [sizes.append(len(x)), inner(x)][1])
+    assert "inner.qkv.weight" in schemes.apply_(seen, "mimetic", batch, seed=0).set
+    assert sizes == [8]
+
+
 def test_fewer_heads_of_keys_have_to_be_stated() -> None:
     """Values that are larger than keys, as in EfficientFormer, look like fewer heads of keys."""
     layer = Fused()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initopt.batches.nested import named_tensors
+from initopt.batches.nested import batch_size, named_tensors, take
 from initopt.model.parameters import KINDS, is_bias
 from initopt.model.preserve import put_values, weights_as
 from initopt.model.randomness import seeded
@@ -24,6 +24,9 @@ from initopt.schemes.attention import Attention, Projection
 from initopt.schemes.base import Subject
 
 __all__ = ["misread"]
+
+_SAMPLES = 8
+"""Of the batch, that are tried at first: a module runs some ten times."""
 
 _LEAST = 1e-6
 """Of the size of an output, the least change that counts as one."""
@@ -35,8 +38,8 @@ _SMALL = 1e-3
 def misread(subject: Subject, attentions: Iterable[Attention]) -> dict[str, str]:
     """Which fused projections are not ordered as they were taken to be, or could not be tried, and why, by module.
 
-    The model runs once on the batch. Where it calls such a module, this runs a few times more on the same inputs, with
-    random weights, some of them 0.
+    The model runs once on a few samples. Where it calls such a module, this runs some ten times more on the same inputs,
+    with random weights, some of them 0.
 
     Args:
         subject: the model, with a batch.
@@ -50,12 +53,22 @@ def misread(subject: Subject, attentions: Iterable[Attention]) -> dict[str, str]
         return {}
     reasons: dict[str, str] = {}
     unseen = "its forward method does not run on the batch, so that the order of its fused projection could not be tried"
-    try:
-        subject.run(torch.no_grad(), _trying(subject, fused, reasons))
-    except Exception as error:  # whatever a model or a loss raises
-        unseen = f"the order of its fused projection could not be tried on the batch: {_in_short(error)}"
+    for count in (_SAMPLES, None):  # a few are enough, unless the model is made for batches of one size
+        try:
+            _first(subject, count).run(torch.no_grad(), _trying(subject, fused, reasons))
+            break
+        except Exception as error:  # whatever a model or a loss raises
+            unseen = f"the order of its fused projection could not be tried on the batch: {_in_short(error)}"
     found = {each.name: reasons.get(each.name, unseen) for each in fused.values()}
     return {name: reason for name, reason in found.items() if reason}
+
+
+def _first(subject: Subject, count: int | None) -> Subject:
+    """The same with the first samples of the batch; all of them for ``None``."""
+    size = batch_size(subject.batch)
+    if count is None or count >= size:
+        return subject
+    return replace(subject, batch=take(subject.batch, torch.arange(count), size))
 
 
 def _in_short(error: Exception) -> str:
