@@ -121,6 +121,9 @@ def in_place(m: Any, x: Tensor) -> Tensor:
         (lambda m, x: x + (m.a(x) * m.gamma + m.shift), [["gamma"]]),
         (lambda m, x: x + m.a(x) + m.b(x), [["a.weight"], ["b.weight"]]),
         (lambda m, x: x + (m.a(x) + m.b(x)), [["a.weight"], ["b.weight"]]),  # attention and perceptron side by side
+        (lambda m, x: x - m.a(x), [["a.weight"]]),
+        (lambda m, x: x + m.a(x) - m.b(x), [["a.weight"], ["b.weight"]]),
+        (lambda m, x: x.sub_(m.a(x)), [["a.weight"]]),
         (lambda m, x: x + torch.cat([m.a(x)[..., :2], m.b(x)[..., :2]], -1), [["a.weight", "b.weight"]]),
         (lambda m, x: x + F.relu(m.a(x)) @ m.matrix, [["matrix"]]),
         (lambda m, x: x + x @ m.matrix.T, [["matrix"]]),
@@ -128,6 +131,12 @@ def in_place(m: Any, x: Tensor) -> Tensor:
         (lambda m, x: x + m.a(x).transpose(0, 1).contiguous().transpose(0, 1), [["a.weight"]]),
         (lambda m, x: x + m.shift, []),
         (lambda m, x: m.a(x) + m.b(x), []),  # neither is a shortcut
+        (lambda m, x: m.a(x) - x, []),  # the stream would turn around
+        (lambda m, x: x - m.a(x) + x.mean(), [["a.weight"]]),
+        (lambda m, x: m.c(x) - m.b(F.relu(m.a(x))), []),  # two outputs that are compared
+        (lambda m, x: 0.5 * x + 0.5 * m.a(x), []),  # an average, and the next ones: not sums with x itself
+        (lambda m, x: torch.lerp(x, m.a(x), 0.5), []),
+        (lambda m, x: torch.stack([x, m.a(x)]).sum(0), []),
         (lambda m, x: x * 0.5 + x.roll(1, 0), []),
         (lambda m, x: m.a(x) * torch.sigmoid(m.b(x)), []),
     ],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from initopt import schemes, zoo
 from initopt.schemes import Whitened, convolutions
 from tests.helpers import values
+from tests.schemes._layouts import LAYOUTS, Fused, LlamaAttention
 
 
 def test_dirac_hands_on_its_input() -> None:
@@ -48,6 +49,24 @@ def test_dirac_of_other_dimensions_and_linear_layers() -> None:
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in applied.left)
     with pytest.raises(ValueError, match="'dirac' found nothing to set in Linear: it is for convolutions, and for"):
         schemes.apply_(nn.Linear(3, 4), "dirac")
+
+
+def test_dirac_leaves_attention() -> None:
+    """That of torch, one's own with separate or fused projections, by heads too, and that to another sequence."""
+    model = nn.ModuleDict(
+        {
+            "encoder": nn.TransformerEncoderLayer(16, 4, 16),
+            "decoder": nn.TransformerDecoderLayer(16, 4, 16),
+            **{layout: make() for layout, make in LAYOUTS.items()},
+            "by heads": Fused(qkv="query_key_value", proj="dense"),
+            "equal": LlamaAttention(key_heads=4),
+        }
+    )
+    before = values(model)
+    applied = schemes.apply_(model, "dirac", seed=0)
+    names = [f"{side}.{layer}" for side in ("encoder", "decoder") for layer in ("linear1", "linear2")]
+    assert set(applied.set) == {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in applied.left)
 
 
 def covariance(output: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from initopt import schemes, zoo
 from initopt.schemes import GPT2, LlamaDepth, SmallInit
+from initopt.schemes.branches import BranchTrace
 from tests.schemes._layouts import Block, Classifier, GPT2Attention, sequences
 
 WIDTH, DEPTH, WORDS = 96, 3, 500
@@ -105,6 +106,106 @@ def test_the_width_of_a_transposed_layer_and_a_padding_row() -> None:
     assert found["body.blocks.0.attention.c_attn.weight"] == pytest.approx(math.sqrt(2 / 80), rel=0.15)
     assert found["body.blocks.0.attention.c_proj.weight"] == pytest.approx(2 / 4, rel=0.2)
     assert not model.words.weight.detach()[3].any()
+
+
+class Gated(nn.Module):
+    """The perceptron of Llama, or one whose gate and up are one layer."""
+
+    def __init__(self, fused: bool = False, activation: Any = F.silu) -> None:
+        super().__init__()
+        self.fused, self.activation = fused, activation
+        self.w1, self.w2, self.w3 = nn.Linear(64, 128 + 128 * fused), nn.Linear(128, 64), nn.Linear(64, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.w1(x).chunk(2, -1) if self.fused else (self.w1(x), self.w3(x))
+        return self.w2(F.dropout(self.activation(gate) * up, 0.1))
+
+
+def of_width_64(*layers: nn.Module) -> tuple[nn.Module, Any]:
+    """A residual network of vectors, and a batch for it."""
+    return Classifier(*(Residual(layer) for layer in layers), width=64), sequences(width=64)
+
+
+class Residual(nn.Module):
+    """A layer in a branch."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+@pytest.mark.parametrize("activation", [F.silu, F.gelu, torch.sigmoid, F.relu])
+def test_llama_depth_makes_the_matrix_beside_a_gate_as_small_as_the_end(activation: Any) -> None:
+    """As ``w3`` in OLMo-core and torchtitan; the gate ``w1`` is an ordinary matrix."""
+    model, batch = of_width_64(*(layer for _ in range(2) for layer in (nn.Linear(64, 64), Gated(activation=activation))))
+    applied = schemes.apply_(model, "llama_depth", batch, seed=0)
+    found = deviations(model)
+    for layer in range(2):
+        end = CUT * 0.02 / math.sqrt(2 * (layer + 1))
+        for name, expected in (("w1", CUT * 0.02), ("w2", end), ("w3", end)):
+            assert found[f"blocks.{2 * layer + 1}.layer.{name}.weight"] == pytest.approx(expected, rel=0.04), name
+    assert applied.roles["blocks.1.layer.w3.weight"] == "beside a gate"
+    schemes.apply_(model, "gpt2", batch, seed=0)
+    assert deviations(model)["blocks.1.layer.w3.weight"] == pytest.approx(0.02, rel=0.04)
+
+
+def test_llama_depth_leaves_what_is_not_beside_a_gate() -> None:
+    """One layer for both, which would have two deviations, and a product without a nonlinearity."""
+    for layer in (Gated(fused=True), Gated(activation=lambda x: x)):
+        model, batch = of_width_64(layer)
+        applied = schemes.apply_(model, "llama_depth", batch, seed=0)
+        assert "beside a gate" not in applied.roles.values()
+        assert deviations(model)["blocks.0.layer.w1.weight"] == pytest.approx(CUT * 0.02, rel=0.04)
+
+
+class Scaled(nn.Module):
+    """A perceptron with a learned scale of any shape, or ending in a parameter of shape (in, out)."""
+
+    def __init__(self, shape: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 256), nn.Linear(256, 64)
+        self.alpha = None if shape is None else nn.Parameter(torch.ones(shape))
+        self.matrix = nn.Parameter(torch.randn(256, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.up(x))
+        return hidden @ self.matrix if self.alpha is None else self.alpha * self.down(hidden)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (64,), (1, 1, 64), (1, 5, 1), None])
+def test_the_width_is_that_of_the_stream_whatever_ends_a_branch(shape: tuple[int, ...] | None) -> None:
+    model, batch = of_width_64(Scaled(shape))
+    schemes.apply_(model, "small_init", batch, seed=0)
+    assert deviations(model)["blocks.0.layer.up.weight"] == pytest.approx(math.sqrt(2 / (5 * 64)), rel=0.04)
+    schemes.apply_(model, "llama_depth", batch, seed=0)
+    assert deviations(model)["head.weight"] == pytest.approx(CUT * 64**-0.5, rel=0.15)
+
+
+def permuted(x: Tensor, layer: nn.Module) -> Tensor:
+    return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "function", "shape"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1), lambda x, layer: layer(x), (2, 8, 5, 6)),
+        (nn.Conv1d(8, 8, 3, padding=1), lambda x, layer: layer(x), (2, 8, 5)),
+        (nn.ConvTranspose2d(8, 8, 3, padding=1), lambda x, layer: layer(x), (2, 8, 5, 6)),
+        (nn.Linear(8, 8), lambda x, layer: layer(x), (2, 5, 6, 8)),
+        (nn.Linear(8, 8), permuted, (2, 8, 5, 6)),  # ConvNeXt
+        (nn.Linear(8, 4), lambda x, layer: torch.cat([layer(x), layer(x)], -1), (2, 5, 8)),
+        (nn.Conv2d(2, 2, 1), lambda x, layer: layer(x.view(3, 2, 2, 2)).flatten(1), (3, 8)),
+        (nn.Conv2d(8, 4, 1), lambda x, layer: torch.cat([layer(x), layer(x)], 1), (2, 8, 5, 6)),
+    ],
+)
+def test_the_width_of_images_sequences_and_vectors(layer: nn.Module, function: Any, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    with BranchTrace(layer) as trace:
+        x + function(x, layer)
+    assert [branch.width for branch in trace.branches().found] == [8]
 
 
 def test_norms_and_learned_scales_at_the_end_of_a_branch_are_left() -> None:

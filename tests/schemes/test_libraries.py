@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from initopt import schemes
+from initopt.schemes import attention
 from initopt.schemes.attention import find_attention
 
 IDS = torch.randint(50, (4, 8), generator=torch.Generator().manual_seed(0))
@@ -56,6 +58,45 @@ def test_transformers(
         assert all("norm" in each.lower() or "ln_" in each or "cls_token" in each for each in left)
     if attentions:
         assert len(schemes.apply_(network, "mimetic", seed=0).roles) in (4, 8)
+
+
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+MPT = {"d_model": 16, "n_heads": 4, "n_layers": 2, "vocab_size": 50, "max_seq_len": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "heads"),
+    [
+        ("GPT2LMHeadModel", GPT2, (4, 4)),
+        ("Phi3ForCausalLM", GROUPED | SPECIAL, (4, 2)),
+        ("MptForCausalLM", MPT, (4, 4)),
+        ("ModernBertForMaskedLM", SIZES | SPECIAL | {"cls_token_id": 0, "sep_token_id": 0}, (4, 4)),
+        ("ImageGPTForCausalImageModeling", GPT2, (4, 4)),
+        ("GPTBigCodeForCausalLM", GPT2 | {"multi_query": True}, (4, 1)),
+        ("GPTBigCodeForCausalLM", GPT2 | {"multi_query": False}, None),
+        ("CodeGenForCausalLM", GPT2 | {"rotary_dim": 4}, None),
+        ("DebertaForMaskedLM", SIZES, None),
+        ("MiniMaxForCausalLM", SIZES | {"num_local_experts": 2, "layer_types": 2 * ["linear_attention"]}, None),
+    ],
+)
+def test_orders_of_fused_projections(
+    kind: str, options: dict[str, Any], heads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right ones are tried and set; others are refused, by what they have, and also by how they run."""
+    library = pytest.importorskip("transformers")
+    configuration = re.sub("(For|LMHead|LMHeadModel).*", "Config", kind)
+    network: nn.Module = getattr(library, kind)(getattr(library, configuration)(**options))
+    if heads is not None:
+        assert [(each.heads, each.key_heads, each.is_fused) for each in find_attention(network)[0]] == 2 * [(*heads, True)]
+        assert len(schemes.apply_(network, "mimetic", WORDS, seed=0).roles) == 4
+        return
+    with pytest.raises(ValueError, match="its fused projection is not ordered as queries, keys, values"):
+        schemes.apply_(network, "mimetic", seed=0)
+    monkeypatch.setattr(attention, "_other_order", lambda module: None)
+    with pytest.raises(
+        ValueError, match="is not ordered as queries, keys, values: as it runs, queries matter where the keys"
+    ):
+        schemes.apply_(network, "mimetic", WORDS, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -94,15 +94,16 @@ def apply_(
     ``"zero_branches"``    ends of residual branches become 0: a weight, or that of the norm after it
     ``"scaled_branches"``  ends of residual branches times :math:`1 / \sqrt N`
     ``"gpt2"``             all: normal, 0.02; branch ends :math:`0.02 / \sqrt N`; positions 0.01
-    ``"llama_depth"``      all: normal, 0.02, cut off at three of them; ends in layer l (from 0)
-                           :math:`0.02 / \sqrt{2 (l + 1)}`; embeddings 1; the last matrix :math:`1 / \sqrt d`
+    ``"llama_depth"``      all: normal, 0.02, cut off at three of them; ends in layer l (from 0), and matrices beside a
+                           gate, :math:`0.02 / \sqrt{2 (l + 1)}`; embeddings 1; the last matrix :math:`1 / \sqrt d`
     ``"small_init"``       all: normal, :math:`\sqrt{2 / (5 d)}`; branch ends :math:`4 / (N \sqrt d)`
-    ``"dirac"``            convolutions, and linear layers that keep the width: the identity
+    ``"dirac"``            convolutions, and linear layers that keep the width, outside of attention: the identity
     ``"whitened"``         the first convolution: makes the channels of its output on the batch uncorrelated
     =====================  =====================================================================================
 
     Schemes with branch ends, and ``"whitened"``, need a batch: branches are found by running the model. A branch is a
-    tensor that is added to the one that it was computed from.
+    tensor that is added to the one that it was computed from. ``"mimetic"`` tries on a batch how layers that hold queries,
+    keys and values are ordered.
 
     Args:
         model: the model; only its parameter values change. After an exception they are as before.

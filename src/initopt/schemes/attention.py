@@ -1,7 +1,8 @@
 """The projections of self-attention in a model: those of query, key, value and output.
 
 They are known by the structure of a module: its type, or the names and shapes of the linear layers inside. Nothing is
-guessed from the order of layers: attention that cannot be made out is named, with the reason.
+guessed from the order of layers: attention that cannot be made out is named, with the reason. Names do not tell the order
+of the outputs of one layer for queries, keys and values; ``initopt.schemes.layouts`` finds that out by running it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from initopt._support.words import first_few
 from initopt.schemes.matrices import is_transposed_linear
 
-__all__ = ["Attention", "Projection", "find_attention", "looked_for"]
+__all__ = ["Attention", "Projection", "attention_layers", "find_attention", "looked_for"]
 
 FUSED = (
     *("qkv", "to_qkv", "qkv_proj", "in_proj_qkv", "attn_qkv", "Wqkv", "wqkv", "w_qkv", "in_proj", "c_attn"),
@@ -133,6 +134,11 @@ class Attention:
         """The width of the stream."""
         return self.query.inputs
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether one parameter holds queries, keys and values."""
+        return self.query.weight is self.key.weight
+
 
 def find_attention(model: nn.Module) -> tuple[list[Attention], dict[str, str]]:
     """Every self-attention of a model, and why others could not be made out, by the name of the module.
@@ -156,6 +162,27 @@ def find_attention(model: nn.Module) -> tuple[list[Attention], dict[str, str]]:
         else:
             found += [] if one is None else [one]
     return found, refused
+
+
+def attention_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers that look like projections of attention, also of such as :func:`find_attention` leaves out or refuses.
+
+    >>> [layer.out_features for layer in attention_layers(nn.TransformerEncoderLayer(8, 2))]
+    [8]
+    """
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, nn.MultiheadAttention):
+            yield module.out_proj
+            continue
+        children = dict(module.named_children())
+        signs = [each for each in (*FUSED, *HEADS_FIRST) if each in children]
+        signs += [each for names in SEPARATE if all(each in children for each in names) for each in names]
+        if not signs or (signs == ["in_proj"] and _attribute(module, HEADS) is None):
+            continue
+        yield from (children[each] for each in signs)
+        output = _output(module, modules.get(name.rpartition(".")[0]) if name else None, children)
+        yield from () if output is None else (output,)
 
 
 def looked_for() -> str:
@@ -238,10 +265,15 @@ def _with_heads(name: str, module: nn.Module, fused: Any, separate: list[nn.Modu
     size = size or out.inputs // heads
     if heads * size != out.inputs:
         raise _UnknownLayoutError(f"{heads} heads of {size} do not make the {out.inputs} inputs of its output layer")
+    stated = _stated_key_heads(module)
     key_heads = (total // size - heads) // 2
+    if fused is not None:
+        if (otherwise := _other_order(module)) is not None:
+            raise _UnknownLayoutError(f"its fused projection is not ordered as queries, keys, values: {otherwise}")
+        key_heads = heads if stated is None else key_heads  # values of another size would look like fewer heads of keys
     if key_heads < 1 or (heads + 2 * key_heads) * size != total or heads % key_heads:
-        raise _UnknownLayoutError(f"{heads} heads of {size} do not make its {total} queries, keys and values")
-    stated = _attribute(module, KEY_HEADS)
+        beside = "" if fused is None or stated else f", and it states no other number for keys ({first_few(KEY_HEADS, 2)})"
+        raise _UnknownLayoutError(f"{heads} heads of {size} do not make its {total} queries, keys and values{beside}")
     if stated is not None and stated != key_heads:
         raise _UnknownLayoutError(f"it has {stated} heads of keys by its own account, and {key_heads} by its shapes")
     if fused is not None:
@@ -262,6 +294,24 @@ def _attribute(module: nn.Module, names: tuple[str, ...]) -> int | None:
             value = getattr(holder, name, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
+    return None
+
+
+def _stated_key_heads(module: nn.Module) -> int | None:
+    stated = _attribute(module, KEY_HEADS)
+    return 1 if stated is None and getattr(module, "multi_query", None) is True else stated
+
+
+def _other_order(module: nn.Module) -> str | None:
+    """How the outputs of a fused layer are ordered instead, where a module of transformers has a sign of it."""
+    if hasattr(module, "mp_num") or type(module).__name__.startswith("CodeGen"):  # older ones have no attribute
+        return "CodeGen has queries, values and keys in several blocks"
+    if getattr(module, "multi_query", None) is False:
+        return "without multi_query, GPTBigCode has the three of each head together"
+    if hasattr(module, "pos_att_type"):
+        return "DeBERTa has the three of each head together"
+    if hasattr(module, "slope_rate"):
+        return "lightning attention has the three of each head together"
     return None
 
 

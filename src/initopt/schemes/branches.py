@@ -1,10 +1,11 @@
 """The ends of residual branches, found by running a model: tensors that are added to those they were computed from.
 
-While the model runs, every call of a function of torch becomes a node of a graph, with the nodes of its inputs. In a sum
-``x + f(x)`` one operand is an ancestor of the other: that one is the stream, the other a branch. Where the shortcut has a
-projection, neither is: then both come from the same tensor, one of them through at most one matrix and the other through
-more. From the end of a branch, the way leads back through dropout, changes of shape and constant factors to the first
-tensor that decides how large it is: the weight of a linear map, that of a norm after it, or a learned scale.
+While the model runs, every call of a function of torch becomes a node of a graph, with the nodes of its inputs. In a
+sum ``x + f(x)`` or ``x - f(x)`` one operand is an ancestor of the other: that one is the stream, the other a branch.
+Where the shortcut has a projection, neither is: then both come from the same tensor, one of them through at most one
+matrix and the other through more. From the end of a branch, the way leads back through dropout, changes of shape and
+constant factors to the first tensor that decides how large it is: the weight of a linear map, that of a norm after it,
+or a learned scale.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ THROUGH_ZERO = frozenset({"celu", "elu", "gelu", "hardswish", "mish", "selu", "s
 _LIKE = {"type_as", "view_as", "reshape_as", "expand_as", "to"}
 _JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 _ADDING = {"add", "__add__", "__radd__", "__iadd__"}
-_SCALING = {"mul", "__mul__", "__rmul__", "__imul__", "multiply", "div", "__truediv__", "true_divide", "__itruediv__"}
+_TAKING = {"sub", "subtract", "__sub__", "__isub__"}
+_MULTIPLYING = {"mul", "__mul__", "__rmul__", "__imul__", "multiply"}
+_SCALING = _MULTIPLYING | {"div", "__truediv__", "true_divide", "__itruediv__"}
 _NORMS = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"}
 _PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "baddbmm", "einsum", "tensordot", "inner"}
 _MATRICES = {
@@ -75,11 +78,14 @@ class End:
         weight: of a linear map, of the norm after it, or a learned scale.
         biases: what is added after it.
         is_matrix: whether it is the weight of a linear map.
+        up: the weight of the linear map whose outputs, multiplied with those of a gate, are the inputs of the end, as in a
+            gated perceptron; ``None`` where there is no gate, or it has the same weight.
     """
 
     weight: Tensor
     biases: tuple[Tensor, ...]
     is_matrix: bool
+    up: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +94,11 @@ class Branch:
 
     Attributes:
         ends: usually one; several, where outputs of several layers are joined.
+        width: of the stream there: its features or channels.
     """
 
     ends: tuple[End, ...]
+    width: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +131,7 @@ class _Node:
     parameters: tuple[Tensor, ...] = ()
     floating: bool = True
     matrix: bool = False
+    shape: tuple[int, ...] = ()  # of the first tensor that it made
 
 
 @dataclass(eq=False)
@@ -131,6 +140,7 @@ class _Sum:
 
     stream: int
     branch: int
+    width: int
 
 
 class BranchTrace(TorchFunctionMode):
@@ -175,6 +185,7 @@ class BranchTrace(TorchFunctionMode):
         for node in nodes:
             ancestors |= self._nodes[node].ancestors | 1 << node
         new = _Node(name, ancestors, nodes, parameters=tuple(parameters), floating=made[0].is_floating_point())
+        new.shape = tuple(made[0].shape)
         new.matrix = bool(parameters) and (name in _MATRICES or name in _PRODUCTS)
         if new.matrix:
             new.weight = self._root(_weight(name, func, args, kwargs, parameters))
@@ -187,7 +198,7 @@ class BranchTrace(TorchFunctionMode):
         self._nodes.append(new)
         self._matrices |= new.matrix << number
         self._passing |= (new.matrix or name in _PASSING | _JOINING | _NORMS | HOMOGENEOUS) << number
-        if name in _ADDING and len(inputs) == 2 and made[0].ndim > 1 and inputs[0].shape == inputs[1].shape:
+        if name in _ADDING | _TAKING and len(inputs) == 2 and made[0].ndim > 1 and inputs[0].shape == inputs[1].shape:
             self._look_at_sum(number, *nodes)
         self._known |= {id(t): (t, number) for t in made}
 
@@ -208,24 +219,38 @@ class BranchTrace(TorchFunctionMode):
         common = ways[0] & ways[1]
         if left == right or not common or not self._nodes[common.bit_length() - 1].floating:
             return
-        for stream, branch, i in ((left, right, 0), (right, left, 1)):
+        difference = self._nodes[result].name in _TAKING
+        orders = ((left, right, 0), (right, left, 1))[: 1 if difference else 2]  # in f(x) - x, the stream turns around
+        for stream, branch, i in orders:
             if not own[i]:  # the stream itself is an ancestor of the branch
                 if through[1 - i]:
                     self._join(result, stream, branch)
                 return
-        for sum_, branch, i in ((left, right, 0), (right, left, 1)):
+        for sum_, branch, i in orders:
             stream = self._streams.get(sum_, -1)  # x + f(x) + g(x), where g does not see f(x)
             if stream >= 0 and ways[1 - i] >> stream & 1 and through[1 - i]:
                 self._join(result, stream, branch)
                 return
-        for stream, branch, i in ((left, right, 0), (right, left, 1)):
+        for stream, branch, i in () if difference else orders:  # two outputs that are compared are not a shortcut
             if through[i] <= 1 and through[1 - i] > through[i] and not own[i] & ~self._passing:
                 self._join(result, stream, branch)
                 return
 
     def _join(self, result: int, stream: int, branch: int) -> None:
-        self._sums.append(_Sum(stream, branch))
+        self._sums.append(_Sum(stream, branch, self._width(result, branch)))
         self._streams[result] = stream
+
+    def _width(self, result: int, branch: int) -> int:
+        """How many features or channels a sum has.
+
+        Which dimension they are along is told by the last matrix of the branch: the last one, or, of a convolution, the one
+        before those of places. Its number of outputs may have gone to another dimension since, as in ConvNeXt.
+        """
+        last = self._nodes[((self._nodes[branch].ancestors | 1 << branch) & self._matrices).bit_length() - 1]
+        along = -1 - int(last.name[-2]) if last.name.startswith("conv") else -1
+        shape = self._nodes[result].shape
+        outputs = last.shape[along] if last.shape else 0
+        return outputs if outputs in shape[1:] else shape[along if -along <= len(shape) else -1]
 
     def branches(self, through: Collection[str] = HOMOGENEOUS | THROUGH_ZERO) -> Branches:
         """The branches that were found.
@@ -239,7 +264,7 @@ class BranchTrace(TorchFunctionMode):
             stop = self._nodes[each.stream].ancestors | 1 << each.stream
             for node, biases in self._summands(each.branch, ()):
                 try:
-                    found.append(Branch(tuple(self._ends(node, biases, stop, through))))
+                    found.append(Branch(tuple(self._ends(node, biases, stop, through)), each.width))
                 except _UnknownEndError as error:
                     unknown.append(str(error))
         matrices = [node.weight for node in self._nodes if node.matrix and node.weight is not None]
@@ -289,7 +314,24 @@ class BranchTrace(TorchFunctionMode):
         vectors = [t for p in node.parameters if (t := self._root(p)) is not None and t.ndim == 1 and t is not node.weight]
         if node.name == "multi_head_attention_forward":  # the others are of the projections before
             vectors = [t for t in vectors if t.shape == node.weight.shape[:1]][-1:]
-        return End(node.weight, (*vectors, *biases), node.matrix)
+        return End(node.weight, (*vectors, *biases), node.matrix, self._up(node) if node.matrix else None)
+
+    def _up(self, end: _Node) -> Tensor | None:
+        product = self._nodes[self._layer_behind(end.inputs[0])[0]]
+        if product.name not in _MULTIPLYING or len(product.inputs) != 2:
+            return None
+        sides = [self._layer_behind(each, HOMOGENEOUS | THROUGH_ZERO | {"sigmoid"}) for each in product.inputs]
+        ups = [self._nodes[layer].weight for layer, bent in sides if self._nodes[layer].matrix and not bent]
+        gates = [self._nodes[layer].weight for layer, bent in sides if self._nodes[layer].matrix and bent]
+        return ups[0] if ups and gates and ups[0] is not gates[0] else None
+
+    def _layer_behind(self, number: int, through: Collection[str] = ()) -> tuple[int, bool]:
+        """What a tensor comes from, before changes of shape and such functions, and whether there was one of these."""
+        bent = False
+        while len((node := self._nodes[number]).inputs) == 1 and (node.name in _PASSING or node.name in through):
+            bent |= node.name in through
+            number = node.inputs[0]
+        return number, bent
 
 
 def _weight(name: str, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Tensor:

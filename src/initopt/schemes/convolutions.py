@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from initopt._support._torch_private import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from initopt._support.checks import check_number
+from initopt.schemes.attention import attention_layers
 from initopt.schemes.base import Drawn, Scheme, Subject
 from initopt.schemes.matrices import is_embedding
 
@@ -30,8 +31,8 @@ class Dirac(Scheme):
 
     The first output channels of a convolution become its input channels, in each group of channels; output channels beyond
     these keep their values (as in Jordan, *94% on CIFAR-10 in 3.29 Seconds*, arXiv 2404.00498), so that they are not 0.
-    Linear layers that keep the width become the identity. Their biases become 0. Transposed convolutions, attention and
-    all else keep their values.
+    Linear layers that keep the width become the identity. Their biases become 0. All else keeps its values: transposed
+    convolutions, and attention (``nn.MultiheadAttention``, and layers in a module that are named like its projections).
 
     >>> Dirac().options()
     {}
@@ -42,8 +43,11 @@ class Dirac(Scheme):
     def draw(self, subject: Subject) -> Drawn:
         values: dict[nn.Parameter, Tensor] = {}
         roles: dict[nn.Parameter, str] = {}
+        kept = {parameter for layer in attention_layers(subject.model) for parameter in layer.parameters()}
         for parameter in subject.chosen:
             value = parameter.value
+            if value in kept:
+                continue
             modules: list[Any] = [module for name, module in parameter.holders if name.rpartition(".")[2] == "weight"]
             wide = torch.promote_types(value.dtype, torch.float32)
             if any(is_embedding(module) for module in modules):
@@ -58,7 +62,7 @@ class Dirac(Scheme):
         if not values:
             raise ValueError(
                 f"scheme 'dirac' found nothing to set in {type(subject.model).__name__}: it is for convolutions, and for "
-                "linear layers with as many outputs as inputs, that train and that params selects"
+                "linear layers with as many outputs as inputs, outside of attention, that train and that params selects"
             )
         layers: list[Any] = [m for m in subject.model.modules() if isinstance(m, nn.Linear) or _is_convolution(m)]
         biases = {id(layer.bias) for layer in layers if layer.weight in values}

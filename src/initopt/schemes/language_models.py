@@ -31,6 +31,8 @@ class _LanguageModel(Scheme):
     needs_batch: ClassVar[bool] = True
     cut: ClassVar[float | None] = None
     """At how many standard deviations matrices are cut off."""
+    small_up: ClassVar[bool] = False
+    """Whether, in a gated perceptron, the matrix beside that of the gate has the deviation of the end."""
 
     def draw(self, subject: Subject) -> Drawn:
         branches = find_branches(subject, self.name)
@@ -53,10 +55,12 @@ class _LanguageModel(Scheme):
 
     def _deviations(self, subject: Subject, branches: Branches) -> dict[nn.Parameter, tuple[float, str]]:
         """The standard deviation of every matrix and table, and what it is, if it is not an ordinary matrix."""
-        width = _width(branches)
+        width = branches.found[0].width
         ends: dict[Any, int] = {}
+        ups: dict[Any, int] = {}
         for number, branch in enumerate(branches.found):
             ends |= {end.weight: number for end in branch.ends if end.is_matrix and end.weight not in ends}
+            ups |= {end.up: number for end in branch.ends if self.small_up and end.up is not None and end.up not in ups}
         found: dict[nn.Parameter, tuple[float, str]] = {}
         for parameter in subject.chosen:
             value = parameter.value
@@ -69,6 +73,8 @@ class _LanguageModel(Scheme):
                 continue
             elif value in ends:
                 found[value] = self.end(width, ends[value], len(branches.found)), "end of a branch"
+            elif value in ups:
+                found[value] = self.end(width, ups[value], len(branches.found)), "beside a gate"
             elif value is branches.last_matrix:
                 found[value] = self.last(width), "last matrix"
             else:
@@ -100,16 +106,6 @@ def _normal(w: Tensor, std: float, cut: float | None, generator: torch.Generator
     if cut is None:
         return w.normal_(0, std, generator=generator)
     return nn.init.trunc_normal_(w, std=std, a=-cut * std, b=cut * std, generator=generator)
-
-
-def _width(branches: Branches) -> int:
-    """The width of the stream: the outputs of the first branch."""
-    end = branches.found[0].ends[0]
-    matrix = end.weight.ndim == 2
-    # GPT-2's Conv1D has the outputs last, where its bias tells.
-    if matrix and end.biases and end.biases[0].shape == end.weight.shape[1:]:
-        return end.weight.shape[1]
-    return end.weight.shape[0]
 
 
 def _is_position(parameter: NamedParameter) -> bool:
@@ -159,11 +155,16 @@ class GPT2(_LanguageModel):
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaDepth(_LanguageModel):
-    r"""The start that torchtitan and OLMo-core have for Llama, ``llama_depth`` there.
+    r"""The start that OLMo-core has for Llama, ``llama_depth`` there.
 
     Matrices are normal with standard deviation ``std``, cut off at three of them. Those that end a residual branch have
-    :math:`1 / \sqrt{2 (l + 1)}` of it in layer l, from 0; a layer is two branches. The last matrix has
-    :math:`1 / \sqrt d`; embeddings have ``embedding_std``, or, where they are the output layer, too, the deviation of that.
+    :math:`1 / \sqrt{2 (l + 1)}` of it in layer l, from 0; a layer is two branches. So have, in a gated perceptron
+    ``down(silu(gate(x)) * up(x))``, those of ``up``, found by running the model; where one matrix holds gate and up, it has
+    ``std``. The last matrix has :math:`1 / \sqrt d`; embeddings have ``embedding_std``, or, where they are the output
+    layer, too, the deviation of that.
+
+    torchtitan has the same deviations, but cuts all matrices except the last off at 2, which is 100 deviations or more.
+    OLMo-core also makes the router and all matrices of a mixture of experts smaller, which this does not.
 
     Attributes:
         std: standard deviation.
@@ -175,6 +176,7 @@ class LlamaDepth(_LanguageModel):
 
     name: ClassVar[str] = "llama_depth"
     cut: ClassVar[float | None] = 3.0
+    small_up: ClassVar[bool] = True
 
     std: float = 0.02
     embedding_std: float = 1.0

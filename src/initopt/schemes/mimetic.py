@@ -15,6 +15,7 @@ from initopt._support.words import first_few
 from initopt.model.parameters import KINDS, NamedParameter
 from initopt.schemes.attention import Attention, Projection, find_attention, looked_for
 from initopt.schemes.base import Drawn, Scheme, Subject
+from initopt.schemes.layouts import misread
 
 __all__ = ["Mimetic"]
 
@@ -33,6 +34,9 @@ class Mimetic(Scheme):
     where the second is that of all heads together. The factors are those of the singular value decomposition, each with the
     root of the singular values; query and key of a head keep as many of these as a head has features. The biases of the
     projections become 0; all else keeps its values.
+
+    With a batch, one layer for queries, keys and values is tried on it, and left alone where it has them in another order;
+    without one, that order is taken for granted.
 
     Heads that share keys and values (grouped queries) have one key matrix, from the mean of their products, and each has
     the queries that come nearest to its own product.
@@ -80,6 +84,10 @@ class Mimetic(Scheme):
                 attentions.append(attention)
             else:
                 refused[attention.name] = "some of its weights are frozen, parametrized or left out by params"
+        if subject.batch is not None:
+            wrong = misread(subject, attentions)
+            attentions = [attention for attention in attentions if attention.name not in wrong]
+            refused |= wrong
         reasons = [f"{name!r}: {why}" for name, why in refused.items()]
         if not attentions:
             beside = f" What looks like it: {first_few(reasons, 3, '; ')}." if reasons else ""
