@@ -4,8 +4,8 @@ import dataclasses
 import math
 import random
 
+from initopt.comparison import Comparison
 from initopt.comparison.storage.record import CurvePoint, RunRecord
-from initopt.comparison.storage.store import Comparison
 
 VERSIONS = {"initopt": "0.1.0", "torch": "2.13.0", "python": "3.11.2"}
 STEPS_PER_EPOCH = 17

@@ -477,7 +477,7 @@ class TestMarkdown:
 class TestWriteReport:
     @pytest.fixture(autouse=True)
     def stored(self, monkeypatch):
-        monkeypatch.setattr(report_module, "load_comparison", lambda folder: made(seeds=2))
+        monkeypatch.setattr(report_module, "load_stored", lambda folder: made(seeds=2))
 
     def test_files(self, tmp_path):
         page = write_report(tmp_path)

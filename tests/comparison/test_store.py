@@ -9,11 +9,12 @@ import pytest
 
 import initopt
 from initopt._support.files import write_json
+from initopt.comparison import load_comparison
 from initopt.comparison.analysis.summary import summarize
 from initopt.comparison.report.findings import caveats, findings
 from initopt.comparison.report.report import to_document, to_markdown, write_report
 from initopt.comparison.storage.job import Job
-from initopt.comparison.storage.store import FORMAT, RECORD, load_comparison, load_runs, published, write_run
+from initopt.comparison.storage.store import FORMAT, RECORD, load_runs, published, write_run
 from initopt.diagnosis import Finding
 from tests import synthetic_comparison
 from tests.comparing import as_before, compare

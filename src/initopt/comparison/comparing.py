@@ -16,12 +16,12 @@ from initopt._support.checks import accepting, check_integer
 from initopt._support.errors import warn
 from initopt._support.processes import processor_threads
 from initopt._support.progress import Progress, counter
+from initopt.comparison.result import Comparison, load_comparison
 from initopt.comparison.spec.hardware import Hardware
 from initopt.comparison.spec.initialization import Function, Initialization
 from initopt.comparison.spec.network import Network
 from initopt.comparison.spec.plan import Plan
 from initopt.comparison.spec.recipe import Recipe
-from initopt.comparison.storage.store import Comparison, load_comparison
 from initopt.data import Splits
 from initopt.methods import Method
 from initopt.model.losses import LossFunction

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from initopt.comparison.analysis.outcome import Outcome
 from initopt.comparison.analysis.statistics import Estimate, Paired, estimate, holm, paired_difference
 from initopt.comparison.storage.record import RunRecord
-from initopt.comparison.storage.store import Comparison
+from initopt.comparison.storage.store import StoredComparison
 
 __all__ = ["SIGNIFICANT", "Entry", "NetworkSummary", "SelectionCell", "Summary", "Target", "over_runs", "summarize"]
 
@@ -152,7 +152,7 @@ class NetworkSummary:
 class Summary:
     """All networks, and the name of the initialization that the others are compared to; empty without initializations."""
 
-    comparison: Comparison
+    comparison: StoredComparison
     networks: tuple[NetworkSummary, ...]
     reference: str
 
@@ -171,7 +171,7 @@ def over_runs(values: Iterable[float | None]) -> Estimate:
     return estimate([value for value in values if value is not None and math.isfinite(value)])
 
 
-def summarize(comparison: Comparison) -> Summary:
+def summarize(comparison: StoredComparison) -> Summary:
     """Summarize a comparison.
 
     The reference is the initialization ``"default"``, or the first one where there is no such. The corrections are over
@@ -186,7 +186,7 @@ def summarize(comparison: Comparison) -> Summary:
     return Summary(comparison, _corrected(networks), reference)
 
 
-def _network(comparison: Comparison, network: str, names: Sequence[str], reference: str) -> NetworkSummary:
+def _network(comparison: StoredComparison, network: str, names: Sequence[str], reference: str) -> NetworkSummary:
     runs = {name: _by_seed(comparison.runs, network, name) for name in names}
     everyone = [run for found in runs.values() for run in found.values()]
     outcome = Outcome.of(everyone)

@@ -41,7 +41,7 @@ from initopt.comparison.report.tables import (
     selection_table,
     targets_table,
 )
-from initopt.comparison.storage.store import load_comparison, refuse_link
+from initopt.comparison.storage.store import load_stored, refuse_link
 
 __all__ = ["refuse_without_packages", "to_document", "to_html", "to_markdown", "write_report"]
 
@@ -70,7 +70,7 @@ def write_report(folder: Path) -> Path:
     refuse_link(out)
     check_replaceable(out, _CONTENTS)
     _refuse_foreign_figures(out)
-    document = to_document(summarize(load_comparison(Path(folder))))
+    document = to_document(summarize(load_stored(Path(folder))))
     images = _images(document)
 
     def write(into: Path) -> None:

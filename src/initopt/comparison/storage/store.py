@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT",
     "RECORD",
-    "Comparison",
-    "load_comparison",
+    "StoredComparison",
     "load_run",
     "load_runs",
+    "load_stored",
     "published",
     "read_record",
     "refuse_link",
@@ -47,7 +47,7 @@ _COLUMNS = tuple(option.name for option in fields(CurvePoint))
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StoredComparison:
     """A comparison as it is stored.
 
     Attributes:
@@ -74,12 +74,6 @@ class Comparison:
     details: dict[str, Any] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()
     folder: Path | None = field(default=None, compare=False)
-
-    def __str__(self) -> str:
-        from initopt.comparison.analysis.summary import summarize
-        from initopt.comparison.report.text import as_text
-
-        return as_text(summarize(self), self.folder)
 
     def to_dataframe(self, curves: bool = False) -> pd.DataFrame:
         """All runs as a pandas table, those that chose learning rates (``purpose``) among them.
@@ -139,7 +133,7 @@ class _Published(TypedDict):
     runs: list[dict[str, Any]]
 
 
-def load_comparison(folder: str | os.PathLike[str]) -> Comparison:
+def load_stored(folder: str | os.PathLike[str]) -> StoredComparison:
     """Read a comparison, finished or not.
 
     Args:
@@ -156,7 +150,7 @@ def load_comparison(folder: str | os.PathLike[str]) -> Comparison:
     problems: list[str] = []
     runs = [run for _, run in stored_runs(folder, problems)]
     known = ("format", "versions", "recipe", "seeds")
-    return Comparison(
+    return StoredComparison(
         recipe=unplain(record["recipe"]),
         networks=list(record["networks"]),
         initializations=list(record["initializations"]),
@@ -170,7 +164,7 @@ def load_comparison(folder: str | os.PathLike[str]) -> Comparison:
     )
 
 
-def _published(path: Path) -> Comparison:
+def _published(path: Path) -> StoredComparison:
     """The comparison in a file of runs without scales, which has no other details."""
     content = read_json(path)
     try:
@@ -181,7 +175,7 @@ def _published(path: Path) -> Comparison:
     except ValueError as error:
         raise ValueError(f"{path} is no file of published runs: {error}") from None
     final = [run for run in runs if run.purpose == "final"]
-    return Comparison(
+    return StoredComparison(
         recipe=unplain(found["recipe"]),
         networks=list(dict.fromkeys(run.network for run in final)),
         initializations=list(dict.fromkeys(run.initialization for run in final)),
@@ -192,8 +186,8 @@ def _published(path: Path) -> Comparison:
     )
 
 
-def published(comparison: Comparison, scales: bool = False) -> str:
-    """The runs of a comparison as one file of JSON, a line a run, which :func:`load_comparison` reads.
+def published(comparison: StoredComparison, scales: bool = False) -> str:
+    """The runs of a comparison as one file of JSON, a line a run, which :func:`load_stored` reads.
 
     Args:
         comparison: whose runs.
