@@ -16,6 +16,10 @@ Outcome = Literal["yours", "better", "not told apart", "worse", "dropped", "dive
 none."""
 
 
+_TELLING = 10
+"""Steps of a run that tell whether anything is learned, at least."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """The losses of a run.
@@ -80,10 +84,11 @@ class Row:
         """Whether the training loss ends below that of the start, by a hundredth of it and by more than batches differ.
 
         Each run has one loss of its start, so batches are taken to differ as in its last fifth, and twice their standard
-        error over the runs is asked for. A row without curves counts as one that learns.
+        error over the runs is asked for. Fewer than ten steps do not tell: such a row, or one without curves, counts as one
+        that learns.
         """
         ends = [curve.training[-max(1, len(curve.training) // 5) :] for curve in self.curves if curve.training]
-        if not ends:
+        if not ends or self.steps < _TELLING:
             return True
         noise = fmean(map(pstdev, ends)) / math.sqrt(len(ends))
         return self.start_loss - self.training_loss > max(0.01 * abs(self.start_loss), 2 * noise)
