@@ -121,6 +121,7 @@ def test_a_run_that_ends_far_above_its_first_losses_has_diverged():
     assert ended(*begun, 3.0, 3.0) is None
     assert ended(*begun, 3.1, 3.1) == "the training loss is 3.1 in the end, and was 1 in the first steps"
     assert ended(2.3, 2.5, 40.0, 300.0, 900.0, 700.0, 800.0, 900.0, 800.0, 900.0) is not None
+    assert ended(1.0, 5e3, 7e3, 4e3, 6e3, 5e3, 7e3, 4e3, 6e3, 5e3).endswith("and was 1 before the first step")
     assert ended() is None
 
 
@@ -129,6 +130,13 @@ def test_batches_that_differ_are_not_taken_for_a_run_that_diverged():
     assert ended(*[1.0] * 45, 0.1, 0.1, 0.1, 0.1, 20.0) is None  # one spike at the end
     assert ended(0.0, -0.1, 0.1, 0.0, 0.1, -0.1, 0.0, 0.1, 0.0, 0.2) is None  # a loss around zero
     assert ended(0.0, -0.1, 0.1, 0.0, 0.1, -0.1, 0.0, 0.1, 5.0, 5.2) is not None
+
+
+def test_runs_on_single_samples_with_nothing_to_learn_seldom_diverge():
+    generator = torch.Generator().manual_seed(0)
+    for steps in (20, 100):
+        squares = torch.randn(500, steps, generator=generator).square().tolist()
+        assert sum(ended(*losses) is not None for losses in squares) < 0.06 * 500  # of three times one batch, 40 %
 
 
 def test_a_course_counts_losses_up_to_one_that_is_not_finite():

@@ -17,7 +17,7 @@ __all__ = ["losses_on"]
 
 
 def losses_on(model: nn.Module, batches: Iterable[Any], loss: Loss, seed: int, training: bool = False) -> list[float]:
-    """The mean loss of each batch in evaluation mode.
+    """The mean loss of each batch, in evaluation mode by default.
 
     Args:
         model: its modules are in the modes of before afterwards.

@@ -43,6 +43,9 @@ OF_ANOTHER_MODEL = (
 FAR_ABOVE = 3.0
 """A training loss that ends this many times as high as it began is that of a run that diverged."""
 
+_EXPLODED = 30.0
+"""And one of which all losses of the end are this many times as high as that of the one batch before the first step."""
+
 
 def check_step(step: OwnStep | None) -> None:
     """Refuse what cannot be a training step of the user's own.
@@ -191,15 +194,21 @@ class Course:
         """Say at the end whether the run has diverged: whether its last fifth lies far above its first steps.
 
         Single batches differ, small ones by far more than three times. So the median of the first five steps stands for
-        the beginning, and the rise has to be beyond the noise of the end. Where losses are not above zero, "three times" of
-        one says nothing, and the rise has to be beyond what single batches differ by, too.
+        the beginning, and seven eighths of the last fifth have to lie above all five. Where losses are not above zero,
+        "three times" of one says nothing, and the rise has to be beyond what single batches differ by, too. A run that
+        explodes in the first steps is known by losses in the end that all lie far above the one before them.
         """
         if self.diverged or not self.losses:
             return
-        first, last, noise = median(self.losses[:5]), fmean(self.last_fifth), pstdev(self.last_fifth)
-        size = abs(first) if min(self.losses) > 0 else max(abs(first), noise)
-        if last - first > max((FAR_ABOVE - 1) * size, 2 * noise / math.sqrt(len(self.last_fifth))):
+        begin, end = self.losses[:5], sorted(self.last_fifth)
+        first, last = median(begin), fmean(end)
+        size = abs(first) if min(self.losses) > 0 else max(abs(first), pstdev(end))
+        if last - first > (FAR_ABOVE - 1) * size and (end[len(end) // 8] > max(begin) or len(self.losses) < 10):
             self.diverged = f"the training loss is {last:.3g} in the end, and was {first:.3g} in the first steps"
+        elif end[0] > _EXPLODED * self.losses[0] > 0:
+            self.diverged = (
+                f"the training loss is {last:.3g} in the end, and was {self.losses[0]:.3g} before the first step"
+            )
 
 
 def train_steps(
