@@ -80,6 +80,8 @@ def refuse_broken(batches: Batches, losses: Callable[[list[Any]], list[float]]) 
     """
     every = [*batches.training, *batches.held_out]
     suspects = [(batch, what) for batch in every if (what := _suspicion(batch))]
+    if not suspects:
+        return
     for (_, what), loss in zip(suspects, losses([batch for batch, _ in suspects]), strict=True):
         if not math.isfinite(loss):
             raise NonFiniteError(

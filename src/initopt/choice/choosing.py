@@ -193,7 +193,7 @@ def choose(
         batches = read_batches(loader, steps, held_out, ranks)
         loss.look_at(batches.training[0])
         if ranks.size == 1:
-            refuse_broken(batches, lambda some: losses_on(copied(own), some, loss, first, training=True) if some else [])
+            refuse_broken(batches, lambda some: losses_on(copied(own), some, loss, first, training=True))
         chosen = given or default_starts(own, batches.training[0], loss_fn, first, ranks)
         plan = plan_race(chosen, len(rates), steps, seeds, len(batches.held_out), budget, step is not None)
         _refuse_beyond_memory(own, len(chosen) * len(rates) * seeds)

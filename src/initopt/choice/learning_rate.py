@@ -174,7 +174,7 @@ def find_lr(
             passes.refuse_others(batches.training)
         runs = _Runs(model, kept, parameters, optimizer, loss, step, batches, ranks)
         if ranks.size == 1:
-            refuse_broken(batches, lambda some: runs.before_training(some, shared.seeds[0]) if some else [])
+            refuse_broken(batches, lambda some: runs.before_training(some, shared.seeds[0]))
         with counter(progress if ranks.leads else False, "training steps") as count:
             search = Search(runs, shared, lambda doing, done: count(done, budget))
             try:

@@ -12,7 +12,21 @@ __all__ = ["Comparison", "load_comparison"]
 
 @dataclass(frozen=True)
 class Comparison(StoredComparison):
-    """A comparison: :func:`initopt.compare` returns one, whose ``str()`` has its tables, findings and what to do next."""
+    """A comparison: :func:`initopt.compare` returns one, whose ``str()`` has its tables, findings and what to do next.
+
+    Attributes:
+        recipe: how everything was trained.
+        networks: their names, in order.
+        initializations: their names, in order.
+        seeds: of the final runs.
+        runs: the final runs that there are.
+        selection: the runs that chose learning rates.
+        versions: of what the comparison was begun with.
+        details: everything else that was the same for all runs: how the networks are made, what the initializations do
+            and change in the recipe, the data, the hardware.
+        problems: stored runs that cannot be read, a sentence each; they count as missing.
+        folder: that holds all of it; ``None`` for a file of published runs.
+    """
 
     def __str__(self) -> str:
         from initopt.comparison.analysis.summary import summarize

@@ -56,7 +56,8 @@ def check_optimizer(optimizer: OptimizerFactory | None, with_rate: bool = False)
 def _look_for_schedule(optimizer: torch.optim.Optimizer) -> None:
     """Warn where a schedule begins below the rate that it is a schedule of."""
     for group in optimizer.param_groups:
-        now, base = float(group["lr"]), float(group.get("initial_lr", group["lr"]))
+        now = float(group.get("lr", 0.0))
+        base = float(group.get("initial_lr", now))
         if now > 0 and not math.isclose(now, base, rel_tol=1e-6):
             warn(
                 f"a schedule has the optimizer's learning rate at {now:g} now, and {base:g} is its base; {now:g} is taken "

@@ -48,21 +48,7 @@ _COLUMNS = tuple(option.name for option in fields(CurvePoint))
 
 @dataclass(frozen=True)
 class StoredComparison:
-    """A comparison as it is stored.
-
-    Attributes:
-        recipe: how everything was trained.
-        networks: their names, in order.
-        initializations: their names, in order.
-        seeds: of the final runs.
-        runs: the final runs that there are.
-        selection: the runs that chose learning rates.
-        versions: of what the comparison was begun with.
-        details: everything else that was the same for all runs: how the networks are made, what the initializations do
-            and change in the recipe, the data, the hardware.
-        problems: stored runs that cannot be read, a sentence each; they count as missing.
-        folder: that holds all of it; ``None`` for a file of published runs.
-    """
+    """A comparison as it is stored, with the fields of :class:`initopt.comparison.Comparison`."""
 
     recipe: dict[str, Any]
     networks: list[str]
