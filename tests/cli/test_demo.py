@@ -72,7 +72,8 @@ class TestOutput:
         assert head.split("  ")[-1].strip() == "gradient norm"
         assert "after epoch 1" in head
         assert [line.strip()[:7] for line in lines[lines.index(head) + 1 :][:3]] == ["default", "Xavier ", "NIO    "]
-        assert lines[-1] == f"Picture and numbers: {folder}"
+        assert lines[-2] == f"Picture and numbers: {folder}"
+        assert lines[-1] == "Next, ask about a network of your own: initopt diagnose --help, initopt choose --help"
         assert "2 epochs of SGD (batch 64, learning rate 0.05, momentum 0.9)" in " ".join(lines)
         assert "NIO took " in output
 

@@ -80,6 +80,7 @@ def run_demo(
     write_folder(folder, partial(_write, found, summary), _CONTENTS)
     _show(summary)
     _print(f"Picture and numbers: {out}")
+    _print("Next, ask about a network of your own: initopt diagnose --help, initopt choose --help")
 
 
 def _plan(epochs: int, nio_steps: int) -> dict[str, Any]:
