@@ -116,10 +116,11 @@ def page(found: Sequence[dict[str, Any]]) -> str:
     lines.append("| --- | ---: | ---: | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     lines += [_line(network) for network in networks]
     images = [n.share(_CIFAR) for n in networks if NETWORKS[n.name].data == "cifar"]
+    whole = f": of {_EPOCHS} epochs of all of CIFAR-10 it is {min(images):.0f} to {max(images):.0f} %" if images else ""
     lines.append(
         "\nSteps: of a run of the race. Cost: of the race, as time in training steps, and in percent of a training of "
-        f"{_EPOCHS} epochs of what there is here: 6,400 images or texts, or 1,071 digits. It does not grow with the data: "
-        f"of {_EPOCHS} epochs of all of CIFAR-10 it is {min(images):.0f} to {max(images):.0f} %, for networks of images. "
+        f"{_EPOCHS} epochs of what there is here: 6,400 images or texts, or 1,071 digits. It does not grow with the "
+        f"data{whole}. "
         "Most of it is NIO, which takes 100 steps for each seed, from two starts; times are those of a busy machine. "
         "Intervals of 3 seeds are their range.\n\n## What it said\n"
     )

@@ -230,6 +230,7 @@ class TestTogether:
         for one, other in zip(found[0]["applied"], applied(alone, "both", start()), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
+    @pytest.mark.filterwarnings("ignore:of 5 batches, one alone judges")
     def test_gradients_of_a_step_of_the_users_own_are_averaged(self, found: list[dict[str, Any]]) -> None:
         alone = initopt.choose(start(), whole(), SGD, **RACE | {"step": in_two_passes, "steps": 3, "clip_grad_norm": None})
         close(found[0]["own step"], rows_of(alone))

@@ -185,7 +185,7 @@ rows = [{"start": name, "outcome": "better"} for name in ("own", "orthogonal")]
 choice = {"start": "orthogonal", "lr": 0.1, "changes": True, "verdict": "so", "cost": {"total": 48.0}, "rows": rows}
 race = {"kind": "choice", "network": "mlp-relu", "steps": 2, "epoch": 16, "choice": choice}
 text = page([race, *found])
-line = "| 0.1 | 2 | orthogonal | 15.0 | 50.0 | orthogonal, 50.0 | +35.0 (+30.0 to +40.0) | same | 10 % |"
+line = "| 0.1 | 2 | orthogonal | 15.0 | 50.0 | orthogonal, 50.0 | +35.0 (+30.0 to +40.0) | same | 48 | 10 |"
 assert f"| ReLU MLP, 10 layers {line}" in text
 assert "On 1 network, another start is chosen 1 time." in text
 assert "| orthogonal | 50.0 | 60.0 | -20.0 (-30.0 to -10.0) |" in text

@@ -137,7 +137,7 @@ def read_batches(loader: Iterable[Any], steps: int, held_out: int | Iterable[Any
         )
     assert isinstance(held_out, int)
     count = min(held_out, len(read) // 4)
-    if count == 1:
+    if count == 1 < held_out:
         warn(
             f"of {len(read)} batches, one alone judges, and what is better on it may not be on others: pass smaller "
             "batches, or validation data as held_out="
