@@ -403,7 +403,7 @@ def test_held_out_batches_may_be_the_users_own():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"make_model": 3}, "make_model must be a function that makes the network, or the network; got 3"),
+        ({"make_model": 3}, "make_model must be a function that makes the network, or the network; got int"),
         ({"make_model": lambda: 3}, "make_model gave int; it must give an nn.Module"),
         ({"optimizer": None}, "optimizer is missing"),
         ({"optimizer": 0.1}, "optimizer must be a function that makes one of parameters; got float"),
