@@ -137,7 +137,9 @@ def choose(
     """
     begun = time.perf_counter()
     if not isinstance(make_model, nn.Module) and not callable(make_model):
-        raise TypeError(f"make_model must be a function that makes the network, or the network; got {type(make_model).__name__}")
+        raise TypeError(
+            f"make_model must be a function that makes the network, or the network; got {type(make_model).__name__}"
+        )
     check_batches(loader)
     if not isinstance(held_out, int):
         check_batches(held_out)
