@@ -20,6 +20,7 @@ __all__ = [
     "RankError",
     "TrainedModelError",
     "ZeroGradientError",
+    "in_short",
     "located",
     "warn",
 ]
@@ -90,6 +91,15 @@ def located(place: str) -> Iterator[None]:
         if "fabric.backward" in str(error):
             error.add_note(_FABRIC)
         raise
+
+
+def in_short(error: Exception) -> str:
+    r"""The type of an exception, and the first line of what it says.
+
+    >>> in_short(ValueError("no such layer\nwith more of it"))
+    'ValueError: no such layer'
+    """
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def warn(message: str) -> None:

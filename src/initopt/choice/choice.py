@@ -163,7 +163,7 @@ class Choice:
             return f"Before its first training step, {before}; then train{rate or ' as you did'}."
         if self.own.diverged:
             return "Lower the learning rate first; initopt.find_lr looks for one that suits this start."
-        if not self.trains:
+        if not self.own.learns:
             other = "" if len(rates) > 1 else "a race at other rates (lrs='around') may tell more, "
             return (
                 f"Do not train like this yet, unless the network is trained already: {other}initopt.find_lr looks for "

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
+from initopt.training.steps import last_fifth
+
 __all__ = ["HEAD", "Cost", "Curve", "Outcome", "Row", "cells", "change", "counted_outcomes", "figure", "plain_row", "table"]
 
 Outcome = Literal["yours", "better", "not told apart", "worse", "dropped", "diverged", "unchanged", "failed"]
@@ -87,7 +89,7 @@ class Row:
         error over the runs is asked for. Fewer than ten steps do not tell: such a row, or one without curves, counts as one
         that learns.
         """
-        ends = [curve.training[-max(1, len(curve.training) // 5) :] for curve in self.curves if curve.training]
+        ends = [last_fifth(curve.training) for curve in self.curves if curve.training]
         if not ends or self.steps < _TELLING:
             return True
         noise = fmean(map(pstdev, ends)) / math.sqrt(len(ends))

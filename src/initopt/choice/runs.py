@@ -30,7 +30,7 @@ from initopt.runs.shared import compare_weights
 from initopt.training.looks import losses_on
 from initopt.training.optimizers import OptimizerFactory, Rates, make_optimizer
 from initopt.training.replica import Replica
-from initopt.training.steps import Course, OwnStep, clipping, train_steps
+from initopt.training.steps import Course, OwnStep, clipping, last_fifth, train_steps
 
 __all__ = ["NOTHING", "Begun", "Hands", "Run", "Shared", "check_sendable", "looks_at_the_end"]
 
@@ -78,7 +78,7 @@ class Run:
 
     def training_loss(self) -> float:
         """The mean over the last fifth of the steps; infinite if it diverged."""
-        return math.inf if self.course.diverged or not self.course.losses else fmean(self.course.last_fifth)
+        return math.inf if self.course.diverged or not self.course.losses else fmean(last_fifth(self.course.losses))
 
 
 @dataclass
@@ -144,15 +144,14 @@ class Shared:
         seconds = time.perf_counter() - begun if start.steps else 0.0
         models = [*(copied(model) for _ in rates[1:]), model]
         made = zip(models, rates, strict=True)
-        runs = [Run(seed, self._trainer(mine, lr), seconds_of_start=seconds) for mine, lr in made]
-        begun_runs = [self.go_on(run, rung) for run in runs]
+        runs = [self.go_on(Run(seed, self._trainer(mine, lr), seconds_of_start=seconds), rung) for mine, lr in made]
         if self.step is not None and not start.steps and _equal(models[0].parameters(), self._own[seed].parameters()):
             warn(
                 "step= has changed no parameter of the network that it was given, in "
                 f"{counted(runs[0].course.steps, 'step')}: does it train another network, or with another optimizer "
                 "than its arguments?"
             )
-        return Begun(begun_runs)
+        return Begun(runs)
 
     def _trainer(self, model: nn.Module, lr: float) -> Replica:
         if not model.training:

@@ -16,7 +16,7 @@ from initopt._support.words import first_few
 from initopt.diagnosis.folding import listed
 from initopt.diagnosis.rows import Row, in_units, plain_row, rows_of, shortened, table
 from initopt.diagnosis.rules import RULES, SEVERITIES, Finding
-from initopt.diagnosis.rules.base import notable
+from initopt.diagnosis.rules.base import counted_by_severity, notable
 from initopt.diagnosis.seen import Block, Trace
 
 if TYPE_CHECKING:
@@ -69,10 +69,9 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """The state of health in a sentence."""
-        counts = [(s, sum(f.severity == s for f in self.findings)) for s in SEVERITIES[:2]]
         if self.healthy:
             return f"healthy: {'; '.join(self._vital_signs())}"
-        words = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in counts if count]
+        words = counted_by_severity(self.findings, SEVERITIES[:2])
         worst = self.findings[0]
         place = f" at {worst.place}" if worst.where else ""
         return f"{' and '.join(words)}; the worst{_short(place)}: {worst.text}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from initopt._support.words import counted
-from initopt.diagnosis.rules import SEVERITIES, Finding
-from initopt.diagnosis.rules.base import notable
+from initopt.diagnosis.rules import Finding
+from initopt.diagnosis.rules.base import counted_by_severity, notable
 
 __all__ = ["Findings"]
 
@@ -42,8 +41,7 @@ class Findings(list[Finding]):
         return "Train; initopt.choose tells whether another start trains better."
 
     def __str__(self) -> str:
-        counts = [(severity, sum(finding.severity == severity for finding in self)) for severity in SEVERITIES]
-        words = ", ".join(counted(count, severity) for severity, count in counts if count)
+        words = ", ".join(counted_by_severity(self))
         if not any(notable(self)):
             where = "the weights and a pass over a batch" if self.on_data else "the weights"
             words = f"{words} in {where}, which may be meant so" if words else f"Nothing found in {where}"

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from initopt import schemes
-from initopt._support.errors import InitoptWarning, LossError
+from initopt._support.errors import InitoptWarning, LossError, in_short
 from initopt.diagnosis.rules import Evidence, Finding, found_in
 from initopt.diagnosis.rules.base import notable
 from initopt.diagnosis.seen import Trace
@@ -215,7 +215,7 @@ class Remedies:
         return sorted(trials, key=lambda t: (bool(t.failure), len(t.findings), t.trained_after if t.steps else 0.0))
 
     def _failed(self, name: str, error: Exception) -> Trial:
-        why = f"could not be tried: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        why = f"could not be tried: {in_short(error)}"
         return Trial(name, vital_signs(self.seen), failure=why)
 
     def _try(self, name: str, steps: int, baseline: float) -> Trial:

@@ -162,9 +162,6 @@ def check_training(training: Training, parameters: Parameters) -> None:
             f"optimizer makes {type(made).__name__}, whose step evaluates the loss several times; initopt knows first "
             "steps of optimizers that take one gradient. Leave optimizer out"
         )
-    own = {id(parameter.value) for parameter in parameters.trainable}
-    if not any(id(p) in own for group in made.param_groups for p in group["params"]):
-        raise ValueError("the optimizer has none of the model's trainable parameters; was it made for another model?")
     if not Rates(made).first > 0:
         raise ValueError(
             f"the learning rate of optimizer is {Rates(made).first:g} (a schedule that begins with a warm-up?); pass "

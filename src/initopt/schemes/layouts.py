@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from initopt._support.errors import in_short
 from initopt.batches.nested import batch_size, named_tensors, take
 from initopt.model.parameters import KINDS, is_bias
 from initopt.model.preserve import put_values, weights_as
@@ -58,7 +59,7 @@ def misread(subject: Subject, attentions: Iterable[Attention]) -> dict[str, str]
             _first(subject, count).run(torch.no_grad(), _trying(subject, fused, reasons))
             break
         except Exception as error:  # whatever a model or a loss raises
-            unseen = f"the order of its fused projection could not be tried on the batch: {_in_short(error)}"
+            unseen = f"the order of its fused projection could not be tried on the batch: {in_short(error)}"
     found = {each.name: reasons.get(each.name, unseen) for each in fused.values()}
     return {name: reason for name, reason in found.items() if reason}
 
@@ -69,10 +70,6 @@ def _first(subject: Subject, count: int | None) -> Subject:
     if count is None or count >= size:
         return subject
     return replace(subject, batch=take(subject.batch, torch.arange(count), size))
-
-
-def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 @contextmanager
@@ -86,7 +83,7 @@ def _trying(subject: Subject, fused: dict[nn.Module, Attention], reasons: dict[s
         try:
             reasons[name] = _Trial(subject, module, fused[module], (args, kwargs)).outcome()
         except Exception as error:  # of a module that does not bear to run again, or a copy of its inputs
-            reasons[name] = f"the order of its fused projection could not be tried: {_in_short(error)}"
+            reasons[name] = f"the order of its fused projection could not be tried: {in_short(error)}"
 
     with ExitStack() as stack:
         for module in fused:
@@ -109,12 +106,9 @@ class _Trial:
             own = name.rpartition(".")[2]
             if is_bias(name) or KINDS["positions"](name, parameter, module) or "rel_" in own:
                 self._around[parameter] = torch.zeros_like(parameter)  # what is added to keys of 0
-            elif (
-                tuple(parameter.shape[:2]) == (attention.heads, attention.heads) and parameter.numel() == attention.heads**2
-            ):
-                mixing = torch.eye(attention.heads).reshape(
-                    parameter.shape
-                )  # of scores or weights of all heads, as in CaiT
+            elif parameter.shape[:2] == (attention.heads,) * 2 and parameter.numel() == attention.heads**2:
+                # Of scores or weights of all heads, as in CaiT.
+                mixing = torch.eye(attention.heads).reshape(parameter.shape)
                 self._around.setdefault(parameter, mixing.to(parameter))
 
     def outcome(self) -> str:

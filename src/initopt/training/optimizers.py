@@ -35,9 +35,10 @@ def check_optimizer(optimizer: OptimizerFactory | None, with_rate: bool = False)
     Warns:
         InitoptWarning: if a schedule has changed the rate of one that is given as such.
     """
+    if optimizer is None:
+        return
     if isinstance(optimizer, torch.optim.Optimizer):
         _look_for_schedule(optimizer)
-    if optimizer is None or isinstance(optimizer, torch.optim.Optimizer):
         return
     if not callable(optimizer):
         raise TypeError(

@@ -25,6 +25,7 @@ __all__ = [
     "Trainer",
     "check_step",
     "clipping",
+    "last_fifth",
     "only_own_gradients",
     "parameters_of",
     "refuse_closure",
@@ -155,6 +156,11 @@ def clipping(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Callab
     return None if max_norm is None else partial(torch.nn.utils.clip_grad_norm_, parameters_of(optimizer), max_norm)
 
 
+def last_fifth(losses: Sequence[float]) -> Sequence[float]:
+    """The losses of the last fifth of some steps, of one at least."""
+    return losses[-max(1, len(losses) // 5) :]
+
+
 @dataclass
 class Course:
     """The training losses of a run, up to one that is not finite.
@@ -185,11 +191,6 @@ class Course:
             self.diverged = f"the training loss of step {self.steps} is {losses[bad]}"
         return counted
 
-    @property
-    def last_fifth(self) -> list[float]:
-        """The losses of the last fifth of the steps, of one at least."""
-        return self.losses[-max(1, len(self.losses) // 5) :]
-
     def end(self) -> None:
         """Say at the end whether the run has diverged: whether its last fifth lies far above its first steps.
 
@@ -200,7 +201,7 @@ class Course:
         """
         if self.diverged or not self.losses:
             return
-        begin, end = self.losses[:5], sorted(self.last_fifth)
+        begin, end = self.losses[:5], sorted(last_fifth(self.losses))
         first, last = median(begin), fmean(end)
         size = abs(first) if min(self.losses) > 0 else max(abs(first), pstdev(end))
         if last - first > (FAR_ABOVE - 1) * size and (end[len(end) // 8] > max(begin) or len(self.losses) < 10):

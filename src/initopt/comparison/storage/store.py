@@ -120,15 +120,7 @@ class _Published(TypedDict):
 
 
 def load_stored(folder: str | os.PathLike[str]) -> StoredComparison:
-    """Read a comparison, finished or not.
-
-    Args:
-        folder: that :func:`initopt.compare` wrote, also one of an earlier version; or a file of published runs, such as
-            those in ``docs/comparisons``.
-
-    Raises:
-        ValueError: if it holds no comparison.
-    """
+    """Read a folder or a file, as :func:`initopt.comparison.load_comparison` describes it."""
     folder = Path(folder).expanduser()
     if folder.is_file():
         return _published(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,11 +12,24 @@ from typing import Literal
 
 from torch import nn
 
+from initopt._support.words import counted
 from initopt.diagnosis.folding import fold, listed
 from initopt.diagnosis.seen import Call, Trace
 from initopt.diagnosis.weights import Weight, weights_of
 
-__all__ = ["NEEDS", "RULES", "SEVERITIES", "Evidence", "Finding", "Needs", "Rule", "Severity", "found_in", "rule"]
+__all__ = [
+    "NEEDS",
+    "RULES",
+    "SEVERITIES",
+    "Evidence",
+    "Finding",
+    "Needs",
+    "Rule",
+    "Severity",
+    "counted_by_severity",
+    "found_in",
+    "rule",
+]
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -237,6 +251,16 @@ def share(value: float) -> str:
     """
     percent = 100 * value
     return f"{percent:.0f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
+
+
+def counted_by_severity(findings: Iterable[Finding], severities: Sequence[Severity] = SEVERITIES) -> list[str]:
+    """How many findings of each severity there are, in words, without those of which there is none.
+
+    >>> counted_by_severity([Finding("W101", "error", (), "", ""), Finding("W102", "note", (), "", "")])
+    ['1 error', '1 note']
+    """
+    counts = Counter(finding.severity for finding in findings)
+    return [counted(counts[severity], severity) for severity in severities if counts[severity]]
 
 
 def notable(findings: Iterable[Finding]) -> Iterator[Finding]:
